@@ -1,0 +1,57 @@
+"""Blocks in memory: documents in the order they are dealt to lanes, and the cache that all lanes of a process share."""
+
+from collections import OrderedDict
+from collections.abc import Callable
+
+import numpy as np
+
+from data_sources.documents import Document
+from data_sources.order import LANES, draw, permutation
+
+Key = tuple[int, int, int, int]  # source, epoch, shard, block
+
+DOCUMENT_BYTES = 200  # what a document takes beside its characters
+CACHE_BYTES = 256 << 20
+
+
+class Block:
+    """The documents of one block in dealt order: number j belongs to lane (j + offset) mod LANES."""
+
+    def __init__(self, documents: list[Document], shuffle: bool, *key: str | int):
+        order = permutation(len(documents), *key, "documents") if shuffle else range(len(documents))
+        self.texts = [documents[index].text for index in order]
+        # The offset moves from block to block: without it small blocks would all go to the first lanes.
+        self.offset = draw(*key, "lanes") % LANES
+        self.chosen: dict[int, bool] = {}  # whether a document is read by this part of the data; found out once
+        self.ids: dict[int, np.ndarray | None] = {}  # tokenised ahead; None once handed out
+        self.bytes = sum(len(text) for text in self.texts) + DOCUMENT_BYTES * (len(self.texts) + 1)
+
+    def index(self, lane: int, taken: int) -> int:
+        """Number of the document that `lane` reads after `taken` others of this block."""
+        return (lane - self.offset) % LANES + LANES * taken
+
+    def lane(self, index: int) -> int:
+        """The lane that document `index` belongs to."""
+        return (index + self.offset) % LANES
+
+
+class BlockCache:
+    """The blocks read last, up to a number of bytes. Lanes run nearly in step, so a block is normally read once."""
+
+    def __init__(self, limit: int = CACHE_BYTES):
+        self._limit, self._bytes = limit, 0
+        self._blocks: OrderedDict[Key, Block] = OrderedDict()
+
+    def get(self, key: Key, load: Callable[[], Block | None]) -> Block | None:
+        """The block at `key`, loaded where it is not here. None is not kept."""
+        block = self._blocks.get(key)
+        if block is None:
+            block = load()
+            if block is None:
+                return None
+            self._blocks[key] = block
+            self._bytes += block.bytes
+        self._blocks.move_to_end(key)
+        while self._bytes > self._limit and len(self._blocks) > 1:
+            self._bytes -= self._blocks.popitem(last=False)[1].bytes
+        return block

@@ -1,0 +1,183 @@
+"""What a preset may say about data: the `data` section and one type for each kind of source.
+
+Only types, defaults, bounds and one line of meaning stand here, so that the menu can check a preset without loading a reader.
+"""
+
+import string
+from pathlib import PurePath
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from data_sources.catalogue import BUILT_IN, described
+
+
+class Config(BaseModel):
+    """A section of a preset: strict, closed to unknown keys, and unchangeable once read."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Source(Config):
+    """What every source may say."""
+
+    name: str = Field("", max_length=60, description="Name on the screen and in source_weights; made from the rest when empty.")
+    repeat: bool = Field(False, description="Go round again when the source ends; otherwise it is read once.")
+
+
+class TableSource(Source):
+    """A source with named columns: either one column of prose, or several put together by a format."""
+
+    text_field: str = Field("text", min_length=1, description="Column that holds the text.")
+    fields: Annotated[tuple[str, ...], Field(strict=False, min_length=1)] | None = Field(
+        None, description='Columns that `format` puts together, such as ["question", "answer"].'
+    )
+    format: str | None = Field(None, min_length=1, description='Text made of each row, such as "Q: {question}\\nA: {answer}". Plain {names} only.')
+
+    @model_validator(mode="after")
+    def _format_names_fields(self) -> "TableSource":
+        if self.format is None:
+            return self
+        names = format_fields(self.format)
+        if not names:
+            raise ValueError("format names no field; write it like 'Q: {question}\\nA: {answer}'")
+        missing = [name for name in names if self.fields is not None and name not in self.fields]
+        if missing:
+            raise ValueError(f"format uses {{{missing[0]}}}, which is not in fields {list(self.fields or ())}")
+        return self
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Columns that are read from each row."""
+        if self.format is not None:
+            return tuple(dict.fromkeys(format_fields(self.format)))
+        return self.fields or (self.text_field,)
+
+    @property
+    def is_prose(self) -> bool:
+        """Whether `min_text_length` applies: a short text is noise, a short question with its answer is not."""
+        return self.fields is None and self.format is None
+
+
+class HubSource(TableSource):
+    """A data set of the Hugging Face Hub, streamed shard by shard."""
+
+    type: Literal["hf"]
+    dataset: str = Field(pattern=r"^[\w.-]+(/[\w.-]+)?$", description="Repository on the Hub: owner/name.")
+    config: str | None = Field(None, description="Configuration of the data set, where it has several.")
+    split: str = Field("train", min_length=1, description="Split to read.")
+
+
+class FilesSource(TableSource):
+    """A file, or a folder with all below it: txt, md, jsonl, parquet, each of the text kinds also as gz."""
+
+    type: Literal["files"]
+    path: str = Field(min_length=1, description="File or folder, relative to the folder of main.py.")
+
+
+class PdfSource(Source):
+    """A PDF, or a folder with all PDFs below it, cut into chunks of three to five thousand characters."""
+
+    type: Literal["pdf"]
+    path: str = Field(min_length=1, description="File or folder, relative to the folder of main.py.")
+
+
+class InstalledDocsSource(Source):
+    """The documentation inside the Python packages of this machine: docstrings, the language reference, descriptions."""
+
+    type: Literal["installed_docs"]
+
+
+HUB_NAMES = [name for name in BUILT_IN if described(name)["type"] == "hf"]
+
+
+def _spelled_out(entry: Any) -> Any:
+    """A plain name, alone or as the type, becomes the entry it stands for; a source without a name gets one."""
+    if isinstance(entry, str):
+        if entry not in BUILT_IN:
+            raise PydanticCustomError("unknown_choice", "no such source", {"choices": list(BUILT_IN)})
+        return described(entry)
+    if isinstance(entry, dict) and entry.get("type") in HUB_NAMES:
+        return {**described(entry["type"]), **entry, "type": "hf"}
+    if isinstance(entry, dict) and not entry.get("name"):
+        origin = entry.get("dataset") or entry.get("path") or entry.get("type")
+        if isinstance(origin, str):
+            return {**entry, "name": PurePath(origin).name or origin}
+    return entry
+
+
+AnySource = Annotated[
+    Annotated[HubSource | FilesSource | PdfSource | InstalledDocsSource, Field(discriminator="type")],
+    BeforeValidator(_spelled_out, json_schema_input_type=Literal[tuple(BUILT_IN)] | HubSource | FilesSource | PdfSource | InstalledDocsSource),
+]
+
+
+Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class DataConfig(Config):
+    """Where the text comes from, how sources are mixed, and how text becomes tokens."""
+
+    sources: tuple[AnySource, ...] = Field(
+        strict=False, min_length=1, max_length=64, description="What is read: names of built-in sources, or objects with a type."
+    )
+    mix_strategy: Literal["round_robin", "sequential", "weighted"] = Field(
+        "round_robin",
+        description="round_robin: a document of each in turn; sequential: one source after the other; weighted: shares of tokens as source_weights say.",
+    )
+    source_weights: dict[str, Weight] | Annotated[tuple[Weight, ...], Field(strict=False)] | None = Field(
+        None, description="For weighted: one number for each source, in their order or by name. They need not add up to one."
+    )
+    min_text_length: int = Field(
+        50, ge=0, le=1_000_000, description="Prose shorter than this many characters is passed over; a question with its answer never is."
+    )
+    tokenizer: str = Field(
+        "bpe", min_length=1, description='"bpe": a byte-level BPE trained once on these sources; else the name or folder of a published tokenizer.'
+    )
+    vocab_size: int = Field(16_384, ge=300, le=1_000_000, description="Entries of the tokenizer that is trained.")
+    packing: Literal["documents", "pad"] = Field(
+        "documents", description="documents: rows filled to the end, boundaries kept; pad: one document a row, padded."
+    )
+    shuffle: bool = Field(True, description="Read shards, row groups and rows in a seeded random order.")
+
+    @model_validator(mode="after")
+    def _names_and_weights(self) -> "DataConfig":
+        names = [source.name for source in self.sources]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(f'two sources are called "{twice}"; give one of them another "name"')
+        if self.source_weights is None:
+            if self.mix_strategy == "weighted":
+                raise ValueError('mix_strategy "weighted" needs source_weights')
+        elif isinstance(self.source_weights, dict):
+            if set(self.source_weights) != set(names):
+                raise ValueError(f"source_weights names {sorted(self.source_weights)}, the sources are {names}")
+        elif len(self.source_weights) != len(names):
+            raise ValueError(f"source_weights has {len(self.source_weights)} numbers for {len(names)} sources")
+        return self
+
+    @property
+    def weights(self) -> tuple[float, ...]:
+        """One weight for each source, in their order, adding up to one. Equal where none are given."""
+        if isinstance(self.source_weights, dict):
+            raw = [self.source_weights[source.name] for source in self.sources]
+        else:
+            raw = list(self.source_weights or [1.0] * len(self.sources))
+        return tuple(weight / sum(raw) for weight in raw)
+
+
+def format_fields(template: str) -> list[str]:
+    """Field names of a format, in order. ValueError for anything but plain {names}: attributes could reach into objects."""
+    try:
+        pieces = list(string.Formatter().parse(template))
+    except ValueError as error:
+        raise ValueError(f"format can't be read: {error}") from None
+    names = []
+    for _, name, spec, conversion in pieces:
+        if name is None:
+            continue
+        if not name.isidentifier() or spec or conversion:
+            raise ValueError(f"format may hold plain names in braces only, such as {{question}}; found {{{name}}}")
+        names.append(name)
+    return names

@@ -1,0 +1,88 @@
+"""Texts to token ids, some documents ahead.
+
+Lanes run nearly in step, so what the others need next stands in the same block: a batch of documents is tokenised at once, by
+all threads that `tokenizers` has, and only those documents that this process reads.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from data_sources.blocks import Block
+from data_sources.feed import Feed, Found
+from data_sources.order import LANES
+from data_sources.tokenizer import with_special_tokens
+
+AHEAD = 64  # documents tokenised at once
+AHEAD_CHARACTERS = 2_000_000
+PIECE = 200_000  # characters: a text of 50 MB in one piece would take gigabytes
+
+
+class Encoder:
+    """Token ids of documents for the lanes of one process: [bos, t1 .. tn, eos], int32."""
+
+    def __init__(self, tokenizer: Any, lanes: Sequence[int]):
+        tokenizer = with_special_tokens(tokenizer)
+        self._tokenizer, self._lanes = tokenizer, frozenset(lanes)
+        self._fast = _plain(tokenizer) if tokenizer.is_fast else None
+        self.bos, self.eos, self.pad = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
+        self._rounds = -(-AHEAD // max(1, len(self._lanes)))
+
+    def ids(self, feed: Feed, found: Found) -> np.ndarray:
+        """The tokens of `found`, and with them those of the documents that follow in its block."""
+        block, index = found.block, found.index
+        if block.ids.get(index) is None:
+            ahead = self._ahead(feed, block, index)
+            for number, ids in zip(ahead, self.encode([block.texts[number] for number in ahead]), strict=True):
+                block.ids[number] = ids
+        ids, block.ids[index] = block.ids[index], None
+        assert ids is not None
+        return ids
+
+    def _ahead(self, feed: Feed, block: Block, index: int) -> list[int]:
+        """`index` and what the lanes of this process read next in the block, up to a number of characters."""
+        first = index - index % LANES
+        ahead, characters = [index], len(block.texts[index])
+        for number in range(first, min(first + self._rounds * LANES, len(block.texts))):
+            mine = number != index and block.lane(number) in self._lanes and number not in block.ids
+            if mine and characters < AHEAD_CHARACTERS and feed.chosen(block, number):
+                ahead.append(number)
+                characters += len(block.texts[number])
+        return ahead
+
+    def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """[bos, t1 .. tn, eos] of each text."""
+        pieces = [piece for text in texts for piece in pieces_of(text)]
+        encoded = iter(self._encode(pieces))
+        ids = []
+        for text in texts:
+            parts = [next(encoded) for _ in pieces_of(text)]
+            ids.append(np.concatenate([[self.bos], *parts, [self.eos]]).astype(np.int32))
+        return ids
+
+    def _encode(self, pieces: list[str]) -> list[list[int]]:
+        if self._fast is not None:  # without offsets and word numbers, which nobody reads here
+            return [piece.ids for piece in self._fast.encode_batch_fast(pieces, add_special_tokens=False)]
+        return self._tokenizer(pieces, add_special_tokens=False)["input_ids"]
+
+
+def _plain(tokenizer: Any) -> Tokenizer:
+    """A copy that neither cuts nor pads, and to which "<|endoftext|>" inside a document is text and no command."""
+    plain = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    plain.no_truncation()
+    plain.no_padding()
+    plain.encode_special_tokens = True
+    return plain
+
+
+def pieces_of(text: str) -> list[str]:
+    """A text in pieces of up to PIECE characters, cut before a space where there is one: a function of the text alone."""
+    pieces, start = [], 0
+    while len(text) - start > PIECE:
+        space = text.rfind(" ", start + PIECE // 2, start + PIECE)
+        cut = space if space > 0 else start + PIECE
+        pieces.append(text[start:cut])
+        start = cut
+    return [*pieces, text[start:]]

@@ -1,0 +1,124 @@
+"""PDFs: a file, or a folder with all below it. A shard is a file, a block some of its pages, a document a few thousand characters.
+
+What can't be read is named once and passed over: a file may be encrypted, scanned, broken, or made to exhaust its reader, hence
+another process opens it (`pdf_worker`), within limits of time and memory. A block is read afresh from the file and depends on
+nothing that was read before it.
+"""
+
+import os
+from bisect import bisect_right
+from collections.abc import Iterator
+from pathlib import Path
+
+from data_sources.documents import Document, GivenUp
+from data_sources.pdf_process import Extract, Limits, PdfProcess, Refused
+from data_sources.pdf_text import Paragraph, paragraphs
+from data_sources.text import chunks
+
+PAGES = 32  # of a block, at most
+
+
+class PdfFiles:
+    """Reader of the PDF at `path`, or of all below it."""
+
+    def __init__(self, path: Path, limits: Limits = Limits()):
+        self._root = path
+        self._process = PdfProcess(limits)
+        self._files: list[str] = []
+        self._pages: dict[int, int] = {}  # of the files opened so far; 0 where none can be read
+        self._named: set[int] = set()
+        self._notices: list[str] = []
+
+    def shards(self) -> list[str]:
+        if not self._files:
+            self._files = [self._root.name] if self._root.is_file() else sorted(_pdfs_below(self._root))
+            if not self._files:
+                raise GivenUp(f"{self._root} holds no PDF" if self._root.is_dir() else f"{self._root} is not there: neither a PDF nor a folder")
+        return self._files
+
+    def blocks(self, shard: int) -> int | None:
+        """One at least: that of a file that can't be read is empty."""
+        if shard not in self._pages:
+            self._extract(shard, 0, 0)
+        return max(1, -(-self._pages[shard] // PAGES))
+
+    def read(self, shard: int, block: int) -> list[Document] | None:
+        count = self.blocks(shard)
+        if block >= count:
+            return None
+        pages = self._pages[shard]
+        first, last = pages * block // count, pages * (block + 1) // count  # of even size: repeated headers show in the last one too
+        if first == last:
+            return []
+        extract = self._extract(shard, first, last)
+        texts = [(first + index + 1, page.text) for index, page in enumerate(extract.pages)]
+        documents = _documents(Path(self._files[shard]).name, paragraphs(texts))
+        self._name_faults(shard, first, extract, bool(documents))
+        return documents
+
+    def notices(self) -> list[str]:
+        lines, self._notices = self._notices, []
+        return lines
+
+    def close(self) -> None:
+        self._process.close()
+
+    def _path(self, shard: int) -> Path:
+        return self._root if self._root.is_file() else self._root / self.shards()[shard]
+
+    def _extract(self, shard: int, first: int, last: int) -> Extract:
+        """Pages of a file that may turn out unreadable, now or in the middle: then it has none."""
+        try:
+            extract = self._process.read(self._path(shard), first, last)
+        except Refused as refusal:
+            self._name(shard, str(refusal))
+            extract = Extract(0, [])
+        self._pages.setdefault(shard, extract.count)
+        if len(self._pages) == len(self._files) and not any(self._pages.values()):
+            raise GivenUp(self._nothing_readable())
+        return extract
+
+    def _nothing_readable(self) -> str:
+        last = self._notices[-1] if self._notices else "all were passed over"
+        return f"{self._root}: none of its {len(self._files)} PDFs can be read; the last: {last}" if len(self._files) > 1 else last
+
+    def _name_faults(self, shard: int, first: int, extract: Extract, has_text: bool) -> None:
+        fault = next(((first + index + 1, page.fault) for index, page in enumerate(extract.pages) if page.fault), None)
+        if fault is not None:
+            self._name(shard, f"page {fault[0]} {fault[1]}", part=" and others like it" * (sum(page.fault is not None for page in extract.pages) > 1))
+        elif not has_text:
+            self._name(shard, "holds no text (scanned?)")
+
+    def _name(self, shard: int, reason: str, part: str = "") -> None:
+        """A line for the log, one for each file."""
+        if shard not in self._named:
+            self._named.add(shard)
+            self._notices.append(f"{self.shards()[shard]} {reason}{part}; passed over")
+
+
+def _pdfs_below(folder: Path) -> Iterator[str]:
+    """Relative names of all PDFs, also behind links; a folder that links lead to twice is read once."""
+    seen: set[tuple[int, int]] = set()
+    for here, below, names in os.walk(folder, followlinks=True):
+        state = os.stat(here)
+        if (state.st_dev, state.st_ino) in seen:
+            below.clear()
+            continue
+        seen.add((state.st_dev, state.st_ino))
+        below.sort()
+        yield from (Path(here, name).relative_to(folder).as_posix() for name in names if name.lower().endswith(".pdf") and Path(here, name).is_file())
+
+
+def _documents(name: str, prose: list[Paragraph]) -> list[Document]:
+    """Chunks, each with the page it begins on."""
+    text = "\n\n".join(paragraph.text for paragraph in prose)
+    starts, at = [], 0
+    for paragraph in prose:
+        starts.append(at)
+        at += len(paragraph.text) + 2
+    documents, at = [], 0
+    for piece in chunks(text):
+        at = text.index(piece, at)
+        documents.append(Document(piece, f"{name}, page {prose[bisect_right(starts, at) - 1].page}"))
+        at += len(piece)
+    return documents

@@ -1,0 +1,66 @@
+"""Batches prepared ahead in one background thread.
+
+The cursor that counts is the one that comes with the batch that was trained on, so running ahead loses and repeats nothing.
+"""
+
+import queue
+import threading
+from collections.abc import Iterator
+from typing import Any, Self
+
+LONGEST_CLOSE = 5.0  # seconds: a thread inside a network wait is left behind
+GLANCE = 0.1
+
+
+class Prefetch:
+    """Runs `stream` up to `depth` items ahead and hands its items out in order. An exception comes in the place of its item."""
+
+    def __init__(self, stream: Any, depth: int = 2):
+        self._stream = stream
+        self._ready: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue(max(1, depth))
+        self._closing = threading.Event()
+        self._over: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="prefetch", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            while not self._closing.is_set():
+                self._put((next(self._stream), None))
+        except BaseException as error:  # handed to the one who asks next
+            self._put((None, error))
+
+    def _put(self, item: tuple[Any, BaseException | None]) -> None:
+        while not self._closing.is_set():
+            try:
+                return self._ready.put(item, timeout=GLANCE)
+            except queue.Full:
+                continue
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        if self._over is not None:
+            raise self._over
+        if self._closing.is_set():
+            raise StopIteration
+        item, error = self._ready.get()
+        if error is not None:
+            self._over = error
+            raise error
+        return item
+
+    def close(self) -> None:
+        """End the thread, then close the stream. Returns within seconds whatever the thread waits for. Safe to call twice."""
+        self._closing.set()
+        self._stream.stop()
+        self._thread.join(LONGEST_CLOSE)
+        if not self._thread.is_alive():  # a file must not be closed while it is read
+            self._stream.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        self.close()

@@ -1,0 +1,42 @@
+"""The table from a source's type to its reader. A new kind of source is one function and one row.
+
+Each function imports its reader, and what that needs, when it is called and not before.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from data_sources.config import AnySource, FilesSource, HubSource, InstalledDocsSource, PdfSource
+from data_sources.documents import Reader
+
+
+def _hub(source: HubSource) -> Reader:
+    from data_sources.hub import hub_reader
+
+    return hub_reader(source)
+
+
+def _files(source: FilesSource) -> Reader:
+    from data_sources.files import files_reader
+
+    return files_reader(source)
+
+
+def _pdf(source: PdfSource) -> Reader:
+    from data_sources.pdf import PdfFiles
+
+    return PdfFiles(Path(source.path))
+
+
+def _installed_docs(source: InstalledDocsSource) -> Reader:
+    from data_sources.installed_docs import InstalledDocs
+
+    return InstalledDocs()
+
+
+READERS: dict[str, Callable[..., Reader]] = {"hf": _hub, "files": _files, "pdf": _pdf, "installed_docs": _installed_docs}
+
+
+def open_reader(source: AnySource) -> Reader:
+    """The reader of a source of the `data` section."""
+    return READERS[source.type](source)

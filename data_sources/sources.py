@@ -1,0 +1,95 @@
+"""All sources of a mix, opened together and watched over: reached in parallel, retried in the background, told about."""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from data_sources.blocks import BlockCache
+from data_sources.config import DataConfig, FilesSource, PdfSource, TableSource
+from data_sources.documents import Reader, SourcesFailed
+from data_sources.feed import Feed, Rules
+from data_sources.held_out import HeldOut
+from data_sources.readers import open_reader
+
+LOCAL = (FilesSource, PdfSource)
+LONGEST_CLOSE = 2.0  # seconds
+
+
+class Sources:
+    """The feeds of a preset's sources, in their order."""
+
+    def __init__(self, data: DataConfig, seed: int, part: str, open_one: Callable[[Any], Reader] = open_reader):
+        self.held_out = HeldOut()
+        self._events: deque[dict[str, Any]] = deque()
+        self._closing = threading.Event()
+        cache = BlockCache()
+        self.feeds = [
+            Feed(source.name, number, open_one(source), _rules(source, data, seed, part), cache, self.held_out, self._events.append)
+            for number, source in enumerate(data.sources)
+        ]
+        for feed in self.feeds:
+            feed.closing = self._closing
+        self._reach()
+        self._watcher: threading.Thread | None = None
+
+    def _reach(self) -> None:
+        """All at once: three that are dead cost three seconds, not nine."""
+        threads = [threading.Thread(target=feed.reach, daemon=True) for feed in self.feeds]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    def watch(self) -> None:
+        """See that sources which wait are asked again when their time has come."""
+        waiting = any(feed.state == "waiting" for feed in self.feeds)
+        if waiting and (self._watcher is None or not self._watcher.is_alive()):
+            self._watcher = threading.Thread(target=self._retry_waiting, daemon=True)
+            self._watcher.start()
+
+    def _retry_waiting(self) -> None:
+        while waiting := [feed for feed in self.feeds if feed.state == "waiting"]:
+            first = min(waiting, key=lambda feed: feed.next_try or 0.0)
+            if self._closing.wait(max(0.05, min(1.0, (first.next_try or 0.0) - time.time()))):
+                return
+            if time.time() >= (first.next_try or 0.0):
+                first.retry()
+
+    def require_one(self) -> None:
+        """SourcesFailed when none is being read or finished."""
+        if all(feed.state in ("waiting", "given up") for feed in self.feeds):
+            raise SourcesFailed({feed.name: feed.reason for feed in self.feeds})
+
+    def tell(self, event: dict[str, Any]) -> None:
+        """Add an event for the log."""
+        self._events.append(event)
+
+    def take_events(self) -> list[dict[str, Any]]:
+        """The events since the last call. Safe from another thread."""
+        return [self._events.popleft() for _ in range(len(self._events))]
+
+    def stop(self) -> None:
+        """End any waiting, from whatever thread."""
+        self._closing.set()
+
+    def close(self) -> None:
+        """End the threads and let go of the readers. Bounded in time: a thread inside a network wait is left behind."""
+        self.stop()
+        if self._watcher is not None:
+            self._watcher.join(LONGEST_CLOSE)
+        for feed in self.feeds:
+            feed.close()
+
+
+def _rules(source: Any, data: DataConfig, seed: int, part: str) -> Rules:
+    prose = not isinstance(source, TableSource) or source.is_prose
+    return Rules(
+        seed=seed,
+        shuffle=data.shuffle,
+        repeat=source.repeat and part == "train",
+        part=part,
+        shortest=max(1, data.min_text_length if prose else 1),
+        local=isinstance(source, LOCAL),
+    )

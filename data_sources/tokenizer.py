@@ -1,0 +1,146 @@
+"""The tokenizer: trained once on the run's own sources, or a published one; as JSON, so that it can travel in a snapshot.
+
+Byte-level BPE (Sennrich, Haddow & Birch 2016; bytes: Radford et al. 2019): every text has tokens, and they give it back exactly.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from itertools import cycle
+from typing import Any
+
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from data_sources.config import DataConfig
+
+END, PAD = "<|endoftext|>", "<|pad|>"
+TEXT_CHARACTERS = 4_000_000  # trained on
+DOCUMENT_CHARACTERS = 50_000  # of one document: one long book must not speak for all
+# Words with the space before them, numbers by two digits, runs of signs, line ends, other white space.
+SPLIT = r"""'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,2}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"""
+
+
+def build_tokenizer(data: DataConfig, seed: int = 0) -> Any:
+    """The tokenizer that `data.tokenizer` asks for, as transformers has it, with beginning, end and padding tokens.
+
+    "bpe" reads the first megabytes of the sources in their mix, training documents only; SourcesFailed when no source can be read.
+    ValueError, in one line, when a published tokenizer can't be had.
+    """
+    if data.tokenizer == "bpe":
+        return trained_bpe(training_text(data, seed), data.vocab_size)
+    return with_special_tokens(_published(data.tokenizer))
+
+
+def trained_bpe(texts: Iterator[str], vocab_size: int) -> Any:
+    """A byte-level BPE of up to `vocab_size` entries; fewer where the texts are too short for more."""
+    tokenizer = Tokenizer(models.BPE())
+    split = pre_tokenizers.Split(Regex(SPLIT), "isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=[END, PAD], initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(texts, trainer)
+    return _wrapped(tokenizer, {"bos_token": END, "eos_token": END, "pad_token": PAD})
+
+
+def training_text(data: DataConfig, seed: int, characters: int = TEXT_CHARACTERS) -> Iterator[str]:
+    """Documents as training will meet them first, lane after lane, up to a number of characters."""
+    from data_sources.lane import Lane, Mix
+    from data_sources.order import LANES
+    from data_sources.sources import Sources
+
+    sources = Sources(data, seed, "train")
+    try:
+        mix = Mix(data.mix_strategy, data.weights, False)
+        lanes = [Lane(number, sources.feeds, mix, None, lambda lane, source, what: None) for number in range(LANES)]
+        read, ended = 0, set()
+        for lane in cycle(lanes):
+            sources.require_one()
+            text = lane.next_text()
+            if text is None:
+                ended.add(lane.number)
+            else:
+                yield text[:DOCUMENT_CHARACTERS]
+                read += min(len(text), DOCUMENT_CHARACTERS)
+            if read >= characters or len(ended) == LANES:
+                break
+        sources.require_one()
+    finally:
+        sources.close()
+
+
+def _published(name: str) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(name)
+    except Exception as error:  # a dozen kinds, by what is wrong with the name, the network or the files
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(f'tokenizer "{name}" can\'t be had: {reason[:300]}; write "bpe" to train one instead') from None
+
+
+def with_special_tokens(tokenizer: Any) -> Any:
+    """The tokenizer with a beginning, an end and a padding token, where it lacks them. Ids of other tokens stay."""
+    if tokenizer.bos_token is None and tokenizer.eos_token is None:
+        tokenizer.add_special_tokens({"eos_token": END})
+    if tokenizer.eos_token is None:
+        tokenizer.eos_token = tokenizer.bos_token
+    if tokenizer.bos_token is None:
+        tokenizer.bos_token = tokenizer.eos_token
+    if tokenizer.pad_token is None:
+        tokenizer.add_special_tokens({"pad_token": PAD})
+    return tokenizer
+
+
+def tokenizer_to_json(tokenizer: Any) -> str:
+    """Everything that decides ids, as one JSON text. ValueError for a tokenizer that the `tokenizers` library can't hold."""
+    if not tokenizer.is_fast:
+        raise ValueError(f"{type(tokenizer).__name__} has no form that can travel in a snapshot; name a tokenizer that has a tokenizer.json")
+    special = {name: str(token) for name, token in tokenizer.special_tokens_map.items() if name.endswith("_token") and isinstance(token, str)}
+    return json.dumps({"special": special, "tokenizer": json.loads(tokenizer.backend_tokenizer.to_str())}, ensure_ascii=False)
+
+
+def tokenizer_from_json(text: str) -> Any:
+    """The tokenizer that `tokenizer_to_json` wrote: the same ids."""
+    held = json.loads(text)
+    return _wrapped(Tokenizer.from_str(json.dumps(held["tokenizer"])), held["special"])
+
+
+def _wrapped(tokenizer: Tokenizer, special: dict[str, str]) -> Any:
+    from transformers import PreTrainedTokenizerFast
+
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **special)
+
+
+def token_bytes(tokenizer: Any) -> list[int]:
+    """UTF-8 bytes that each token stands for, by id; 0 for special tokens. Exact for byte-level and byte-fallback vocabularies."""
+    tokens = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
+    special = set(tokenizer.all_special_ids)
+    added = set(tokenizer.get_added_vocab().values())
+    measure = _measure(tokenizer)
+    sizes = []
+    for number, token in enumerate(tokens):
+        if token is None or number in special:
+            sizes.append(0)
+        else:
+            sizes.append(len(token.encode()) if number in added else measure(token))
+    return sizes
+
+
+def _measure(tokenizer: Any) -> Callable[[str], int]:
+    """How the decoder of this vocabulary turns a token into bytes."""
+    decoder = json.loads(tokenizer.backend_tokenizer.to_str())["decoder"] if tokenizer.is_fast else None
+    kinds = [part["type"] for part in (decoder or {}).get("decoders", [decoder or {"type": ""}])]
+    return next((MEASURES[kind] for kind in kinds if kind in MEASURES), _metaspace_bytes)
+
+
+def _metaspace_bytes(token: str) -> int:
+    if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):  # a byte that has no token of its own
+        return 1
+    return len(token.replace("\u2581", " ").encode())
+
+
+def _word_piece_bytes(token: str) -> int:
+    return len(token.removeprefix("##").encode()) + (not token.startswith("##"))
+
+
+MEASURES: dict[str, Callable[[str], int]] = {"ByteLevel": len, "WordPiece": _word_piece_bytes}

@@ -1,0 +1,1 @@
+"""The language model, from its switches to its screens."""

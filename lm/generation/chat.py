@@ -1,0 +1,107 @@
+"""A conversation: turns in the words that the model knows from its sources, and the state carried from each turn to the next.
+
+A source with a format of two fields, such as "Q: {question}\\nA: {answer}", frames the turns: the person's words stand in the first
+field and the model writes the second, until it ends the document. Without such a source the model goes on from the text as it stands.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from transformers import PreTrainedTokenizerBase
+
+from data_sources.config import format_fields
+from lm.generation.writing import Writing, beginning, prompt_tokens
+from lm.model import Model, ModelState
+from lm.preset import Preset
+from lm.preset.switches import GenerationConfig
+
+
+class Frame(NamedTuple):
+    """What stands before and after the person's words."""
+
+    before: str = ""
+    after: str = ""
+
+    def around(self, message: str) -> str:
+        return f"{self.before}{message}{self.after}"
+
+    @property
+    def in_words(self) -> str:
+        """How a turn looks, for a person."""
+        return f"{self.around('...')} ...".replace("\n", "  ") if self != PLAIN else "the model goes on from your words"
+
+
+PLAIN = Frame()
+
+
+def frame_of(preset: Preset) -> Frame:
+    """The frame of the heaviest source that has a format of two fields; else the plain one."""
+    by_weight = sorted(zip(preset.data.weights, preset.data.sources, strict=True), key=lambda pair: -pair[0])
+    templates = [source.format for _, source in by_weight if source.type in ("hf", "files") and source.format]
+    return next((frame_from(template) for template in templates if len(set(format_fields(template))) == 2), PLAIN)
+
+
+def frame_from(template: str) -> Frame:
+    """The frame in a format of two fields. Blanks before the answer belong to its first token, so they are left to the model."""
+    question, answer = dict.fromkeys(format_fields(template))
+    before, _, rest = template.partition(f"{{{question}}}")
+    between = rest.partition(f"{{{answer}}}")[0]
+    return Frame(*(part.replace("{{", "{").replace("}}", "}") for part in (before, between.rstrip(" "))))
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One exchange: the tokens that were read for it, and those that were written."""
+
+    message: str
+    read: tuple[int, ...]
+    written: tuple[int, ...]
+
+
+class Conversation:
+    """Turns with one model. `state` holds all of them, so that none is read again."""
+
+    def __init__(self, model: Model, tokenizer: PreTrainedTokenizerBase, frame: Frame, settings: GenerationConfig, seed: int | None = None) -> None:
+        self.frame = frame
+        self.settings = settings
+        self.turns: list[Turn] = []
+        self._model = model
+        self._tokenizer = tokenizer
+        self._seed = seed
+        self._writing: Writing | None = None
+        self._message = ""
+
+    @property
+    def state(self) -> ModelState | None:
+        """The model's state after the turns so far. None before the first."""
+        return self._writing.state if self._writing else None
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        """All tokens that the state holds, in order."""
+        return tuple(token for turn in self.turns for token in (*turn.read, *turn.written))
+
+    def say(self, message: str) -> Writing:
+        """The answer to `message`, to be iterated over. An empty message lets the model go on with what it was writing.
+
+        The turn counts once `settle` is called; an answer dropped before the whole message was read leaves everything as it was.
+        """
+        if not message.strip() and self._writing:
+            answer = self._writing.going_on(self.settings, self._seed)
+        else:
+            tokens = prompt_tokens(self._tokenizer, self.frame.around(message.strip()))
+            start = prompt_tokens(self._tokenizer, "\n") if self._writing else [beginning(self._tokenizer)]
+            answer = Writing(self._model, self._tokenizer, start + tokens, self.settings, self.state, self._seed)
+        self._message = message
+        return answer
+
+    def settle(self, answer: Writing) -> None:
+        """Keep `answer`, whole or broken off, as the newest turn."""
+        if answer.begun:
+            self._writing = answer
+            self.turns.append(Turn(self._message, answer.read, answer.tokens))
+
+    def reset(self) -> None:
+        """Forget all turns."""
+        self.turns.clear()
+        self._writing = None

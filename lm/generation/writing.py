@@ -1,0 +1,167 @@
+"""Writing: the model reads a prompt once, then writes token by token and reads each of its own.
+
+    state, scores = read(prompt);  repeat: token = pick(scores);  state, scores = read(token)
+
+What was read is never read again: the state carries it. A state is never written in place, so an older one is still good, and
+going back is keeping it.
+
+Sizes: V vocabulary.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from lm.generation.pieces import Pieces
+from lm.generation.sampling import Sampler
+from lm.model import Model, ModelState
+from lm.preset.switches import GenerationConfig
+
+PREFILL = 512  # tokens of a prompt read at once
+
+
+class Read(NamedTuple):
+    """Where the model stands after what it read."""
+
+    state: ModelState
+    scores: Tensor  # (V,): what comes next
+    written: int  # how many tokens it wrote
+
+
+def generate(
+    model: Model,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: str,
+    settings: GenerationConfig,
+    state: ModelState | None = None,
+    seed: int | None = None,
+) -> "Writing":
+    """Text that goes on from `prompt`, piece by piece: iterate over what this returns.
+
+    Without a `state` a new document begins (the prompt follows the tokenizer's bos); with one the prompt goes on from there. An
+    empty prompt has nothing to predict from, so it begins a document in either case. A `seed` makes the draws repeatable.
+    """
+    tokens = prompt_tokens(tokenizer, prompt)
+    start = [] if state is not None and tokens else [beginning(tokenizer)]
+    return Writing(model, tokenizer, start + tokens, settings, state, seed)
+
+
+def prompt_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """The tokens of `text` alone, without bos or eos; a special token typed out is only text."""
+    return tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+
+
+def beginning(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The token that begins a document."""
+    return tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+
+
+class Writing(Iterator[str]):
+    """An iterator of text pieces, each of whole characters.
+
+    At any moment between two pieces, also when nobody asks for the next one:
+    `state` is the model's after everything read and written, `read` the prompt's tokens, `tokens` the written ones, and
+    `finished_by` "end" (the model ended the document; that token is neither read nor written, so that a conversation can go on),
+    "length" (max_new_tokens), or "stopped" (not finished).
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        tokenizer: PreTrainedTokenizerBase,
+        tokens: Sequence[int],
+        settings: GenerationConfig,
+        state: ModelState | None = None,
+        seed: int | None = None,
+    ) -> None:
+        self.read = tuple(tokens)
+        self.finished_by: Literal["end", "length", "stopped"] = "stopped"
+        self._model = model
+        self._tokenizer = tokenizer
+        self._settings = settings
+        self._start = state
+        self._now: Read | None = None
+        self._sampler = Sampler(settings, seed)
+        self._specials = set(tokenizer.all_special_ids)
+        self._history = [token for token in self.read if token not in self._specials]
+        self._before = len(self._history)
+        self._flow = self._pieces_written()
+
+    @property
+    def state(self) -> ModelState | None:
+        """The model's state after everything read and written; the state given, until the whole prompt is read."""
+        return self._now.state if self._now else self._start
+
+    @property
+    def begun(self) -> bool:
+        """Whether the whole prompt is read."""
+        return self._now is not None
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        """The tokens written so far."""
+        written = self._now.written if self._now else 0
+        return tuple(self._history[self._before : self._before + written])
+
+    def __next__(self) -> str:
+        return next(self._flow)
+
+    def going_on(self, settings: GenerationConfig, seed: int | None = None) -> "Writing":
+        """A writing that goes on where this one is, with nothing new to read."""
+        more = Writing(self._model, self._tokenizer, (), settings, self.state, seed)
+        more._history = [*self._history[: self._before], *self.tokens]
+        more._before = len(more._history)
+        more._now = self._now and self._now._replace(written=0)
+        return more
+
+    def _pieces_written(self) -> Iterator[str]:
+        pieces = Pieces(self._tokenizer)
+        self._now = self._now or self._prompt_read()
+        while self._now.written < self._settings.max_new_tokens:
+            token = self._sampler.pick(self._now.scores, self._history)
+            if token is None or token in self._specials:
+                break
+            self._write(token, self._now)
+            if piece := pieces.add(token):
+                yield piece
+        self.finished_by = "length" if self._now.written == self._settings.max_new_tokens else "end"
+        if rest := pieces.rest():
+            yield rest
+
+    def _prompt_read(self) -> Read:
+        """All but the last token without ever computing scores, then the last."""
+        state = self._start or self._model.initial_state(1)
+        body, last = self.read[:-1], self.read[-1]
+        for begin in range(0, len(body), PREFILL):
+            state, _ = self._step(body[begin : begin + PREFILL], state, scored=False)
+        return Read(*self._step([last], state), 0)
+
+    def _write(self, token: int, before: Read) -> None:
+        """The model reads its own `token`. Whenever an interrupt comes, state and tokens belong together: one assignment counts."""
+        after = Read(*self._step([token], before.state), before.written + 1)
+        del self._history[self._before + before.written :]
+        self._history.append(token)
+        self._now = after
+
+    def _step(self, tokens: Sequence[int], state: ModelState, scored: bool = True) -> tuple[ModelState, Tensor | None]:
+        device = state.position.device
+        with torch.no_grad(), at_rest(self._model):
+            out = self._model(torch.tensor([tokens], dtype=torch.int64, device=device), state)
+            return out.state, out.logits[0, -1] if scored else None
+
+
+@contextmanager
+def at_rest(model: torch.nn.Module) -> Iterator[None]:
+    """Evaluation mode inside, and afterwards every module as it was."""
+    training = [module for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True

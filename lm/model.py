@@ -1,0 +1,127 @@
+"""The model: embed -> layers of residual units -> norm -> logits.
+
+    x = embedding[tokens];  for each unit of each layer: x = x + unit(norm(x));  logits = norm(x) @ output.T
+
+Sizes: B batch, T time, D hidden, V vocabulary.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lm.preset import Preset, layer_plan
+from lm.units import UNITS, Context, Mixed, State, Unit
+
+__all__ = ["Context", "Model", "ModelState", "Output", "build_model"]
+
+
+class ModelState(NamedTuple):
+    """What the model carries from one piece of text to the next."""
+
+    position: Tensor  # (B,) int64: tokens of the document read so far
+    layers: tuple[tuple[State, ...], ...]  # one state a unit, by layer
+
+
+class Output:
+    """What one reading gives. `logits` (B, T, V) is computed when it is first read."""
+
+    def __init__(self, hidden: Tensor, state: ModelState | None, losses: Mapping[str, Tensor], stats: Mapping[str, Tensor], output_weight: Tensor) -> None:
+        self.hidden = hidden  # (B, T, D), after the last norm
+        self.state = state  # None when none was given
+        self.losses = losses  # named scalars of the units, summed over layers
+        self.stats = stats  # by layer and unit, "3.moe.load"
+        self._output_weight = output_weight
+        self._logits: Tensor | None = None
+
+    @property
+    def logits(self) -> Tensor:
+        """Scores of every entry of the vocabulary as the next token."""
+        if self._logits is None:
+            self._logits = F.linear(self.hidden, self._output_weight)
+        return self._logits
+
+
+class Residual(nn.Module):
+    """x + unit(norm(x))."""
+
+    def __init__(self, unit: Unit, size: int, eps: float) -> None:
+        super().__init__()
+        self.norm = nn.RMSNorm(size, eps=eps)
+        self.unit = unit
+
+    def forward(self, x: Tensor, state: State, context: Context) -> Mixed:
+        mixed = self.unit(self.norm(x), state, context)
+        return mixed._replace(y=x + mixed.y)
+
+
+class Model(nn.Module):
+    """A decoder whose layers are what the plan says. `model.plan`: the unit names of each layer."""
+
+    def __init__(self, preset: Preset, vocab_size: int) -> None:
+        super().__init__()
+        config = preset.model
+        self.plan = layer_plan(preset)
+        self.embedding = nn.Embedding(vocab_size, config.hidden_size)
+        self.positions = nn.Embedding(config.seq_length, config.hidden_size) if config.position == "learned" else None
+        self.layers = nn.ModuleList(nn.ModuleList(Residual(UNITS[name](preset), config.hidden_size, config.norm_eps) for name in units) for units in self.plan)
+        self.norm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
+        self.output = None if config.tie_embeddings else nn.Linear(config.hidden_size, vocab_size, bias=False)
+
+    @property
+    def output_weight(self) -> Tensor:
+        """(V, D): a row for each entry of the vocabulary."""
+        return self.embedding.weight if self.output is None else self.output.weight
+
+    def initial_state(self, batch_size: int) -> ModelState:
+        """The state before the first token."""
+        position = torch.zeros(batch_size, dtype=torch.int64, device=self.embedding.weight.device)
+        return ModelState(position, tuple(tuple(residual.unit.initial_state(batch_size) for residual in layer) for layer in self.layers))
+
+    def forward(self, tokens: Tensor, state: ModelState | None = None, context: Context | None = None) -> Output:
+        """Read `tokens` (B, T) int64, any T >= 0, after what `state` holds.
+
+        Without a state every row starts fresh, and none is given back. Without a context no document begins and positions go on.
+        """
+        before = state or self.initial_state(len(tokens))
+        context = (context or Context()).derived(tokens, before.position, carry=state is not None)
+        x = self.embedding(tokens)
+        if self.positions is not None:
+            # Past the last learned place the last one is repeated; extend_max_seq_len adds places.
+            x = x + self.positions(context.position.clamp(max=self.positions.num_embeddings - 1))
+        losses: dict[str, Tensor] = {}
+        stats: dict[str, Tensor] = {}
+        after = []
+        for depth, (names, layer, states) in enumerate(zip(self.plan, self.layers, before.layers, strict=True)):
+            layer_after = []
+            for name, residual, unit_state in zip(names, layer, states, strict=True):
+                mixed: Mixed = residual(x, unit_state, context)
+                x = mixed.y
+                layer_after.append(mixed.state)
+                losses |= {key: losses.get(key, 0) + loss for key, loss in mixed.losses.items()}
+                stats |= {f"{depth}.{name}.{key}": value for key, value in mixed.stats.items()}
+                if mixed.shared:
+                    context = replace(context, shared={**context.shared, **mixed.shared})
+            after.append(tuple(layer_after))
+        position = context.position[:, -1] + 1 if tokens.shape[1] else before.position
+        return Output(self.norm(x), ModelState(position, tuple(after)) if state else None, losses, stats, self.output_weight)
+
+    def extend_max_seq_len(self, length: int) -> None:
+        """Give learned positions `length` places; new ones begin as copies of the old, in order. Rotary positions need nothing."""
+        if self.positions is None or length <= self.positions.num_embeddings:
+            return
+        old = self.positions.weight.data
+        self.positions = nn.Embedding.from_pretrained(old[torch.arange(length) % len(old)].clone(), freeze=False)
+
+
+def build_model(preset: Preset, vocab_size: int) -> Model:
+    """A model with first weights, drawn from torch's random state. Every layer begins as the identity (see Unit.initialise)."""
+    model = Model(preset, vocab_size)
+    for table in filter(None, (model.embedding, model.positions, model.output)):
+        nn.init.normal_(table.weight, std=0.02)
+    for unit in (residual.unit for layer in model.layers for residual in layer):
+        unit.initialise()
+    return model

@@ -1,0 +1,70 @@
+"""Cross entropy of a linear output, without ever holding the logits of all tokens.
+
+    nll_n = logsumexp_v(h_n . w_v) - h_n . w_target(n)
+
+A batch of logits is the largest tensor of a small model's training step. Here it exists for one chunk of tokens at a time: the
+gradients of the chunk are taken at once and only those are kept. torch 2.13 has F.linear_cross_entropy for this; older versions
+that the code runs on do not, it gives no loss for each token, and a benchmark in tests/benchmarks compares the two.
+
+Sizes: N tokens, D hidden, V vocabulary.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+IGNORED = -100
+CHUNK_ELEMENTS = 2**24  # logits held at a time: 64 MiB in float32
+
+
+def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Sum of the negative log-likelihoods in nats, and each of them, detached.
+
+    `hidden` (N, D), `weight` (V, D), `targets` (N,) int64 where IGNORED is not scored -> scalar, (N,). Softmax in at least float32;
+    the matrix products in the autocast dtype where autocast is on. Can be differentiated once.
+    """
+    device = hidden.device.type
+    product = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+    needs_gradient = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
+    return _LinearCrossEntropy.apply(hidden, weight, targets, product, needs_gradient)
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, product: torch.dtype, needs_gradient: bool) -> tuple[Tensor, Tensor]:
+        exact = torch.promote_types(hidden.dtype, torch.float32)
+        nll = hidden.new_empty(len(targets), dtype=exact)
+        matrix = weight.to(product)
+        grad_hidden = torch.empty_like(hidden) if needs_gradient else None
+        grad_weight = torch.zeros_like(weight, dtype=exact) if needs_gradient else None
+        # Outside autocast: the products below are in `product` already, and the softmax must not be lowered.
+        with torch.autocast(hidden.device.type, enabled=False):
+            for chunk in range(0, len(targets), max(1, CHUNK_ELEMENTS // len(weight))):
+                part = slice(chunk, chunk + max(1, CHUNK_ELEMENTS // len(weight)))
+                inputs, scored = hidden[part].to(product), targets[part] != IGNORED
+                picked = targets[part].clamp(min=0)[:, None]
+                log_probability = (inputs @ matrix.T).to(exact).log_softmax(-1)
+                nll[part] = -log_probability.gather(1, picked)[:, 0] * scored
+                if grad_hidden is None:
+                    continue
+                grad_logits = log_probability.exp_().scatter_add_(1, picked, -torch.ones_like(picked, dtype=exact)).mul_(scored[:, None]).to(product)
+                grad_hidden[part] = grad_logits @ matrix
+                _add_product(grad_weight, grad_logits.T, inputs)
+        ctx.gradients = (grad_hidden, grad_weight)
+        ctx.mark_non_differentiable(nll)
+        return nll.sum(), nll
+
+    @staticmethod
+    def backward(ctx: Any, grad_total: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        grad_hidden, grad_weight = ctx.gradients
+        ctx.gradients = ()  # scaled in place, so they serve once
+        return grad_hidden.mul_(grad_total.to(grad_hidden.dtype)), grad_weight.mul_(grad_total), None, None, None
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """total += left @ right, without another matrix of its size where the dtypes agree."""
+    if total.dtype == left.dtype:
+        total.addmm_(left, right)
+    else:
+        total += left @ right

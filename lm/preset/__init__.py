@@ -1,0 +1,19 @@
+"""Presets: every switch there is, how a file of them is read, and what model it describes. Imports no torch."""
+
+from lm.preset.counting import ParameterCount, count_parameters
+from lm.preset.decode import PresetError, load_preset, preset_from_json
+from lm.preset.plan import MECHANISMS, layer_plan, plan_in_words
+from lm.preset.switches import RUN_TOKENS, Preset
+
+__all__ = [
+    "MECHANISMS",
+    "RUN_TOKENS",
+    "ParameterCount",
+    "Preset",
+    "PresetError",
+    "count_parameters",
+    "layer_plan",
+    "load_preset",
+    "plan_in_words",
+    "preset_from_json",
+]

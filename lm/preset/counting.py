@@ -1,0 +1,42 @@
+"""How many parameters a preset's model has, in closed form, so that the menu knows before torch is imported."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from lm.preset.plan import layer_plan
+from lm.preset.switches import ModelConfig, Preset
+
+
+class ParameterCount(NamedTuple):
+    """Trainable numbers: in the vocabulary's matrices (embedding and output) and in all the rest."""
+
+    vocabulary: int
+    trunk: int
+
+    @property
+    def total(self) -> int:
+        return self.vocabulary + self.trunk
+
+
+def _attention(model: ModelConfig) -> int:
+    projections = 2 * model.hidden_size * (model.num_heads + model.kv_heads) * model.head_size
+    return projections + (2 * model.head_size if model.qk_norm else 0)
+
+
+def _swiglu(model: ModelConfig) -> int:
+    return 3 * model.hidden_size * model.feed_forward_size
+
+
+UNIT_COUNTS: dict[str, Callable[[ModelConfig], int]] = {"attention": _attention, "swiglu": _swiglu}
+
+
+def count_parameters(preset: Preset, vocab_size: int) -> ParameterCount | None:
+    """Parameters of the model that build_model(preset, vocab_size) gives. None while a unit of its plan is not built."""
+    model = preset.model
+    units = [name for layer in layer_plan(preset) for name in layer]
+    if any(name not in UNIT_COUNTS for name in units):
+        return None
+    norms = (len(units) + 1) * model.hidden_size
+    positions = model.seq_length * model.hidden_size if model.position == "learned" else 0
+    vocabulary = vocab_size * model.hidden_size * (1 if model.tie_embeddings else 2)
+    return ParameterCount(vocabulary, sum(UNIT_COUNTS[name](model) for name in units) + norms + positions)

@@ -1,0 +1,103 @@
+"""The layer plan: which units stand in which layer, resolved from what the sections of a preset claim.
+
+A layer holds the mixers that claim it, in the order of MECHANISMS (attention where none does), then the feed-forwards that
+claim it (SwiGLU where none does).
+"""
+
+from itertools import groupby
+from typing import Literal, NamedTuple
+
+from lm.preset.switches import LayerMechanism, Preset
+
+
+class Claim(NamedTuple):
+    """What place in a layer a mechanism takes, and whether a unit for it is there."""
+
+    kind: Literal["mixer", "ffn"]
+    built: bool
+
+
+# In the order in which they stand in a layer.
+MECHANISMS: dict[str, Claim] = {
+    "longformer": Claim("mixer", built=False),
+    "s5": Claim("mixer", built=False),
+    "hyena": Claim("mixer", built=False),
+    "rwkv": Claim("mixer", built=False),
+    "mamba2": Claim("mixer", built=False),
+    "gla": Claim("mixer", built=False),
+    "deltanet": Claim("mixer", built=False),
+    "shared_attention": Claim("mixer", built=False),
+    "retro": Claim("mixer", built=False),
+    "rwkv_channel": Claim("ffn", built=False),
+    "moe": Claim("ffn", built=False),
+    "colt5": Claim("ffn", built=False),
+}
+
+# Switches that are read but have nothing behind them yet.
+NOT_BUILT = {
+    "mixture_of_depths.enabled": lambda preset: preset.mixture_of_depths.enabled,
+    "ul2.enabled": lambda preset: preset.ul2.enabled,
+    "train.objective": lambda preset: preset.train.objective != "clm",
+    "auxiliary.enable_policy": lambda preset: preset.auxiliary.enable_policy,
+    "auxiliary.enable_value": lambda preset: preset.auxiliary.enable_value,
+    "auxiliary.enable_dynamics": lambda preset: preset.auxiliary.enable_dynamics,
+    "auxiliary.enable_span_contrastive": lambda preset: preset.auxiliary.enable_span_contrastive,
+    "auxiliary.enable_adaptive_sources": lambda preset: preset.auxiliary.enable_adaptive_sources,
+}
+
+
+def claimed_layers(section: LayerMechanism, num_layers: int) -> tuple[int, ...]:
+    """Indices of the layers that `section` claims among `num_layers`. ValueError for one that is not there."""
+    every = range(num_layers)
+    if not isinstance(section.layers, str):
+        beyond = [index for index in section.layers if index >= num_layers]
+        if beyond:
+            raise ValueError(f"layer {beyond[0]} is not there: the model has layers 0 to {num_layers - 1}")
+        return tuple(sorted(set(section.layers)))
+    word, _, step = section.layers.partition(":")
+    pick = {
+        "all": lambda i: True,
+        "ffn": lambda i: True,
+        "even": lambda i: i % 2 == 0,
+        "odd": lambda i: i % 2 == 1,
+        "first_half": lambda i: i < (num_layers + 1) // 2,
+        "last_half": lambda i: i >= (num_layers + 1) // 2,
+        "every": lambda i: (i + 1) % int(step) == 0,
+    }[word]
+    return tuple(filter(pick, every))
+
+
+def layer_plan(preset: Preset) -> tuple[tuple[str, ...], ...]:
+    """The unit names of each layer, first to last."""
+    claims = {name: _claimed(preset, name) for name in MECHANISMS if getattr(preset, name).enabled}
+
+    def units(layer: int, kind: str) -> tuple[str, ...]:
+        return tuple(name for name, layers in claims.items() if MECHANISMS[name].kind == kind and layer in layers)
+
+    return tuple((units(i, "mixer") or ("attention",)) + (units(i, "ffn") or ("swiglu",)) for i in range(preset.model.num_layers))
+
+
+def _claimed(preset: Preset, name: str) -> tuple[int, ...]:
+    try:
+        return claimed_layers(getattr(preset, name), preset.model.num_layers)
+    except ValueError as error:
+        raise ValueError(f"{name}.layers: {error}") from None
+
+
+def plan_in_words(plan: tuple[tuple[str, ...], ...]) -> str:
+    """The plan in a line: runs of equal layers, or of a repeated pattern, are counted: "4 x (s5, swiglu | attention, swiglu)"."""
+    for period in range(1, len(plan) // 2 + 1):
+        if period > 1 and all(plan[i] == plan[i % period] for i in range(len(plan))):
+            pattern = " | ".join(", ".join(layer) for layer in plan[:period])
+            rest = len(plan) % period
+            return f"{len(plan) // period} x ({pattern})" + (f", then {plan_in_words(plan[-rest:])}" if rest else "")
+        if period == 1 and len(set(plan)) == 1:
+            break
+    runs = [(layer, len(list(group))) for layer, group in groupby(plan)]
+    return ", then ".join(f"{count} x ({', '.join(layer)})" for layer, count in runs)
+
+
+def not_built(preset: Preset) -> list[str]:
+    """JSON paths of the switches that are on in `preset` and have nothing behind them yet."""
+    mechanisms = [f"{name}.enabled" for name, claim in MECHANISMS.items() if not claim.built and getattr(preset, name).enabled]
+    return mechanisms + [path for path, is_on in NOT_BUILT.items() if is_on(preset)]

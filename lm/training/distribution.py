@@ -1,0 +1,136 @@
+"""The processes that train one model together: device, precision, and what they say to each other.
+
+Accelerate finds the device and opens the process group (gloo on CPU, nccl on GPUs). Gradients are summed once a step, after all
+ranks agreed that the step is sound: DDP would begin to reduce inside the last backward pass, and a rank that ran out of memory
+there would leave the others waiting for ever. DDP still gives every rank the first weights of rank 0 and checks that they match.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterable
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate.state import AcceleratorState
+from torch import Tensor, nn
+
+from lm.preset.switches import TrainConfig
+
+BUCKET_ELEMENTS = 2**23  # gradients that are summed in one message: 32 MiB of float32
+
+
+class Ranks:
+    """This process among all that train."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        on_gpu = torch.cuda.is_available()
+        torch.set_float32_matmul_precision("high" if on_gpu else "highest")
+        self.precision = chosen_precision(config.precision, on_gpu)
+        AcceleratorState._reset_state()  # the last run of this process may have had another precision
+        self.accelerator = Accelerator(
+            cpu=not on_gpu,
+            mixed_precision="bf16" if self.precision == "bfloat16" else "no",
+            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False), InitProcessGroupKwargs(timeout=timedelta(minutes=30))],
+        )
+        self.device: torch.device = self.accelerator.device
+        self.rank: int = self.accelerator.process_index
+        self.size: int = self.accelerator.num_processes
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    def wrapped(self, learner: nn.Module) -> nn.Module:
+        """`learner` on this rank's device, with the weights of rank 0, under autocast where precision asks for it."""
+        return self.accelerator.prepare_model(learner)
+
+    def without_reduction(self, wrapped: nn.Module) -> contextlib.AbstractContextManager[None]:
+        """Backward passes in here keep their gradients to themselves."""
+        return self.accelerator.no_sync(wrapped)
+
+    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Add up the gradients of all ranks, in place. A parameter without one counts as zero."""
+        if self.size == 1:
+            return
+        bucket: list[Tensor] = []
+        for parameter in parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            bucket.append(parameter.grad)
+            if sum(gradient.numel() for gradient in bucket) >= BUCKET_ELEMENTS:
+                _sum_together(bucket)
+                bucket = []
+        _sum_together(bucket)
+
+    def summed(self, values: list[float]) -> list[float]:
+        """Each number added up over the ranks, in float64."""
+        return self._reduced(values, dist.ReduceOp.SUM)
+
+    def highest(self, values: list[float]) -> list[float]:
+        """The highest of each number over the ranks: for flags, whether any rank raised it."""
+        return self._reduced(values, dist.ReduceOp.MAX)
+
+    def _reduced(self, values: list[float], operation: Any) -> list[float]:
+        if self.size == 1:
+            return values
+        tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
+        dist.all_reduce(tensor, operation)
+        return tensor.tolist()
+
+    def from_first(self, value: Any) -> Any:
+        """What rank 0 passes in, on every rank."""
+        if self.size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0, device=self.device)
+        return box[0]
+
+    def first_does(self, work: Callable[[], Any]) -> Any:
+        """What `work` gives on rank 0, on every rank; what it raises there is raised on every rank."""
+        if self.size == 1:
+            return work()
+        done, error = None, None
+        if self.is_first:
+            try:
+                done = work()
+            except Exception as raised:
+                error = raised
+        done, error = self.from_first((done, error))
+        if error is not None:
+            raise error
+        return done
+
+    def gathered(self, value: Any) -> list[Any]:
+        """What each rank passes in, in their order, on every rank."""
+        if self.size == 1:
+            return [value]
+        box: list[Any] = [None] * self.size
+        dist.all_gather_object(box, value)
+        return box
+
+
+def _sum_together(gradients: list[Tensor]) -> None:
+    if not gradients:
+        return
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    dist.all_reduce(flat)
+    pieces = flat.split([gradient.numel() for gradient in gradients])
+    for gradient, piece in zip(gradients, pieces, strict=True):
+        gradient.copy_(piece.view_as(gradient))
+
+
+def chosen_precision(asked: str, on_gpu: bool) -> str:
+    """ "auto" means bfloat16 matrix products on a device that has them in hardware, and float32 elsewhere."""
+    if asked != "auto":
+        return asked
+    if on_gpu:
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+    return "bfloat16" if torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported() else "float32"
+
+
+def device_in_words(ranks: Ranks) -> str:
+    """One line for the screen: "2 x NVIDIA H200, bfloat16"."""
+    name = torch.cuda.get_device_name(ranks.device) if ranks.device.type == "cuda" else f"CPU ({torch.get_num_threads()} threads)"
+    return f"{f'{ranks.size} x ' if ranks.size > 1 else ''}{name}, {ranks.precision}"

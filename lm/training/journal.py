@@ -1,0 +1,58 @@
+"""run.jsonl: everything that happened, one JSON object a line; and life.json, the few numbers that the menu shows."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lm.training.run import Run
+
+JOURNAL, LIFE = "run.jsonl", "life.json"
+
+
+class Journal:
+    """An observer that appends each event to run.jsonl. A torn last line, left by a sudden end, is cut off first."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / JOURNAL
+        if path.exists():
+            _cut_torn_line(path)
+        self._file = path.open("a", encoding="utf-8")
+
+    def __call__(self, event: Mapping[str, Any]) -> None:
+        try:
+            self._file.write(json.dumps(event, ensure_ascii=False) + "\n")
+            self._file.flush()
+        except OSError:
+            return  # a full disk must not end a run; the snapshots say so when their turn comes
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _cut_torn_line(path: Path) -> None:
+    with path.open("rb+") as file:
+        end = file.seek(0, os.SEEK_END)
+        while end:
+            start = max(0, end - 65_536)
+            file.seek(start)
+            newline = file.read(end - start).rfind(b"\n")
+            if newline >= 0:
+                file.truncate(start + newline + 1)
+                return
+            end = start
+        file.truncate(0)
+
+
+def write_life(folder: Path, run: Run, parameters: int, vocab_size: int) -> None:
+    """life.json, written aside and renamed. The menu reads it in place of opening a snapshot."""
+    about = {"born": run.life["born"], "runs": len(run.life["runs"]), "life_tokens": run.life["tokens"], "last_preset": run.preset.name}
+    about |= {"run_tokens": run.tokens, "budget": run.budget, "parameters": parameters, "vocab_size": vocab_size}
+    aside = folder / f"{LIFE}.new"
+    try:
+        aside.write_text(json.dumps(about), encoding="utf-8")
+        aside.replace(folder / LIFE)
+    except OSError:
+        aside.unlink(missing_ok=True)

@@ -1,0 +1,186 @@
+"""The training loop.
+
+    while run.tokens < budget and not stopped:
+        batch, run.cursor = next(stream)
+        taught = teacher.step(batch)          # losses, backward, agree, sum, clip, optimizer
+        tell the observers; save, evaluate and write a sample where one is due
+
+What changes training is a line of the loop. Observers get each event and only look.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from data_sources import Batch
+from lm.preset import RUN_TOKENS, Preset
+from lm.preset.plan import not_built
+from lm.training.session import Session, batch_hash
+from lm.training.setup import Halted, Observer, open_session
+from lm.training.snapshots import SnapshotError
+from lm.training.step import Step
+
+BAD_STEPS_IN_A_ROW = 10
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a run came to."""
+
+    tokens: int  # of this run, by now
+    loss: float  # nats a token, smoothed over the last steps
+    evaluation: dict[str, Any]  # the last one: cross_entropy, perplexity, bits_per_byte, sources; empty without held-out text
+    stopped: bool  # asked to stop before the budget was read
+
+
+def train(
+    preset: Preset,
+    checkpoint_dir: str | Path = "checkpoints",
+    budget_tokens: int = RUN_TOKENS,
+    observers: Sequence[Observer] = (),
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Summary:
+    """Read `budget_tokens` more tokens into the model that lives in `checkpoint_dir`, going on where its run stopped.
+
+    Every rank under torchrun calls this with the same preset; observers are called on rank 0. Halted, one line, when the preset
+    asks for what is not built, the folder can't be used, all sources failed, or ten steps in a row were not finite.
+    """
+    missing = not_built(preset)
+    if missing:
+        raise Halted(f"{preset.name}: {missing[0]} is not built yet; switch it off to train this preset")
+    try:
+        with open_session(preset, Path(checkpoint_dir), budget_tokens, observers) as session:
+            return Loop(session, should_stop).run_out()
+    except SnapshotError as error:
+        raise Halted(str(error)) from None
+
+
+class Turn(NamedTuple):
+    """What the ranks agree on before a step."""
+
+    batch: Batch | None  # None: no rank has anything left to read
+    digests: str  # SHA-256 over the step's rows
+    stop: bool
+    save: bool
+    waited: float  # share of the time since the last step that was spent waiting for data
+
+
+class Loop:
+    """The loop over one session: what it counts between steps is for the screen and the clock, never for the model."""
+
+    def __init__(self, session: Session, should_stop: Callable[[], bool]) -> None:
+        self.session, self.run, self.should_stop = session, session.run, should_stop
+        self.train = session.run.preset.train
+        self.saved_at, self.saved_tokens = time.monotonic(), self.run.tokens
+        self.skipped = self.bad_in_a_row = 0
+        self.smooth_loss = float("nan")
+        self.evaluation: dict[str, Any] = {}
+        self.stepped_at = time.monotonic()
+        self.pace: list[tuple[float, int]] = [(self.stepped_at, 0)]  # (when, tokens of this session so far)
+
+    def run_out(self) -> Summary:
+        """Train until the budget is read, the sources end, or a stop is asked for. Saves at the end."""
+        run, stopped, ended = self.run, False, False
+        while run.tokens < run.budget and not (stopped or ended):
+            turn = self.next_turn()
+            if turn.batch is None:
+                ended = True
+                break
+            before = run.tokens
+            step = self.session.teacher.step(turn.batch, len(run.preset.data.sources), run.tokens, run.budget)
+            run.counted(step.tokens, self.session.by_name(step.read))
+            self.tell(step, turn)
+            self.halt_when_unsound(step)
+            stopped = turn.stop
+            finished = run.tokens >= run.budget
+            if self.crossed(before, self.train.sample_every_tokens) and not stopped:
+                self.session.write_sample()
+            if finished or stopped or turn.save or self.crossed(before, self.train.evaluate_every_tokens):
+                self.save(last=finished or stopped)
+            if self.crossed(before, self.train.evaluate_every_tokens) and not (finished or stopped):
+                self.evaluation = self.session.evaluate(brief=True)
+        return self.close(stopped, ended)
+
+    def next_turn(self) -> Turn:
+        """The next batch of every rank, and what to do with it. Halted when the sources of a rank have all failed."""
+        asked = time.monotonic()
+        batch, cursor, failure = self.session.next_batch()
+        waited = (time.monotonic() - asked) / max(time.monotonic() - self.stepped_at, 1e-9)
+        self.session.tell_sources()
+        alive = batch is not None and not batch.last
+        mine = (batch.digests() if batch else [], cursor, failure, alive, self.should_stop(), self.save_is_due())
+        digests, cursors, failures, alive, stops, saves = zip(*self.session.ranks.gathered(mine), strict=True)
+        if any(failures):
+            self.save(last=True)
+            raise Halted(next(filter(None, failures)))
+        if not any(alive):
+            return Turn(None, "", False, False, 0.0)
+        self.run.cursor = self.session.joined(cursors)
+        return Turn(batch, batch_hash(digests), any(stops), saves[0], waited)
+
+    def save_is_due(self) -> bool:
+        every = self.train.snapshot_every_tokens
+        late = time.monotonic() - self.saved_at >= 60 * self.train.snapshot_every_minutes
+        return late or (every is not None and self.run.tokens - self.saved_tokens >= every)
+
+    def crossed(self, before: int, every: int) -> bool:
+        """Whether the run has passed a multiple of `every` tokens since it stood at `before`."""
+        return self.run.tokens // every > before // every
+
+    def save(self, last: bool) -> None:
+        """A snapshot. When it fails the run goes on, and says so, unless it was the last chance."""
+        try:
+            self.session.save()
+        except SnapshotError as error:
+            if last:
+                raise
+            self.session.report({"event": "notice", "text": f"{error}; training goes on, the snapshots there are stay"})
+        self.saved_at, self.saved_tokens = time.monotonic(), self.run.tokens
+
+    def halt_when_unsound(self, step: Step) -> None:
+        self.bad_in_a_row = 0 if step.sound else self.bad_in_a_row + 1
+        self.skipped += not step.sound
+        if self.bad_in_a_row >= BAD_STEPS_IN_A_ROW:
+            raise Halted(
+                f"{BAD_STEPS_IN_A_ROW} steps in a row had no finite loss and gradient (loss {step.loss}, gradient norm {step.gradient_norm}); "
+                "the last snapshot is kept: lower train.learning_rate"
+            )
+
+    def tell(self, step: Step, turn: Turn) -> None:
+        """The step's event."""
+        if step.sound:
+            self.smooth_loss = step.loss if self.smooth_loss != self.smooth_loss else 0.9 * self.smooth_loss + 0.1 * step.loss
+        self.stepped_at = time.monotonic()
+        self.pace = [*self.pace[-20:], (self.stepped_at, self.pace[-1][1] + step.tokens)]
+        (since, had), (until, have) = self.pace[0], self.pace[-1]
+        self.session.report(
+            {
+                "event": "step",
+                "step": self.run.life["steps"],
+                "tokens": self.run.tokens,
+                "life_tokens": self.run.life["tokens"],
+                "loss": step.loss,
+                "losses": step.losses,
+                "tokens_per_second": (have - had) / max(until - since, 1e-9),
+                "learning_rate": step.learning_rate,
+                "gradient_norm": step.gradient_norm,
+                "memory_bytes": self.session.memory_in_use(),
+                "data_wait": turn.waited,
+                "skipped": self.skipped + (not step.sound),
+                "batch_hash": turn.digests,
+                "sources": self.session.sources_now(step),
+            }
+        )
+
+    def close(self, stopped: bool, ended: bool) -> Summary:
+        """The last events of the run: why it ends, and how good the model is now."""
+        if ended:
+            self.save(last=True)
+        if not stopped:
+            self.evaluation = self.session.evaluate(brief=False) or self.evaluation
+            self.session.archive()
+        reason = "stopped" if stopped else "every source has been read to its end" if ended else "the run's tokens are read"
+        self.session.report({"event": "end", "reason": reason, "tokens": self.run.tokens, "loss": self.smooth_loss})
+        return Summary(self.run.tokens, self.smooth_loss, self.evaluation, stopped)

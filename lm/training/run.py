@@ -1,0 +1,90 @@
+"""What a run is: everything that a snapshot must hold, and nothing else."""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import torch
+
+from lm.preset import Preset
+from lm.training.learner import Learner
+from lm.training.optimizer import load_optimizer_tensors, optimizer_tensors
+from lm.training.snapshots import Snapshot
+
+
+@dataclass
+class Run:
+    """A run under way: so many tokens read out of its budget, by a model with a life before it."""
+
+    preset: Preset
+    tokenizer: str  # JSON text; the model's own, for life
+    learner: Learner
+    optimizer: torch.optim.Optimizer
+    life: dict[str, Any]  # born, tokens, steps, runs, sources
+    budget: int
+    global_rows: int  # rows of an optimizer step over all ranks, kept when their number changes
+    tokens: int = 0
+    cursor: dict[str, Any] | None = None
+
+    def counted(self, tokens: int, by_source: dict[str, int]) -> None:
+        """Note that an optimizer step has read `tokens`."""
+        self.tokens += tokens
+        self.life["tokens"] += tokens
+        self.life["steps"] += 1
+        self.life["runs"][-1]["tokens"] = self.tokens
+        for name, count in by_source.items():
+            self.life["sources"][name] = self.life["sources"].get(name, 0) + count
+
+    def snapshot(self) -> Snapshot:
+        """The run as it stands. The tensors are its own, not copies."""
+        return Snapshot(
+            preset=self.preset,
+            tokenizer=self.tokenizer,
+            weights=self.learner.state_dict(),
+            optimizer=optimizer_tensors(self.optimizer, self.learner),
+            random=random_states(),
+            cursor=self.cursor,
+            run={"tokens": self.tokens, "budget": self.budget, "global_rows": self.global_rows},
+            life=self.life,
+        )
+
+
+def new_life() -> dict[str, Any]:
+    """The history of a model that is born now."""
+    return {"born": now(), "tokens": 0, "steps": 0, "runs": [], "sources": {}}
+
+
+def begin_run(life: dict[str, Any], preset: Preset, budget: int) -> None:
+    """Add a run to the history."""
+    life["runs"].append({"preset": preset.name, "began": now(), "budget": budget, "tokens": 0})
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def is_under_way(snapshot: Snapshot, preset: Preset, budget: int) -> bool:
+    """Whether the snapshot's run goes on with `preset`: it is not finished, and what is read and how it is trained is the same."""
+    same = snapshot.preset.data == preset.data and snapshot.preset.name == preset.name
+    return same and snapshot.run["tokens"] < budget and snapshot.run["budget"] == budget
+
+
+def random_states() -> dict[str, torch.Tensor]:
+    """Torch's random states on the host and on the device in use."""
+    on_gpu = {"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {}
+    return {"cpu": torch.get_rng_state(), **on_gpu}
+
+
+def restore(run: Run, snapshot: Snapshot) -> list[str]:
+    """Take over all of `snapshot` that fits the run's model. Lines that say what did not fit; none when all did."""
+    ours = run.learner.state_dict()
+    kept = {name: tensor for name, tensor in snapshot.weights.items() if name in ours and ours[name].shape == tensor.shape}
+    run.learner.load_state_dict(kept, strict=False)
+    load_optimizer_tensors(run.optimizer, run.learner, snapshot.optimizer)
+    torch.set_rng_state(snapshot.random["cpu"])
+    if torch.cuda.is_available() and "cuda" in snapshot.random:
+        torch.cuda.set_rng_state(snapshot.random["cuda"])
+    new, left = len(ours) - len(kept), len(snapshot.weights) - len(kept)
+    if not new and not left:
+        return []
+    return [f"another model than the snapshot's: {len(kept)} tensors kept, {new} begin anew, {left} left behind"]

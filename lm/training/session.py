@@ -1,0 +1,149 @@
+"""One sitting of a run on this rank: the stream it reads, the model it teaches, and what is done now and then beside the steps."""
+
+import hashlib
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+import torch
+
+from data_sources import Batch, merge_cursors
+from data_sources.documents import SourcesFailed
+from data_sources.held_out import HeldOutStore
+from data_sources.prefetch import Prefetch
+from data_sources.stream import Stream
+from lm.generation import generate
+from lm.training.distribution import Ranks
+from lm.training.evaluation import evaluate, first_texts
+from lm.training.journal import write_life
+from lm.training.run import Run
+from lm.training.snapshots import Snapshots
+from lm.training.step import Step, Teacher
+
+BRIEF_TOKENS = 8_192  # read from each source in the evaluations along the way; all of it at the end
+SAMPLE_TOKENS, PROMPT_WORDS = 60, 8
+
+
+@dataclass
+class Session:
+    """What the loop works with. Every method but the plain look-ups is called by all ranks together."""
+
+    ranks: Ranks
+    run: Run
+    teacher: Teacher
+    tokenizer: Any
+    stream: Stream
+    ahead: Prefetch  # the stream's batches, some steps early
+    store: HeldOutStore  # written on rank 0
+    snapshots: Snapshots
+    report: Callable[[Mapping[str, Any]], None]  # tells the observers of rank 0
+
+    def next_batch(self) -> tuple[Batch | None, dict[str, Any] | None, str | None]:
+        """This rank's next batch and its cursor; no batch at the end, and a line when all sources failed."""
+        try:
+            batch, cursor = next(self.ahead)
+        except StopIteration:
+            return None, None, None
+        except SourcesFailed as failure:
+            return None, None, str(failure)
+        return batch, cursor, None
+
+    def joined(self, cursors: Sequence[dict[str, Any] | None]) -> dict[str, Any]:
+        """One cursor for the whole step out of those of the ranks that still read."""
+        reading = [cursor for cursor in cursors if cursor is not None]
+        return merge_cursors(reading) if len(reading) > 1 else reading[0]
+
+    def tell_sources(self) -> None:
+        """Pass on what happened to the sources."""
+        for event in self.stream.events():
+            self.report(event)
+
+    def by_name(self, read: Sequence[float]) -> dict[str, int]:
+        """Tokens by source name, of those that were read."""
+        return {source.name: int(count) for source, count in zip(self.run.preset.data.sources, read, strict=True) if count}
+
+    def sources_now(self, step: Step) -> dict[str, dict[str, Any]]:
+        """Each source on the screen: loss and tokens of this step, share of this life, and its state."""
+        life = self.run.life["sources"]
+        total = max(sum(life.values()), 1)
+        return {
+            state.name: {
+                "loss": nats / read if read and math.isfinite(nats) else None,
+                "tokens": life.get(state.name, 0),
+                "share": life.get(state.name, 0) / total,
+                "state": state.state,
+                "reason": state.reason,
+                "next_try": state.next_try,
+                "epoch": state.epoch,
+                "documents": state.documents,
+            }
+            for state, nats, read in zip(self.stream.sources, step.nats, step.read, strict=True)
+        }
+
+    def memory_in_use(self) -> int:
+        """Bytes that this process holds, on the device where it has one."""
+        if self.ranks.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.ranks.device)
+        return psutil.Process().memory_info().rss
+
+    def save(self) -> None:
+        """A snapshot, with the held-out text gathered until now beside it. SnapshotError, on all ranks, when it can't be written."""
+        self.keep_held_out()
+        began = time.monotonic()
+        self.ranks.first_does(self._write_snapshot)
+        path = self.snapshots.folder / "lm_current.pth"
+        if self.ranks.is_first:
+            size = path.stat().st_size
+            self.report({"event": "snapshot", "path": str(path), "tokens": self.run.tokens, "seconds": time.monotonic() - began, "bytes": size})
+
+    def _write_snapshot(self) -> None:
+        self.snapshots.save(self.run.snapshot())
+        count = sum(parameter.numel() for parameter in self.run.learner.model.parameters())
+        write_life(self.snapshots.folder, self.run, count, len(self.tokenizer))
+
+    def keep_held_out(self) -> None:
+        """Put what all ranks have held out since the last time into the store."""
+        new = self.ranks.gathered(self.stream.held_out.take_new())
+        if self.ranks.is_first and self.run.preset.train.eval_tokens:
+            try:
+                self.store.extend([pair for pairs in new for pair in pairs], lambda text: len(self.tokenizer.encode(text, add_special_tokens=False)) + 1)
+            except OSError as error:
+                self.report({"event": "notice", "text": f"held-out text can't be kept: {error.strerror}"})
+
+    def evaluate(self, brief: bool) -> dict[str, Any]:
+        """Measures on held-out text: the first of each source's when `brief`, else all. Saved before, always."""
+        names = {source.name for source in self.run.preset.data.sources}
+        kept = {name: self.store.texts(name) for name in self.store.sources() if name in names}
+        texts = self.ranks.from_first({name: first_texts(list_, self.tokenizer, BRIEF_TOKENS) if brief else list_ for name, list_ in kept.items()})
+        self.report({"event": "phase", "text": "evaluating on held-out text"})
+        seq_length = self.run.preset.model.seq_length
+        ranks = self.ranks
+        measures = evaluate(self.run.learner.model, self.tokenizer, texts, seq_length, ranks.rank, ranks.size, ranks.summed, ranks.accelerator.autocast)
+        if measures:
+            self.report({"event": "evaluation", **measures, "tokens": self.run.tokens})
+        return measures
+
+    def write_sample(self) -> None:
+        """A few words of the model's own, after the beginning of a held-out text. Rank 0 writes, from its own random state."""
+        if not self.ranks.is_first:
+            return
+        held = [text for name in self.store.sources() for text in self.store.texts(name)[:1]]
+        words = held[self.run.life["steps"] % len(held)].split()[:PROMPT_WORDS] if held else []
+        settings = self.run.preset.generation.model_copy(update={"max_new_tokens": SAMPLE_TOKENS})
+        with self.ranks.accelerator.autocast():
+            text = "".join(generate(self.run.learner.model, self.tokenizer, " ".join(words), settings, seed=self.run.tokens))
+        self.report({"event": "sample", "tokens": self.run.tokens, "prompt": " ".join(words), "text": text})
+
+    def archive(self) -> None:
+        """Keep the end of a finished run among the newest few."""
+        if self.ranks.is_first:
+            self.snapshots.archive(f"run-{len(self.run.life['runs']):04d}-{self.run.life['tokens']}")
+
+
+def batch_hash(digests: Sequence[Sequence[tuple[int, bytes]]]) -> str:
+    """SHA-256 over the digests of a step's rows of all ranks, in the order of the rows: the same for any number of ranks."""
+    rows = sorted(pair for of_rank in digests for pair in of_rank)
+    return hashlib.sha256(b"".join(digest for _, digest in rows)).hexdigest()

@@ -1,0 +1,148 @@
+"""How a session begins: the processes, the folder, the newest snapshot, the tokenizer, the model, the stream; and how it is cleared away."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from data_sources.tokenizer import build_tokenizer, tokenizer_from_json, tokenizer_to_json
+
+from data_sources import open_stream
+from data_sources.documents import SourceError, SourcesFailed
+from data_sources.held_out import HeldOutStore
+from data_sources.prefetch import Prefetch
+from data_sources.stream import Stream
+from lm.model import build_model
+from lm.preset import Preset, plan_in_words
+from lm.training.distribution import Ranks, device_in_words
+from lm.training.evaluation import HELD_OUT
+from lm.training.journal import Journal
+from lm.training.learner import Learner
+from lm.training.optimizer import build_optimizer
+from lm.training.run import Run, begin_run, is_under_way, new_life, restore
+from lm.training.session import Session
+from lm.training.snapshots import Snapshot, Snapshots
+from lm.training.step import Teacher
+
+HELD_OUT_TOKENS = 200_000  # of a source, at most
+BATCHES_AHEAD = 4
+Observer = Callable[[Mapping[str, Any]], None]
+
+
+class Halted(Exception):
+    """Training can't go on. The message is one line that says why."""
+
+
+class Reporter:
+    """Passes events to the observers of rank 0."""
+
+    def __init__(self, observers: Sequence[Observer]) -> None:
+        self.observers = list(observers)
+
+    def __call__(self, event: Mapping[str, Any]) -> None:
+        for observer in self.observers:
+            observer(event)
+
+    def phase(self, text: str) -> None:
+        self({"event": "phase", "text": text})
+
+    def notice(self, text: str) -> None:
+        self({"event": "notice", "text": text})
+
+
+@contextlib.contextmanager
+def open_session(preset: Preset, folder: Path, budget: int, observers: Sequence[Observer]) -> Iterator[Session]:
+    """Everything that the loop needs, closed again when the loop is done. SnapshotError or Halted, on all ranks, when it can't begin."""
+    with contextlib.ExitStack() as stack:
+        ranks, snapshots = Ranks(preset.train), Snapshots(folder)
+        report = Reporter(observers if ranks.is_first else ())
+        ranks.first_does(lambda: stack.callback(snapshots.lock().close) and None)
+        if ranks.is_first:
+            journal = Journal(folder)
+            stack.callback(journal.close)
+            report.observers.insert(0, journal)
+        for line in preset.notices:
+            report.notice(line)
+        report.phase("looking for the newest snapshot")
+        snapshot = ranks.first_does(lambda: snapshots.newest(report.notice))
+        tokenizer_json = snapshot.tokenizer if snapshot else ranks.first_does(lambda: _born_tokenizer(preset, report))
+        tokenizer = tokenizer_from_json(tokenizer_json)
+        report.phase("building the model")
+        run = _born_run(preset, tokenizer_json, len(tokenizer), budget, ranks)
+        _tell_run(run, ranks, report)
+        if snapshot:
+            _go_on(run, snapshot, snapshots, ranks, report)
+        else:
+            begin_run(run.life, preset, budget)
+        report.phase("opening the sources")
+        stream = _opened(run, tokenizer, ranks)
+        ahead = stack.enter_context(Prefetch(stream, BATCHES_AHEAD))
+        store = HeldOutStore(folder / HELD_OUT, min(preset.train.eval_tokens, HELD_OUT_TOKENS))
+        teacher = Teacher(ranks, run.learner, run.optimizer, preset.train, {})
+        yield Session(ranks, run, teacher, tokenizer, stream, ahead, store, snapshots, report)
+
+
+def _born_tokenizer(preset: Preset, report: Reporter) -> str:
+    trained = preset.data.tokenizer == "bpe"
+    report.phase("training the tokenizer on the first megabytes" if trained else f"fetching the tokenizer {preset.data.tokenizer}")
+    try:
+        return tokenizer_to_json(build_tokenizer(preset.data, seed=preset.train.seed))
+    except (SourceError, SourcesFailed) as error:
+        raise Halted(str(error)) from None
+
+
+def _born_run(preset: Preset, tokenizer_json: str, vocab_size: int, budget: int, ranks: Ranks) -> Run:
+    """A run with first weights, before anything of a snapshot is put into it."""
+    torch.manual_seed(preset.train.seed)
+    learner = Learner(build_model(preset, vocab_size)).to(ranks.device)
+    optimizer = build_optimizer(learner, preset.train)
+    return Run(preset, tokenizer_json, learner, optimizer, new_life(), budget, preset.step_rows * ranks.size)
+
+
+def _go_on(run: Run, snapshot: Snapshot, snapshots: Snapshots, ranks: Ranks, report: Reporter) -> None:
+    """Put `snapshot` into `run`: the run it was taken in where that goes on, else a new run of the same model."""
+    misfits = restore(run, snapshot)
+    if misfits and ranks.is_first:
+        snapshots.archive(f"before-{run.preset.name}-{snapshot.life['tokens']}")
+    run.life, run.cursor = snapshot.life, snapshot.cursor
+    if snapshot.preset.data.tokenizer != run.preset.data.tokenizer:
+        misfits.append(f"the model keeps the tokenizer it was born with ({snapshot.preset.data.tokenizer})")
+    under_way = is_under_way(snapshot, run.preset, run.budget)
+    if under_way:
+        run.tokens = snapshot.run["tokens"]
+        if snapshot.preset.step_rows == run.preset.step_rows:
+            run.global_rows = snapshot.run["global_rows"]
+    else:
+        begin_run(run.life, run.preset, run.budget)
+    for line in misfits:
+        report.notice(line)
+    text = f"goes on at {run.tokens:,} of {run.budget:,} tokens" if under_way else f"a new run of {run.budget:,} tokens on the same model"
+    same = not misfits and snapshot.preset == run.preset
+    about = {"from": snapshot.path.name, "tokens": run.tokens, "life_tokens": run.life["tokens"], "exact": same and under_way}
+    report({"event": "resume", **about, "text": f"{snapshot.path.name}: {text}"})
+
+
+def _tell_run(run: Run, ranks: Ranks, report: Reporter) -> None:
+    model = run.learner.model
+    about = {"preset": run.preset.name, "parameters": sum(p.numel() for p in model.parameters()), "plan": plan_in_words(model.plan)}
+    about |= {"device": device_in_words(ranks), "world_size": ranks.size, "budget": run.budget}
+    report({"event": "run", **about, "sources": [source.name for source in run.preset.data.sources]})
+
+
+def _opened(run: Run, tokenizer: Any, ranks: Ranks) -> Stream:
+    if run.global_rows % ranks.size:
+        raise Halted(f"the {run.global_rows} rows of an optimizer step can't be divided among {ranks.size} processes; start with another number of them")
+    try:
+        return open_stream(
+            run.preset.data,
+            tokenizer,
+            seq_length=run.preset.model.seq_length,
+            batch_size=run.global_rows // ranks.size,
+            rank=ranks.rank,
+            world_size=ranks.size,
+            cursor=run.cursor,
+            seed=run.preset.train.seed,
+        )
+    except ValueError as error:
+        raise Halted(str(error)) from None

@@ -1,0 +1,128 @@
+"""Attention over all earlier tokens of the document (Vaswani et al. 2017), with grouped queries (Ainslie et al. 2023), rotary
+positions (Su et al. 2021) and normalised queries and keys (Henry et al. 2020).
+
+    y_t = sum_{s <= t} softmax_s(q_t . k_s / sqrt(K)) v_s
+
+The state holds the keys and values of the document so far, right-aligned: row b has its newest length[b] slots filled.
+
+Sizes: B batch, T time, D hidden, H heads, G key and value heads, K head size, S slots of the state.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lm.ops.rotary import Rotary, rotated
+from lm.preset.switches import Preset
+from lm.units.unit import Context, Mixed, Unit
+
+
+class AttentionState(NamedTuple):
+    key: Tensor  # (B, G, S, K)
+    value: Tensor  # (B, G, S, K)
+    length: Tensor  # (B,) int64
+
+
+def attention_step(query: Tensor, key: Tensor, value: Tensor, state: AttentionState, restart: Tensor) -> tuple[Tensor, AttentionState]:
+    """The definition, for one token: query (B, H, 1, K), key and value (B, G, 1, K), restart (B,) -> (B, H, 1, K)."""
+    length = torch.where(restart, 0, state.length) + 1
+    keys, values = torch.cat([state.key, key], 2), torch.cat([state.value, value], 2)
+    group = query.shape[1] // key.shape[1]
+    scores = query @ keys.repeat_interleave(group, 1).mT / query.shape[-1] ** 0.5
+    forgotten = torch.arange(keys.shape[2], 0, -1, device=key.device) > length[:, None, None, None]
+    weights = scores.masked_fill(forgotten, -torch.inf).softmax(-1)
+    return weights @ values.repeat_interleave(group, 1), AttentionState(keys, values, length)
+
+
+def attention_parallel(query: Tensor, key: Tensor, value: Tensor, state: AttentionState, context: Context) -> tuple[Tensor, AttentionState]:
+    """All tokens at once: query (B, H, T, K), key and value (B, G, T, K) -> (B, H, T, K)."""
+    if not key.shape[2]:
+        return query, state
+    slots = state.key.shape[2]
+    if not context.any_restart:
+        y = _attend_after(query, key, value, state) if slots else _attend(query, key, value)
+    elif slots == 0 and query.device.type == "cpu":
+        y = _attend_by_document(query, key, value, context.cu_seqlens)
+    else:
+        y = _attend_masked(query, key, value, state, context.restart)
+    return y, _grown(key, value, state, context) if context.carry else state
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    return F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=query.shape[1] != key.shape[1])
+
+
+def _attend_by_document(query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor) -> Tensor:
+    """Each document by itself: the work is the sum of squared lengths, not the square of the row."""
+    batch, _, time, _ = query.shape
+    lengths = cu_seqlens.diff().tolist()
+    pieces = zip(*(tensor.transpose(1, 2).flatten(0, 1).split(lengths) for tensor in (query, key, value)), strict=True)
+    read = [_attend(*(piece.transpose(0, 1)[None] for piece in document))[0].transpose(0, 1) for document in pieces]
+    return torch.cat(read).unflatten(0, (batch, time)).transpose(1, 2)
+
+
+def _attend_after(query: Tensor, key: Tensor, value: Tensor, state: AttentionState) -> Tensor:
+    """Without a restart: the filled slots of the state, then causal."""
+    time, slots = query.shape[2], state.key.shape[2]
+    filled = torch.arange(slots, 0, -1, device=key.device) <= state.length[:, None]
+    causal = torch.ones(time, time, dtype=torch.bool, device=key.device).tril()
+    mask = torch.cat([filled[:, None, None].expand(-1, 1, time, -1), causal.expand(len(key), 1, -1, -1)], -1)
+    return _masked(query, key, value, state, mask)
+
+
+def _attend_masked(query: Tensor, key: Tensor, value: Tensor, state: AttentionState, restart: Tensor) -> Tensor:
+    """In general: a token sees the tokens of its own document up to itself, and the state while no document began."""
+    slots = state.key.shape[2]
+    part = restart.cumsum(1)
+    filled = torch.arange(slots, 0, -1, device=key.device) <= state.length[:, None]
+    before = (part == 0)[:, :, None] & filled[:, None]
+    same = (part[:, :, None] == part[:, None]).tril()
+    return _masked(query, key, value, state, torch.cat([before, same], -1)[:, None])
+
+
+def _masked(query: Tensor, key: Tensor, value: Tensor, state: AttentionState, mask: Tensor) -> Tensor:
+    keys, values = torch.cat([state.key.to(key.dtype), key], 2), torch.cat([state.value.to(value.dtype), value], 2)
+    return F.scaled_dot_product_attention(query, keys, values, attn_mask=mask, enable_gqa=query.shape[1] != key.shape[1])
+
+
+def _grown(key: Tensor, value: Tensor, state: AttentionState, context: Context) -> AttentionState:
+    """The state after these tokens; slots that no row needs any more are left behind."""
+    time = key.shape[2]
+    keys, values = torch.cat([state.key.to(key.dtype), key], 2), torch.cat([state.value.to(value.dtype), value], 2)
+    if not context.any_restart:
+        return AttentionState(keys, values, state.length + time)
+    length = torch.minimum(context.position[:, -1] + 1, state.length + time)
+    needed = int(length.max())
+    return AttentionState(keys[:, :, -needed:].clone(), values[:, :, -needed:].clone(), length)
+
+
+class Attention(Unit):
+    """Grouped-query attention over the whole document."""
+
+    def __init__(self, preset: Preset) -> None:
+        super().__init__()
+        model = preset.model
+        self.heads, self.kv_heads, self.head_size = model.num_heads, model.kv_heads, model.head_size
+        self.rotary = Rotary(self.head_size, model.rope_theta, model.position_interpolation) if model.position == "rope" else None
+        width = (self.heads + 2 * self.kv_heads) * self.head_size
+        self.query_key_value = nn.Linear(model.hidden_size, width, bias=False)
+        self.query_norm = nn.RMSNorm(self.head_size, eps=model.norm_eps) if model.qk_norm else nn.Identity()
+        self.key_norm = nn.RMSNorm(self.head_size, eps=model.norm_eps) if model.qk_norm else nn.Identity()
+        self.output = nn.Linear(self.heads * self.head_size, model.hidden_size, bias=False)
+
+    def initial_state(self, batch_size: int) -> AttentionState:
+        empty = self.output.weight.new_zeros(batch_size, self.kv_heads, 0, self.head_size)
+        return AttentionState(empty, empty.clone(), torch.zeros(batch_size, dtype=torch.int64, device=empty.device))
+
+    def forward(self, x: Tensor, state: AttentionState, context: Context) -> Mixed:
+        sizes = (self.heads, self.kv_heads, self.kv_heads)
+        heads = self.query_key_value(x).unflatten(-1, (-1, self.head_size))
+        query_BTHK, key_BTGK, value_BTGK = heads.split(sizes, 2)
+        query_BTHK, key_BTGK = self.query_norm(query_BTHK), self.key_norm(key_BTGK)
+        if self.rotary is not None:
+            angles = self.rotary.angles(context.position, x.dtype)
+            query_BTHK, key_BTGK = rotated(query_BTHK, angles), rotated(key_BTGK, angles)
+        y, state = attention_parallel(query_BTHK.transpose(1, 2), key_BTGK.transpose(1, 2), value_BTGK.transpose(1, 2), state, context)
+        return Mixed(self.output(y.transpose(1, 2).flatten(2)), state)

@@ -1,0 +1,24 @@
+"""SwiGLU (Shazeer 2020): y = W_down (silu(W_gate x) * W_up x). Each token by itself, so the state is empty."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lm.preset.switches import Preset
+from lm.units.unit import Context, Mixed, Unit
+
+
+class SwiGLU(Unit):
+    """The feed-forward of a layer that no mechanism claims."""
+
+    def __init__(self, preset: Preset) -> None:
+        super().__init__()
+        width = preset.model.feed_forward_size
+        self.gate_up = nn.Linear(preset.model.hidden_size, 2 * width, bias=False)
+        self.output = nn.Linear(width, preset.model.hidden_size, bias=False)
+
+    def initial_state(self, batch_size: int) -> tuple[()]:
+        return ()
+
+    def forward(self, x: Tensor, state: tuple[()], context: Context) -> Mixed:
+        gate, up = self.gate_up(x).chunk(2, -1)
+        return Mixed(self.output(F.silu(gate) * up), state)

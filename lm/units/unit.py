@@ -1,0 +1,91 @@
+"""The interface of a unit, and the one law that every unit keeps.
+
+A unit maps (B, T, D) to (B, T, D) and carries a state. Cutting time anywhere changes nothing: a sequence read at once, in
+pieces or token by token gives the same outputs and the same gradients, and a later token changes nothing before it. A restart
+makes a unit forget, so that documents packed into a row equal the documents read one by one.
+
+Sizes: B batch, T time, D hidden.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+State = Any  # a pytree of tensors: NamedTuples, tuples, dicts
+
+
+class Mixed(NamedTuple):
+    """What a unit gives back."""
+
+    y: Tensor  # (B, T, D)
+    state: State  # the structure that came in; fresh tensors, never written in place
+    losses: Mapping[str, Tensor] = {}  # named scalars, unweighted means
+    shared: Mapping[str, Tensor] = {}  # what later layers may read as context.shared
+    stats: Mapping[str, Tensor] = {}  # detached, summed over ranks
+
+
+@dataclass(frozen=True)
+class Context:
+    """All that a unit may know beyond its input and its state.
+
+    Callers give `restart` and `memory`, and where they know them on the host `cu_seqlens` and `any_restart`; the model derives the rest.
+    """
+
+    restart: Tensor | None = None  # (B, T) bool: a new document begins here
+    memory: Any = None  # neighbours, fetched outside the model
+    cu_seqlens: Tensor | None = None  # (N + 1,) int32: where documents and rows begin in the flattened B * T, and its end
+    any_restart: bool | None = None  # whether any document begins after state was carried to it
+    position: Tensor | None = None  # (B, T) int64: place within the document
+    document: Tensor | None = None  # (B, T) int64: number of the document, counted over the flattened batch
+    carry: bool = True  # whether the state that comes out will be read
+    shared: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def derived(self, tokens: Tensor, start: Tensor, carry: bool) -> "Context":
+        """The context in full for `tokens` (B, T) whose rows stand at place `start` (B,) of their documents."""
+        batch, time = tokens.shape
+        steps = torch.arange(time, device=tokens.device)
+        if self.restart is None:
+            document = torch.arange(batch, device=tokens.device)[:, None].expand(batch, time)
+            edges = torch.arange(batch + 1, device=tokens.device, dtype=torch.int32) * time
+            return replace(self, position=start[:, None] + steps, document=document, cu_seqlens=edges, any_restart=False, carry=carry)
+        latest = torch.where(self.restart, steps, -1).cummax(1).values if time else steps.expand(batch, 0)
+        position = torch.where(latest >= 0, steps - latest, start[:, None] + steps)
+        matters = self.restart if carry else self.restart[:, 1:]
+        edges = self.restart.clone()
+        edges[:, :1] = True
+        edges = edges.flatten()
+        return replace(
+            self,
+            position=position,
+            document=(edges.cumsum(0) - 1).view_as(self.restart),
+            cu_seqlens=_starts(edges) if self.cu_seqlens is None else self.cu_seqlens,
+            any_restart=bool(matters.any()) if self.any_restart is None else self.any_restart,
+            carry=carry,
+        )
+
+
+def _starts(edges: Tensor) -> Tensor:
+    """Where `edges` (N,) is true, and N."""
+    return torch.cat([edges.nonzero().flatten(), torch.tensor([len(edges)], device=edges.device)]).int()
+
+
+class Unit(nn.Module):
+    """(B, T, D) -> (B, T, D), causal, under the law."""
+
+    def initialise(self) -> None:
+        """First weights: matrices normal with deviation 0.02, and zero where the unit writes into the residual stream (`output`),
+        so that a new layer is the identity (as in ReZero, Bachlechner et al. 2021)."""
+        for name, parameter in self.named_parameters():
+            if parameter.ndim >= 2:
+                nn.init.normal_(parameter, std=0.02 * (not name.startswith("output.")))
+
+    def initial_state(self, batch_size: int) -> State:
+        """What the unit knows before the first token, for `batch_size` rows; of the parameters' dtype and device."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor, state: State, context: Context) -> Mixed:
+        """Read `x` (B, T, D), any T >= 0, after what `state` holds."""
+        raise NotImplementedError

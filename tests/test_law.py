@@ -1,0 +1,208 @@
+"""The one law: cutting time anywhere changes nothing. Held for every entry of UNITS and for the whole model.
+
+All parameters are random, so that a gate that starts at zero can't hide anything, and all sizes differ, so that a transposition can't.
+"""
+
+import itertools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
+
+from lm.model import Context, build_model
+from lm.preset import MECHANISMS, Preset
+from lm.units import UNITS
+
+B, T, V = 2, 23, 5
+SEQ_LENGTH = 9  # shorter than half of T: the law holds past what was trained
+MODEL = {"hidden_size": 12, "num_layers": 2, "num_heads": 3, "seq_length": SEQ_LENGTH, "ffn_size": 7}
+DATA = {"sources": ["installed_docs"]}
+CUTS = {"single tokens": [1] * T, "uneven": [1, 5, 0, 9, 8], "halves": [12, 11], "one late": [22, 1]}
+
+# Each entry: what the preset says beside the defaults. A unit is tested in every variant of its switches.
+VARIANTS: dict[str, list[dict[str, Any]]] = {
+    "attention": [{}, {"num_kv_heads": 1}, {"qk_norm": False}, {"position": "learned"}, {"position_interpolation": 3.0}],
+    "swiglu": [{}],
+}
+MODELS: dict[str, dict[str, Any]] = {
+    "rope": {},
+    "grouped": {"num_kv_heads": 1, "tie_embeddings": False},
+    "learned": {"position": "learned"},
+}
+
+
+class Reading(NamedTuple):
+    """Something under the law: how it reads a piece, its first state, its parameters, and what it can be fed."""
+
+    read: Callable[[Tensor, Any, Tensor | None], tuple[Tensor, Any]]
+    state: Callable[[int], Any]
+    module: nn.Module
+    text: Tensor
+
+
+def preset_of(model: dict[str, Any], sections: dict[str, Any] | None = None) -> Preset:
+    return Preset.model_validate({"model": MODEL | model, "data": DATA, **(sections or {})})
+
+
+def randomised(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    generator = torch.Generator().manual_seed(1)
+    for parameter in module.parameters():
+        parameter.data.normal_(std=0.4, generator=generator)
+    return module.to(dtype)
+
+
+def unit_reading(name: str, variant: dict[str, Any], dtype: torch.dtype, time: int = T) -> Reading:
+    unit = randomised(UNITS[name](preset_of(variant)), dtype)
+
+    def read(x: Tensor, state: Any, restart: Tensor | None) -> tuple[Tensor, Any]:
+        start, inner = state
+        context = Context(restart=restart).derived(x[..., 0], start, carry=True)
+        mixed = unit(x, inner, context)
+        return mixed.y, (context.position[:, -1] + 1 if x.shape[1] else start, mixed.state)
+
+    text = torch.randn(B, time, MODEL["hidden_size"], dtype=dtype, generator=torch.Generator().manual_seed(2))
+    return Reading(read, lambda rows: (torch.zeros(rows, dtype=torch.int64), unit.initial_state(rows)), unit, text)
+
+
+def model_reading(variant: dict[str, Any], dtype: torch.dtype, time: int = T) -> Reading:
+    model = randomised(build_model(preset_of(variant), V), dtype)
+
+    def read(tokens: Tensor, state: Any, restart: Tensor | None) -> tuple[Tensor, Any]:
+        out = model(tokens, state, Context(restart=restart))
+        return out.logits, out.state
+
+    return Reading(read, model.initial_state, model, torch.randint(V, (B, time), generator=torch.Generator().manual_seed(3)))
+
+
+CASES = [pytest.param(unit_reading, (name, variant), id=f"{name}-{variant}") for name in UNITS for variant in VARIANTS[name]]
+CASES += [pytest.param(model_reading, (variant,), id=f"model-{name}") for name, variant in MODELS.items()]
+under_the_law = pytest.mark.parametrize(("make", "arguments"), CASES)
+
+
+def in_pieces(it: Reading, text: Tensor, cuts: list[int], restart: Tensor | None = None) -> tuple[Tensor, Any]:
+    state, pieces, at = it.state(len(text)), [], 0
+    for length in cuts:
+        piece = slice(at, at + length)
+        y, state = it.read(text[:, piece], state, None if restart is None else restart[:, piece])
+        pieces.append(y)
+        at += length
+    assert at == text.shape[1]
+    return torch.cat(pieces, 1), state
+
+
+def restarts() -> Tensor:
+    restart = torch.zeros(B, T, dtype=torch.bool)
+    restart[0, [0, 4, 5, 17]] = True
+    restart[1, [7, 22]] = True
+    return restart
+
+
+def close(a: Any, b: Any, dtype: torch.dtype) -> None:
+    tolerance = 1e-9 if dtype == torch.float64 else 1e-4
+    leaves_a, structure_a = tree_flatten(a)
+    leaves_b, structure_b = tree_flatten(b)
+    assert structure_a == structure_b
+    for left, right in zip(leaves_a, leaves_b, strict=True):
+        torch.testing.assert_close(left, right, rtol=tolerance, atol=tolerance * max(1.0, float(right.abs().max()) if right.numel() else 1.0))
+
+
+def test_every_unit_is_under_the_law() -> None:
+    assert set(VARIANTS) == set(UNITS)
+    assert set(UNITS) == {"attention", "swiglu"} | {name for name, claim in MECHANISMS.items() if claim.built}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("with_restarts", [False, True], ids=["one document", "restarts"])
+@under_the_law
+def test_pieces_equal_the_whole(make: Callable[..., Reading], arguments: tuple[Any, ...], with_restarts: bool, dtype: torch.dtype) -> None:
+    it, restart = make(*arguments, dtype), restarts() if with_restarts else None
+    whole = in_pieces(it, it.text, [T], restart)
+    for cuts in CUTS.values():
+        close(in_pieces(it, it.text, cuts, restart)[0], whole[0], dtype)
+
+
+@under_the_law
+def test_continuations_agree(make: Callable[..., Reading], arguments: tuple[Any, ...]) -> None:
+    """States reached by different cuts go on alike, also when documents began in between."""
+    it = make(*arguments, torch.float64, 3 * T)
+    before, after = it.text[:, :T], it.text[:, T:]
+    for restart in (None, restarts()):
+        continued = [it.read(after, in_pieces(it, before, cuts, restart)[1], None)[0] for cuts in ([T], *CUTS.values())]
+        for other in continued[1:]:
+            close(other, continued[0], torch.float64)
+
+
+@pytest.mark.parametrize("carried", [False, True], ids=["fresh", "carried"])
+@under_the_law
+def test_packed_documents_equal_documents_one_by_one(make: Callable[..., Reading], arguments: tuple[Any, ...], carried: bool) -> None:
+    it = make(*arguments, torch.float64)
+    packed, _ = it.read(it.text, in_pieces(it, it.text, [T])[1] if carried else it.state(B), restarts())
+    for row in range(B):
+        starts = restarts()[row].nonzero().flatten().tolist()
+        for start, stop in itertools.pairwise([*starts, T]):
+            alone, _ = it.read(it.text[row : row + 1, start:stop], it.state(1), None)
+            close(packed[row : row + 1, start:stop], alone, torch.float64)
+
+
+@under_the_law
+def test_rows_do_not_see_each_other(make: Callable[..., Reading], arguments: tuple[Any, ...]) -> None:
+    it = make(*arguments, torch.float64)
+    together, _ = in_pieces(it, it.text, CUTS["uneven"], restarts())
+    for row in range(B):
+        alone, _ = in_pieces(it, it.text[row : row + 1], CUTS["uneven"], restarts()[row : row + 1])
+        close(together[row : row + 1], alone, torch.float64)
+
+
+@pytest.mark.parametrize("with_restarts", [False, True], ids=["one document", "restarts"])
+@under_the_law
+def test_gradients_equal(make: Callable[..., Reading], arguments: tuple[Any, ...], with_restarts: bool) -> None:
+    it, restart = make(*arguments, torch.float64), restarts() if with_restarts else None
+
+    def gradients(cuts: list[int]) -> list[Tensor]:
+        text = it.text.clone().requires_grad_(it.text.is_floating_point())
+        y, _ = in_pieces(it, text, cuts, restart)
+        weight = torch.randn(y.shape, dtype=y.dtype, generator=torch.Generator().manual_seed(4))
+        inputs = [*it.module.parameters(), *([text] if text.requires_grad else [])]
+        return list(torch.autograd.grad((y * weight).sum(), inputs))
+
+    whole = gradients([T])
+    assert all(bool(gradient.abs().sum() > 0) for gradient in whole)
+    for cuts in CUTS.values():
+        close(gradients(cuts), whole, torch.float64)
+
+
+@under_the_law
+def test_later_tokens_change_nothing_before(make: Callable[..., Reading], arguments: tuple[Any, ...]) -> None:
+    it = make(*arguments, torch.float64)
+    for restart in (None, restarts()):
+        whole, _ = it.read(it.text, it.state(B), restart)
+        for at in (1, 11, T - 1):
+            other = it.text.clone()
+            other[:, at:] = other[:, at:].flip(1) * 3 % V if other.dtype == torch.int64 else 50 * other[:, at:].flip(1)
+            changed, _ = it.read(other, it.state(B), restart)
+            close(changed[:, :at], whole[:, :at], torch.float64)
+
+
+@under_the_law
+def test_states_are_never_written_in_place(make: Callable[..., Reading], arguments: tuple[Any, ...]) -> None:
+    it = make(*arguments, torch.float64)
+    _, state = in_pieces(it, it.text, [T])
+    kept = tree_map(torch.clone, state)
+    for restart in (None, restarts()):
+        _, after = it.read(it.text, state, restart)
+        close(state, kept, torch.float64)
+        assert tree_flatten(after)[1] == tree_flatten(state)[1]
+        for leaf in tree_leaves(after):
+            assert leaf.untyped_storage().nbytes() <= max(leaf.numel() * leaf.element_size(), 8), "a slice keeps a larger buffer alive"
+
+
+@under_the_law
+def test_empty_pieces_and_empty_states(make: Callable[..., Reading], arguments: tuple[Any, ...]) -> None:
+    it = make(*arguments, torch.float64)
+    y, state = it.read(it.text[:, :0], it.state(B), restarts()[:, :0])
+    assert y.shape[:2] == (B, 0)
+    close(it.read(it.text, state, None)[0], it.read(it.text, it.state(B), None)[0], torch.float64)
+    assert all(isinstance(leaf, Tensor) for leaf in tree_leaves(state))
