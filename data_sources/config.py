@@ -60,6 +60,16 @@ class TableSource(Source):
         return self.fields is None and self.format is None
 
 
+HUB_NAMES = [name for name in BUILT_IN if described(name)["type"] == "hf"]
+
+
+class NamedSource(TableSource):
+    """A built-in source with switches of its own, such as {"type": "wikipedia", "repeat": true}. Read as the HubSource it stands for."""
+
+    type: Literal[tuple(HUB_NAMES)]
+    split: str = Field("train", min_length=1, description="Split to read.")
+
+
 class HubSource(TableSource):
     """A data set of the Hugging Face Hub, streamed shard by shard."""
 
@@ -89,9 +99,6 @@ class InstalledDocsSource(Source):
     type: Literal["installed_docs"]
 
 
-HUB_NAMES = [name for name in BUILT_IN if described(name)["type"] == "hf"]
-
-
 def _spelled_out(entry: Any) -> Any:
     """A plain name, alone or as the type, becomes the entry it stands for; a source without a name gets one."""
     if isinstance(entry, str):
@@ -109,7 +116,7 @@ def _spelled_out(entry: Any) -> Any:
 
 AnySource = Annotated[
     Annotated[HubSource | FilesSource | PdfSource | InstalledDocsSource, Field(discriminator="type")],
-    BeforeValidator(_spelled_out, json_schema_input_type=Literal[tuple(BUILT_IN)] | HubSource | FilesSource | PdfSource | InstalledDocsSource),
+    BeforeValidator(_spelled_out, json_schema_input_type=Literal[tuple(BUILT_IN)] | NamedSource | HubSource | FilesSource | PdfSource | InstalledDocsSource),
 ]
 
 

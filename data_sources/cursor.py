@@ -88,5 +88,3 @@ def lanes_of(rank: int, world_size: int) -> list[int]:
     if not 0 <= rank < world_size:
         raise ValueError(f"rank {rank} is not one of {world_size} processes; ranks count from 0")
     return list(range(rank, LANES, world_size))
-
-

@@ -96,4 +96,4 @@ def _signature(node: ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunc
 
 
 def _one_line(signature: str) -> str:
-    return " ".join(signature.split())
+    return " ".join(signature.split()).replace("( ", "(").replace(", )", ")")

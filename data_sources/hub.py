@@ -100,9 +100,9 @@ def _splits(source: HubSource) -> dict[str, list[str]]:
     try:
         builder = datasets.load_dataset_builder(source.dataset, source.config)
     except ValueError as error:  # "BuilderConfig 'x' not found. Available: [...]", "Config name is missing. ..."
-        raise GivenUp(f"{source.dataset}: {_first_line(error)}") from None
+        raise GivenUp(f"{source.dataset}: {_one_line(error)}") from None
     except (FileNotFoundError, RuntimeError) as error:  # no data files, or a data set that is a script
-        raise GivenUp(f"{source.dataset} can't be read: {_first_line(error)}") from None
+        raise GivenUp(f"{source.dataset} can't be read: {_one_line(error)}") from None
     return {str(split): list(files) for split, files in (builder.config.data_files or {}).items()}
 
 
@@ -113,7 +113,7 @@ def _explained(call: Callable[[], Result]) -> Result:
     except GatedRepoError:
         raise GivenUp(f"access is restricted; {TOKEN_HELP}") from None
     except HFValidationError as error:
-        raise GivenUp(f"not the name of a data set: {_first_line(error)}") from None
+        raise GivenUp(f"not the name of a data set: {_one_line(error)}") from None
     except RepositoryNotFoundError:
         raise GivenUp(f"the Hub has no such data set, or it is private; check the name, or {TOKEN_HELP}") from None
     except HfHubHTTPError as error:
@@ -123,7 +123,7 @@ def _explained(call: Callable[[], Result]) -> Result:
     except httpx2.TimeoutException:
         raise PassingFault("the Hub did not answer in time") from None
     except (httpx2.TransportError, ConnectionError) as error:
-        raise PassingFault(f"the Hub can't be reached: {_first_line(error)}") from None
+        raise PassingFault(f"the Hub can't be reached: {_one_line(error)}") from None
 
 
 def _by_status(answer: httpx2.Response) -> GivenUp | PassingFault:
@@ -165,6 +165,5 @@ def _hush() -> None:
     disable_progress_bars()
 
 
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:300] if lines else type(error).__name__
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:500] or type(error).__name__

@@ -27,7 +27,7 @@ SHORTEST = 25  # characters of a docstring that says something
 MOST_SYMBOLS = 0.2  # share of digits and signs above which a text is a table or code
 PROSE_BYTES = (string.ascii_letters + " \n.,;:'\"`()-_").encode() + bytes(range(128, 256))
 # What a README shows rather than says: badges, pictures, markup on lines of its own, comments.
-DECORATION = re.compile(r"(?m)^[ \t]*(?:\[?!\[.*|<[^>\n]*>[ \t]*|\.\. (?:image|\|)[^\n]*|:(?:target|alt|width|height|align):[^\n]*)\n|<!--[\s\S]*?-->")
+DECORATION = re.compile(r"(?m)^[ \t]*(?:\[?!\[.*|(?:<[^>\n]*>[ \t]*)+|\.\. (?:image|\|)[^\n]*|:(?:target|alt|width|height|align):[^\n]*)\n|<!--[\s\S]*?-->")
 
 
 class InstalledDocs:

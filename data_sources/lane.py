@@ -63,7 +63,9 @@ class Mix(NamedTuple):
 class Lane:
     """Lane `number`. `state` is a cursor's list of integers, None for a fresh start."""
 
-    def __init__(self, number: int, feeds: Sequence[Feed], mix: Mix, encoder: Encoder | None, moved: Callable[[int, int, str], None], state: State | None = None):
+    def __init__(
+        self, number: int, feeds: Sequence[Feed], mix: Mix, encoder: Encoder | None, moved: Callable[[int, int, str], None], state: State | None = None
+    ):
         """`encoder` may be None where only texts are asked for. `moved(lane, source, what)` hears of "aside", "back" and "finished"."""
         self.number = number
         self._feeds, self._mix, self._encoder, self._moved = feeds, mix, encoder, moved
@@ -163,6 +165,7 @@ class Lane:
             if found is not None:
                 self.turn = source
                 standing.place = found.place._replace(taken=found.place.taken + 1)
+                standing.documents += 1
                 standing.tokens += len(found.text)
                 return found.text
         return None
@@ -187,9 +190,13 @@ class Lane:
         return CHOICES[self._mix.strategy](self, living) if living else None
 
     def _lag(self, source: int) -> float:
-        """Tokens drawn for each unit of weight: the least lags most."""
+        """Tokens drawn for each unit of weight, were half of the next document drawn too: the least lags most.
+
+        The half keeps sources of long documents from being ahead by half a document all the time (Webster's way to share out seats).
+        """
         standing = self.standings[source]
-        return (standing.tokens + standing.credit) / self._mix.weights[source]
+        half = standing.tokens / (2 * max(1, standing.documents))
+        return (standing.tokens + standing.credit + half) / self._mix.weights[source]
 
 
 def _in_turn(lane: Lane, living: list[int]) -> int:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from data_sources.documents import Document, GivenUp
-from data_sources.pdf_process import Extract, Limits, PdfProcess, Refused
+from data_sources.pdf_process import LIMITS, Extract, Limits, PdfProcess, Refused
 from data_sources.pdf_text import Paragraph, paragraphs
 from data_sources.text import chunks
 
@@ -21,7 +21,7 @@ PAGES = 32  # of a block, at most
 class PdfFiles:
     """Reader of the PDF at `path`, or of all below it."""
 
-    def __init__(self, path: Path, limits: Limits = Limits()):
+    def __init__(self, path: Path, limits: Limits = LIMITS):
         self._root = path
         self._process = PdfProcess(limits)
         self._files: list[str] = []
@@ -33,7 +33,7 @@ class PdfFiles:
         if not self._files:
             self._files = [self._root.name] if self._root.is_file() else sorted(_pdfs_below(self._root))
             if not self._files:
-                raise GivenUp(f"{self._root} holds no PDF" if self._root.is_dir() else f"{self._root} is not there: neither a PDF nor a folder")
+                raise GivenUp(self._nothing_there())
         return self._files
 
     def blocks(self, shard: int) -> int | None:
@@ -52,7 +52,7 @@ class PdfFiles:
             return []
         extract = self._extract(shard, first, last)
         texts = [(first + index + 1, page.text) for index, page in enumerate(extract.pages)]
-        documents = _documents(Path(self._files[shard]).name, paragraphs(texts))
+        documents = _documents(Path(self.shards()[shard]).name, paragraphs(texts))
         self._name_faults(shard, first, extract, bool(documents))
         return documents
 
@@ -74,26 +74,35 @@ class PdfFiles:
             self._name(shard, str(refusal))
             extract = Extract(0, [])
         self._pages.setdefault(shard, extract.count)
-        if len(self._pages) == len(self._files) and not any(self._pages.values()):
+        if len(self._pages) == len(self.shards()) and not any(self._pages.values()):
             raise GivenUp(self._nothing_readable())
         return extract
+
+    def _nothing_there(self) -> str:
+        path = self._root.absolute()
+        return (
+            f"{path} holds no PDF; put some there, or correct the source's path"
+            if path.is_dir()
+            else f"there is no {path}; make it, or correct the source's path"
+        )
 
     def _nothing_readable(self) -> str:
         last = self._notices[-1] if self._notices else "all were passed over"
         return f"{self._root}: none of its {len(self._files)} PDFs can be read; the last: {last}" if len(self._files) > 1 else last
 
     def _name_faults(self, shard: int, first: int, extract: Extract, has_text: bool) -> None:
-        fault = next(((first + index + 1, page.fault) for index, page in enumerate(extract.pages) if page.fault), None)
-        if fault is not None:
-            self._name(shard, f"page {fault[0]} {fault[1]}", part=" and others like it" * (sum(page.fault is not None for page in extract.pages) > 1))
+        faults = [(first + index + 1, page.fault) for index, page in enumerate(extract.pages) if page.fault]
+        if faults:
+            more = f", and {len(faults) - 1} pages more" * (len(faults) > 1)
+            self._name(shard, f"page {faults[0][0]} {faults[0][1]}{more}")
         elif not has_text:
             self._name(shard, "holds no text (scanned?)")
 
-    def _name(self, shard: int, reason: str, part: str = "") -> None:
+    def _name(self, shard: int, reason: str) -> None:
         """A line for the log, one for each file."""
         if shard not in self._named:
             self._named.add(shard)
-            self._notices.append(f"{self.shards()[shard]} {reason}{part}; passed over")
+            self._notices.append(f"{self.shards()[shard]} {reason}; passed over")
 
 
 def _pdfs_below(folder: Path) -> Iterator[str]:

@@ -27,6 +27,9 @@ class Limits(NamedTuple):
     memory: int = 1 << 30
 
 
+LIMITS = Limits()
+
+
 class Refused(Exception):
     """A file gives no page at all. The message is the end of a sentence that begins with its name."""
 

@@ -29,6 +29,7 @@ OWN_NUMBER = "own number"  # key of a line that holds nothing but the number of 
 FEWEST_PAGES = 3  # below which nothing is said to repeat
 OFTEN = 0.4  # of the pages; left and right pages may have headers of their own
 LEAST_LEFT = 0.1  # of the letters
+NARROWEST = 40  # characters of a full line; a page of shorter ones is a list
 NUMBER = re.compile(r"\d+")
 PAGE_NUMBER = re.compile(r"[-–—|\s]*(?:page\s*)?(?:\d{1,5}|[ivxlc]{1,7})(?:\s*(?:of|/)\s*\d{1,5})?[-–—|\s.]*", re.IGNORECASE)
 ITEM = re.compile(r"(?:[•◦▪‣●○■–*-]|\(?\d{1,3}[.)]|\(?[a-zA-Z][.)])\s")
@@ -36,7 +37,9 @@ SENTENCE_END = re.compile(r"[.!?:;][\"'”’»)\]]*$")
 BROKEN_WORD = re.compile(r"(\w+)[-\xad]$")
 WORD = re.compile(r"\w+(?:-\w+)*")
 # First halves that keep their hyphen where the text itself doesn't tell.
-COMPOUNDS = frozenset(["all", "cross", "ex", "half", "high", "long", "low", "mid", "non", "one", "post", "pre", "quasi", "self", "semi", "short", "so", "three", "two", "vice", "well"])
+COMPOUNDS = frozenset(
+    {"all", "cross", "ex", "half", "high", "long", "low", "mid", "non", "post", "quasi", "self", "semi", "short", "three", "two", "vice", "well"}
+)
 
 
 class Paragraph(NamedTuple):
@@ -81,21 +84,24 @@ def _size(pages: list[tuple[int, list[str]]]) -> int:
 
 
 def _keys_at_edges(number: int, lines: Sequence[str]) -> dict[int, str]:
-    """What a header or footer has in common from page to page, by the index of its line. Rows of figures alone have nothing."""
+    """The keys of the lines at the edges of a page, by their index."""
     filled = [index for index, line in enumerate(lines) if line]
     outermost = {*filled[:NUMBER_EDGE], *filled[-NUMBER_EDGE:]}
-    keys = {}
-    for index in {*filled[:EDGE], *filled[-EDGE:]}:
-        key = NUMBER.sub("#", lines[index].casefold())
-        if PAGE_NUMBER.fullmatch(lines[index]):
-            key = "" if index not in outermost else OWN_NUMBER if lines[index] == str(number) else "#"
-        keys[index] = key if key in ("#", OWN_NUMBER) or any(letter.isalpha() for letter in key) else ""
+    keys = {index: _key(lines[index], number, index in outermost) for index in {*filled[:EDGE], *filled[-EDGE:]}}
     return {index: key for index, key in keys.items() if key}
+
+
+def _key(line: str, number: int, outermost: bool) -> str:
+    """What a header or footer has in common from page to page; nothing for other rows of figures."""
+    if PAGE_NUMBER.fullmatch(line):
+        found = OWN_NUMBER if line == str(number) else "#"
+        return found if outermost else ""
+    return NUMBER.sub("#", line.casefold()) if any(letter.isalpha() for letter in line) else ""
 
 
 def _reflowed(lines: list[Line]) -> list[Paragraph]:
     lengths = sorted(len(line.text) for line in lines if line.text)
-    width = lengths[len(lengths) * 4 // 5] if lengths else 0
+    width = max(NARROWEST, lengths[len(lengths) * 4 // 5] if lengths else 0)
     words = Counter(word.casefold() for line in lines for word in WORD.findall(line.text))
     found: list[Paragraph] = []
     parts: list[str] = []

@@ -3,6 +3,7 @@
 The cursor that counts is the one that comes with the batch that was trained on, so running ahead loses and repeats nothing.
 """
 
+import atexit
 import queue
 import threading
 from collections.abc import Iterator
@@ -22,6 +23,8 @@ class Prefetch:
         self._over: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="prefetch", daemon=True)
         self._thread.start()
+        # A thread that is inside compiled code when the interpreter ends would abort the process.
+        atexit.register(self.close)
 
     def _run(self) -> None:
         try:
@@ -58,6 +61,7 @@ class Prefetch:
         self._thread.join(LONGEST_CLOSE)
         if not self._thread.is_alive():  # a file must not be closed while it is read
             self._stream.close()
+        atexit.unregister(self.close)
 
     def __enter__(self) -> Self:
         return self

@@ -8,6 +8,7 @@ import gzip
 import io
 import os
 import zlib
+from collections.abc import Sequence
 from typing import Protocol
 
 import zstandard
@@ -47,10 +48,25 @@ class LocalFile:
 
 
 class Seekable(io.RawIOBase):
-    """A ByteRanges as the file object that pyarrow asks for."""
+    """A ByteRanges as the file object that pyarrow asks for.
+
+    What pyarrow will read is held in memory before it is called: a thread that waits for the network inside pyarrow's own code
+    would abort the whole process when the interpreter ends.
+    """
 
     def __init__(self, data: ByteRanges):
         self._data, self._place = data, 0
+        self._held: list[tuple[int, bytes]] = []
+
+    def hold(self, ranges: Sequence[tuple[int, int]]) -> None:
+        """Fetch (start, end) ranges, in place of those held before."""
+        self._held = [(start, self._data.read(start, end)) for start, end in ranges]
+
+    def _read(self, start: int, end: int) -> bytes:
+        for held_start, held in self._held:
+            if held_start <= start and end <= held_start + len(held):
+                return held[start - held_start : end - held_start]
+        return self._data.read(start, end)
 
     def readable(self) -> bool:
         return True
@@ -67,7 +83,7 @@ class Seekable(io.RawIOBase):
 
     def read(self, size: int = -1) -> bytes:
         end = self._data.size() if size is None or size < 0 else min(self._place + size, self._data.size())
-        data = self._data.read(self._place, end) if end > self._place else b""
+        data = self._read(self._place, end) if end > self._place else b""
         self._place += len(data)
         return data
 

@@ -18,6 +18,8 @@ from data_sources.ranges import DAMAGE, DECOMPRESSORS, ByteRanges, PackedLines, 
 from data_sources.rows import Notes, RowFormat
 from data_sources.text import chunks
 
+FOOTER_BYTES = 1 << 16  # fetched at once at a parquet file's end, which is enough for most
+
 Lines = PlainLines | PackedLines
 
 
@@ -36,9 +38,19 @@ class ParquetShard:
 
     def __init__(self, data: ByteRanges, rows: RowFormat):
         self._data, self._rows = data, rows
+        self._held = Seekable(data)
+        self._held.hold(self._footer())
         # No pre-buffering and no threads: Arrow's own would call back into Python while the interpreter goes down.
-        self._file = pq.ParquetFile(Seekable(data), pre_buffer=False)
+        self._file = pq.ParquetFile(self._held, pre_buffer=False)
         self._columns = rows.columns(self._file.schema_arrow.names)
+
+    def _footer(self) -> list[tuple[int, int]]:
+        """Where the file's description stands: before its own length, in four bytes, and a mark of four."""
+        size = self._data.size()
+        start = max(0, size - FOOTER_BYTES)
+        end = self._data.read(start, size)
+        length = int.from_bytes(end[-8:-4], "little") + 8
+        return [(start, size)] if length <= len(end) else [(max(0, size - length), size)]
 
     def blocks(self) -> int | None:
         return self._file.num_row_groups
@@ -46,8 +58,21 @@ class ParquetShard:
     def texts(self, block: int) -> list[str] | None:
         if block >= self._file.num_row_groups:
             return None
-        table = self._file.read_row_group(block, columns=list(dict.fromkeys(self._columns.values())), use_threads=False)
+        columns = list(dict.fromkeys(self._columns.values()))
+        self._held.hold(self._ranges(block, columns))
+        try:
+            table = self._file.read_row_group(block, columns=columns, use_threads=False)
+        finally:
+            self._held.hold([])
         return self._rows.texts(_table_rows(table), self._columns)
+
+    def _ranges(self, block: int, columns: Sequence[str]) -> list[tuple[int, int]]:
+        """The bytes of `columns` in a row group."""
+        group = self._file.metadata.row_group(block)
+        chunks = [group.column(number) for number in range(group.num_columns)]
+        wanted = [chunk for chunk in chunks if chunk.path_in_schema.split(".")[0] in columns]
+        starts = [min(filter(None, (chunk.dictionary_page_offset, chunk.data_page_offset))) for chunk in wanted]
+        return [(start, start + chunk.total_compressed_size) for start, chunk in zip(starts, wanted, strict=True)]
 
     def close(self) -> None:
         self._file.close()
@@ -244,9 +269,7 @@ def _one_line(error: Exception) -> str:
 
 
 def readable_files(root: str) -> list[str]:
-    """Files below `root`, or `root` itself, that KINDS can read, relative and sorted. Hidden ones are skipped, link loops end."""
-    if os.path.isfile(root):
-        return [""] if kind_of(root) else []
+    """Files below `root` that KINDS can read, relative and sorted. Hidden ones are skipped, link loops end."""
     found, seen = [], set()
     for folder, folders, files in os.walk(root, followlinks=True):
         stat = os.stat(folder)

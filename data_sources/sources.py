@@ -1,9 +1,11 @@
 """All sources of a mix, opened together and watched over: reached in parallel, retried in the background, told about."""
 
+import atexit
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from data_sources.blocks import BlockCache
@@ -36,11 +38,8 @@ class Sources:
 
     def _reach(self) -> None:
         """All at once: three that are dead cost three seconds, not nine."""
-        threads = [threading.Thread(target=feed.reach, daemon=True) for feed in self.feeds]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        with ThreadPoolExecutor(len(self.feeds), "reach") as pool:
+            list(pool.map(Feed.reach, self.feeds))
 
     def watch(self) -> None:
         """See that sources which wait are asked again when their time has come."""
@@ -48,6 +47,7 @@ class Sources:
         if waiting and (self._watcher is None or not self._watcher.is_alive()):
             self._watcher = threading.Thread(target=self._retry_waiting, daemon=True)
             self._watcher.start()
+            atexit.register(self.close)  # a thread inside compiled code when the interpreter ends would abort the process
 
     def _retry_waiting(self) -> None:
         while waiting := [feed for feed in self.feeds if feed.state == "waiting"]:
@@ -81,6 +81,7 @@ class Sources:
             self._watcher.join(LONGEST_CLOSE)
         for feed in self.feeds:
             feed.close()
+        atexit.unregister(self.close)
 
 
 def _rules(source: Any, data: DataConfig, seed: int, part: str) -> Rules:

@@ -14,6 +14,7 @@ unchanged. A `fault` sees each request first and may answer in the hub's place, 
         ...  # hub.endpoint, hub.log
 """
 
+import contextlib
 import gzip
 import hashlib
 import io
@@ -22,7 +23,7 @@ import re
 import socket
 import threading
 import urllib.parse
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -89,7 +90,8 @@ class _Server(ThreadingHTTPServer):
         self.shutdown()
         self.server_close()
         for connection in list(self._connections):  # kept alive, they would be served on by their threads
-            connection.close() if connection.fileno() < 0 else connection.shutdown(socket.SHUT_RDWR)
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
 
 
 class Answer(BaseHTTPRequestHandler):
@@ -178,9 +180,9 @@ class Answer(BaseHTTPRequestHandler):
 
     def _send_json(self, content: Any) -> None:
         body = json.dumps(content).encode()
-        self._send(200, {"Content-Type": "application/json"}, iter([body]), len(body))
+        self._send(200, {"Content-Type": "application/json"}, [body], len(body))
 
-    def _send(self, status: int, headers: Mapping[str, str], body: Iterator[bytes] = iter(()), length: int = 0) -> None:
+    def _send(self, status: int, headers: Mapping[str, str], body: Iterable[bytes] = (), length: int = 0) -> None:
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name, value)

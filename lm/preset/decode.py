@@ -36,8 +36,10 @@ def preset_from_json(text: str, origin: str) -> Preset:
         raw = json.loads(text, object_pairs_hook=_without_repeats, parse_constant=_no_such_number)
     except json.JSONDecodeError as error:
         raise PresetError(f"{origin}: line {error.lineno}, column {error.colno}: not JSON: {error.msg}") from None
-    except (ValueError, RecursionError) as error:
-        raise PresetError(f"{origin}: {error or 'nested too deep'}") from None
+    except RecursionError:
+        raise PresetError(f"{origin}: nested too deep") from None
+    except ValueError as error:
+        raise PresetError(f"{origin}: {error}") from None
     if not isinstance(raw, dict):
         raise PresetError(f"{origin}: found {_shown(raw)}, allowed: an object in braces, with at least data.sources")
     raw = _sectioned(raw, origin)
@@ -183,6 +185,8 @@ def _allowed(schema: dict[str, Any]) -> str:
     if "enum" in schema:
         return ", ".join(map(str, schema["enum"]))
     words = WORDS.get(schema.get("type", ""), "an object" if "$ref" in schema else "")
+    if "minItems" in schema:
+        return f"{words} of {schema['minItems']} or more"
     if schema.get("type") not in ("integer", "number"):
         return words
     bounds = [("minimum", "from"), ("exclusiveMinimum", "above"), ("maximum", "to"), ("exclusiveMaximum", "below")]

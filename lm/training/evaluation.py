@@ -38,7 +38,12 @@ class Tally(NamedTuple):
     def measures(self) -> dict[str, float]:
         cross_entropy = self.nats / self.tokens
         bits = self.text_nats / math.log(2) / self.bytes
-        return {"cross_entropy": cross_entropy, "perplexity": math.exp(min(cross_entropy, 700.0)), "bits_per_byte": bits, "tokens": int(self.tokens)}  # tokens read for it
+        return {
+            "cross_entropy": cross_entropy,
+            "perplexity": math.exp(min(cross_entropy, 700.0)),
+            "bits_per_byte": bits,
+            "tokens": int(self.tokens),
+        }  # tokens read for it
 
 
 class Rows(NamedTuple):

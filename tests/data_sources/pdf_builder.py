@@ -19,9 +19,7 @@ def of_contents(contents: Sequence[bytes], compress: bool = False) -> bytes:
     for content in contents:
         data, filter = (zlib.compress(content, 9), b" /Filter /FlateDecode") if compress else (content, b"")
         objects.append(b"<< /Length %d%s >>\nstream\n%s\nendstream" % (len(data), filter, data))
-        objects.append(
-            b"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 595 842] /Resources << /Font << /F1 3 0 R >> >> /Contents %d 0 R >>" % len(objects)
-        )
+        objects.append(b"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 595 842] /Resources << /Font << /F1 3 0 R >> >> /Contents %d 0 R >>" % len(objects))
         kids.append(b"%d 0 R" % len(objects))
     objects[1] = b"<< /Type /Pages /Kids [%s] /Count %d >>" % (b" ".join(kids), len(kids))
     return of_objects(objects)

@@ -1,0 +1,171 @@
+"""What a run has told so far: an observer that keeps what the screen shows, and nothing else."""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from lm.app.curve import Curve, Point
+from lm.app.words import counted, duration, one_line, size
+
+Event = Mapping[str, Any]
+SMOOTHING = 0.95  # of the losses shown as numbers
+LOG_LINES, SAMPLES = 50, 12
+
+
+class Line(NamedTuple):
+    """A line of the log."""
+
+    clock: str
+    text: str
+    tone: str  # "quiet", "good", "warning" or "bad"
+
+
+@dataclass
+class SourceFacts:
+    """A source as the screen shows it."""
+
+    name: str
+    loss: float | None = None
+    share: float = 0.0
+    tokens: int = 0
+    state: str = ""
+    reason: str = ""
+    next_try: float | None = None  # seconds since the epoch
+    epoch: int = 0
+    documents: int = 0
+
+
+TONES = {"reading": "good", "waiting": "warning", "given up": "bad", "finished": "quiet"}
+
+
+@dataclass
+class Facts:
+    """An observer: call it with each event of a run."""
+
+    clock: Callable[[], float] = time.time
+    preset: str = ""
+    parameters: int | None = None
+    plan: str = ""
+    device: str = ""
+    world_size: int = 1
+    budget: int = 0
+    phase: str = "starting"
+    is_training: bool = False
+    step: Event = field(default_factory=dict)  # the last step
+    loss: float | None = None
+    pace: float | None = None  # tokens a second, smoothed
+    sources: dict[str, SourceFacts] = field(default_factory=dict)
+    curve: Curve = field(default_factory=Curve)
+    evaluation: Event = field(default_factory=dict)
+    samples: deque[Event] = field(default_factory=lambda: deque(maxlen=SAMPLES))  # newest first
+    saved_at: float | None = None
+    log: deque[Line] = field(default_factory=lambda: deque(maxlen=LOG_LINES))
+    stopping: bool = False
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def __call__(self, event: Event) -> None:
+        """Take in an event. The screen draws in a thread of its own and holds the lock meanwhile."""
+        kinds: dict[str, Callable[[Event], None]] = {
+            "phase": self._on_phase,
+            "run": self._on_run,
+            "resume": self._on_resume,
+            "step": self._on_step,
+            "source": self._on_source,
+            "notice": self._on_notice,
+            "evaluation": self._on_evaluation,
+            "sample": self._on_sample,
+            "snapshot": self._on_snapshot,
+            "end": self._on_end,
+        }
+        if kind := kinds.get(event["event"]):
+            with self.lock:
+                kind(event)
+
+    @property
+    def tokens(self) -> int:
+        return self.step.get("tokens", 0)
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Until the run's budget is read, at the pace of late."""
+        return (self.budget - self.tokens) / self.pace if self.pace else None
+
+    def say(self, text: str, tone: str = "quiet") -> None:
+        """Add a line to the log."""
+        self.log.append(Line(time.strftime("%H:%M:%S", time.localtime(self.clock())), one_line(text), tone))
+
+    def remember(self, points: Iterable[Point]) -> None:
+        """Losses of the run before this sitting, for the curve."""
+        with self.lock:
+            for x, y in points:
+                self.curve.add(x, y)
+
+    def _on_phase(self, event: Event) -> None:
+        self.phase, self.is_training = one_line(event["text"]), False
+        if not self.step:
+            self.say(event["text"])
+
+    def _on_run(self, event: Event) -> None:
+        self.preset, self.plan, self.device = (one_line(str(event[key])) for key in ("preset", "plan", "device"))
+        self.parameters, self.world_size, self.budget = event["parameters"], event["world_size"], event["budget"]
+        self.sources = {name: SourceFacts(one_line(name)) for name in event["sources"]}
+
+    def _on_resume(self, event: Event) -> None:
+        self.say(event["text"], "good")
+
+    def _on_step(self, event: Event) -> None:
+        self.step, self.phase, self.is_training = event, "training", True
+        self.loss = _smoothed(self.loss, event["loss"])
+        self.pace = _smoothed(self.pace, event["tokens_per_second"])
+        self.curve.add(event["tokens"], event["loss"])
+        for name, told in event["sources"].items():
+            self._source(name, told)
+            known = self.sources[name]
+            known.loss = _smoothed(known.loss, told["loss"])
+            known.share, known.tokens, known.epoch, known.documents = told["share"], told["tokens"], told["epoch"], told["documents"]
+
+    def _source(self, name: str, told: Event) -> None:
+        known = self.sources.setdefault(name, SourceFacts(one_line(name)))
+        known.state, known.reason = told["state"], one_line(told["reason"] or "")
+        known.next_try = told.get("next_try")
+
+    def _on_source(self, event: Event) -> None:
+        self._source(event["name"], event)
+        reason = f": {event['reason']}" if event["reason"] else ""
+        self.say(f"{event['name']} is {event['state']}{reason}", TONES.get(event["state"], "quiet"))
+
+    def _on_notice(self, event: Event) -> None:
+        self.say(event["text"], "warning")
+
+    def _on_evaluation(self, event: Event) -> None:
+        self.evaluation = {**event, "after": self.tokens}
+        self.say(f"held-out text: perplexity {event['perplexity']:,.1f}, {event['bits_per_byte']:.3f} bits per byte", "good")
+
+    def _on_sample(self, event: Event) -> None:
+        self.samples.appendleft({"tokens": event["tokens"], "prompt": one_line(event["prompt"]), "text": one_line(event["text"])})
+
+    def _on_snapshot(self, event: Event) -> None:
+        self.saved_at = self.clock()
+        self.say(f"snapshot saved: {size(event['bytes'])} in {max(event['seconds'], 0.1):.1f} s")
+
+    def _on_end(self, event: Event) -> None:
+        self.phase, self.is_training = one_line(event["reason"]), False
+        self.say(f"the run ends: {event['reason']}", "good")
+
+    def state_of(self, source: SourceFacts) -> str:
+        """A source's state in words: "waiting: no route to host; next try in 12 s"."""
+        words = source.state or "not read yet"
+        if source.reason and source.state != "reading":
+            words += f": {source.reason}"
+        if source.next_try is not None and source.state == "waiting":
+            words += f"; next try in {duration(max(source.next_try - self.clock(), 0))}"
+        return words
+
+
+def _smoothed(before: float | None, new: float | None) -> float | None:
+    if new is None or new != new:
+        return before
+    return new if before is None else SMOOTHING * before + (1 - SMOOTHING) * new

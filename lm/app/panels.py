@@ -1,0 +1,178 @@
+"""The parts of the live screen. Each takes the facts and a size, and gives at most that many lines."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.text import Text
+
+from lm.app.curve import draw
+from lm.app.facts import Facts, SourceFacts
+from lm.app.text import ACCENT, LABEL, QUIET, TONES, Lines, apart, filled, fitted, spans, title, wrapped
+from lm.app.words import NOTHING, counted, duration, figure, one_line, rate, size
+
+STATE_STYLES = {"reading": "green", "waiting": "yellow", "given up": "red", "finished": "dim"}
+
+
+def head(facts: Facts, width: int) -> Lines:
+    """Who is learning, how far it has come, and an empty line."""
+    about = [spans((" · ".join(words), QUIET)) for words in [_about(facts)] if words]
+    left = spans(("Perennial", f"bold {ACCENT}"), ("  " + facts.preset, "bold"), "  ", *about)
+    return [apart(left, _state(facts), width), progress(facts, width), Text("")]
+
+
+def _about(facts: Facts) -> list[str]:
+    parameters = [f"{counted(facts.parameters)} parameters"] if facts.parameters else []
+    return [*parameters, *([facts.device] if facts.device else [])]
+
+
+def _state(facts: Facts) -> Text:
+    if facts.stopping:
+        return spans(("● ", "yellow"), ("stopping and saving", "yellow"))
+    return spans(("● ", ACCENT if facts.is_training else "yellow"), facts.phase)
+
+
+def progress(facts: Facts, width: int) -> Text:
+    """A bar to the run's budget, with numbers on both sides."""
+    if not facts.budget:
+        return spans(("the run begins", QUIET))
+    share = min(facts.tokens / facts.budget, 1.0)
+    left = spans((counted(facts.tokens), "bold"), (f" of {counted(facts.budget)} tokens ", QUIET))
+    right = spans(f" {100 * share:.1f}%", (f" · {time_left(facts)}", QUIET))
+    room = max(width - left.cell_len - right.cell_len, 4)
+    done = min(int(2 * room * share), 2 * room)
+    full, half = divmod(done, 2)
+    bar = spans(("━" * full + "╸" * half, ACCENT), ("─" * (room - full - half), QUIET))
+    return Text.assemble(left, bar, right, no_wrap=True, end="")
+
+
+def time_left(facts: Facts) -> str:
+    seconds = facts.seconds_left
+    return "time left unknown" if seconds is None else f"{duration(seconds)} left"
+
+
+def loss(facts: Facts, width: int, height: int) -> Lines:
+    """The loss curve under its title."""
+    points = facts.curve.points
+    heading = title("loss", width, f"{figure(facts.loss, 3)} nats a token")
+    if len(points) < 2 or height < 4:
+        waiting = spans((facts.phase if not facts.step else "the curve begins with the next steps", QUIET))
+        return filled([heading, waiting], max(height, 1))
+    drawing = draw(points, width, height - 1)
+    rows = [spans((label, LABEL), (row, ACCENT)) for label, row in zip(drawing.labels, drawing.rows, strict=True)]
+    return [heading, *rows, spans((drawing.axis, LABEL)), spans((drawing.below, LABEL))][:height]
+
+
+def numbers(facts: Facts, width: int, height: int) -> Lines:
+    """The numbers of the last step."""
+    step = facts.step
+    saved = NOTHING if facts.saved_at is None else f"{duration(max(facts.clock() - facts.saved_at, 0))} ago"
+    rows = [
+        ("speed", f"{figure(facts.pace, 0)} tokens/s", ""),
+        ("learning rate", rate(step.get("learning_rate")), ""),
+        ("gradient", figure(step.get("gradient_norm"), 3), ""),
+        ("memory", size(step.get("memory_bytes")), ""),
+        ("step", f"{step['step']:,}" if step else NOTHING, ""),
+        ("life", f"{counted(step['life_tokens'])} tokens" if step else NOTHING, ""),
+        ("saved", saved, ""),
+        ("data wait", f"{100 * step['data_wait']:.0f}%" if step else NOTHING, ""),
+        ("skipped steps", str(step.get("skipped", 0)), "yellow"),
+    ]
+    shown = rows if step.get("skipped") else rows[:-1]
+    shown = shown if height > len(shown) else [*shown[: height - 1]]
+    return [title("now", width), *(apart(spans((name, LABEL)), spans((value, style)), width) for name, value, style in shown)][:height]
+
+
+def sources(facts: Facts, width: int, height: int) -> Lines:
+    """A line for each source: loss, share, tokens, and its state in words. Those that need a look come first when room is short."""
+    room = height - 1
+    known = list(facts.sources.values())
+    urgent = sorted(known, key=lambda source: source.state in ("reading", "", "finished"))
+    shown = known if len(known) <= room else [source for source in known if source in urgent[: room - 1]]
+    name_width = min(max((len(source.name) for source in known), default=0), max(width // 4, 10))
+    after = f"{'':{max(name_width - 7, 0)}}{'loss':>7}{'share':>7}{'tokens':>9}"
+    heading = spans(("sources", f"bold {ACCENT}"), (after, LABEL), ("  ", ""))
+    heading.append("─" * max(width - heading.cell_len, 0), style=QUIET)
+    rows = [_source_line(facts, source, name_width) for source in shown]
+    more = len(known) - len(shown)
+    return [heading, *rows, *([spans((f"and {more} more", QUIET))] if more else [])]
+
+
+def _source_line(facts: Facts, source: SourceFacts, name_width: int) -> Text:
+    name = fitted(Text(source.name), name_width)
+    share = f"{100 * source.share:.0f}%" if source.tokens else NOTHING
+    figures = f"{figure(source.loss, 3):>7}{share:>7}{counted(source.tokens):>9}"
+    around = f"  (epoch {source.epoch + 1})" if source.epoch else ""
+    state = STATE_STYLES.get(source.state, QUIET)
+    return spans(name, figures, "  ", ("● ", state), (facts.state_of(source), "" if state == "green" else state), (around, QUIET))
+
+
+def held_out_line(facts: Facts, width: int) -> Lines:
+    """The last evaluation in a line; nothing before the first."""
+    if not facts.evaluation:
+        return []
+    by_source = [f"{one_line(name)} {figure(values['bits_per_byte'], 2)}" for name, values in facts.evaluation["sources"].items()]
+    return [
+        spans(
+            ("held-out", f"bold {ACCENT}"),
+            f"  perplexity {figure(facts.evaluation['perplexity'], 1)}",
+            (f"  bits per byte {figure(facts.evaluation['bits_per_byte'], 3)}", ""),
+            (f" ({', '.join(by_source)})" if len(by_source) > 1 else "", QUIET),
+        )
+    ]
+
+
+def held_out_table(facts: Facts, width: int, height: int) -> Lines:
+    """The last evaluation by source; nothing before the first."""
+    if not facts.evaluation:
+        return []
+    rows = [(one_line(name), values) for name, values in facts.evaluation["sources"].items()]
+    heading = title("held-out text", width, f"after {counted(facts.evaluation['after'])} tokens")
+    columns = spans((f"{'perplexity':>{width - 11}}{'bits/byte':>11}", LABEL))
+    total = _measures("all", facts.evaluation, width, "bold")
+    return [heading, columns, *(_measures(name, values, width, "") for name, values in rows), total][:height]
+
+
+def _measures(name: str, values: Mapping[str, float], width: int, style: str) -> Text:
+    figures = f"{figure(values['perplexity'], 1):>11}{figure(values['bits_per_byte'], 3):>11}"
+    return apart(spans((name, style or LABEL)), spans((figures, style)), width)
+
+
+def samples(facts: Facts, width: int, height: int) -> Lines:
+    """What the model wrote: its newest sample and, where there is room, earlier ones to compare it with. Nothing before the first."""
+    if not facts.samples or height < 2:
+        return []
+    newest, *earlier = facts.samples
+    lines = [title("it writes", width, _when(newest)), *wrapped(_written(newest), width, height - 1)]
+    for sample in earlier:
+        text = [spans((_when(sample), QUIET)), *wrapped(_written(sample), width, height)]
+        if len(lines) + 1 + len(text) > height:
+            break
+        lines += [Text(""), *text]
+    return lines
+
+
+def _when(sample: Mapping[str, Any]) -> str:
+    return f"after {counted(sample['tokens'])} tokens"
+
+
+def _written(sample: Mapping[str, Any]) -> Text:
+    return spans((sample["prompt"], QUIET), (" " if sample["prompt"] else ""), sample["text"])
+
+
+def log(facts: Facts, width: int, height: int) -> Lines:
+    """The newest lines of the log."""
+    lines = [spans((f"{line.clock}  ", LABEL), (line.text, TONES[line.tone])) for line in list(facts.log)[-(height - 1) :]]
+    return [title("log", width), *lines] if lines else []
+
+
+def small(facts: Facts, width: int) -> Lines:
+    """The least there is to say, for a terminal with little room."""
+    share = 100 * facts.tokens / facts.budget if facts.budget else 0.0
+    state = "stopping" if facts.stopping else facts.phase
+    return [
+        spans(("Perennial ", f"bold {ACCENT}"), (state, QUIET)),
+        spans(f"{counted(facts.tokens)} tokens", (f" {share:.1f}%", QUIET)),
+        spans("loss ", (figure(facts.loss, 3), ACCENT)),
+        spans((f"{figure(facts.pace, 0)} tokens/s", QUIET)),
+        spans((time_left(facts), QUIET)),
+    ]

@@ -1,0 +1,108 @@
+"""Training in front of a person: the live screen or printed lines, Ctrl-C, and one line about how it ended."""
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, TextIO
+
+from lm.app.facts import Event, Facts
+from lm.app.interrupts import STATUS, Interrupts
+from lm.app.past import past_losses
+from lm.app.printed import Printed
+from lm.app.terminal import CHECKPOINTS, LEAVE_SCREEN, diverted, in_a_line, log_traceback, silent_keys
+from lm.app.words import counted, figure, one_line
+from lm.preset import Preset
+
+DRAWINGS_A_SECOND = 2
+
+
+class Outcome(NamedTuple):
+    """How a run ended: a line for a person, the exit status, and whether the program ends with it."""
+
+    line: str
+    status: int
+    ends: bool = False
+
+
+def train_with_screen(preset: Preset) -> Outcome:
+    """Train until the run ends or the person stops it, on a live screen."""
+    facts = Facts(preset=one_line(preset.name), phase="loading")
+    with diverted() as screen, silent_keys(), _live(facts, screen):
+        interrupts = Interrupts(lambda: _stopping(facts), lambda: _left(screen))
+        return _trained(preset, facts, facts, interrupts)
+
+
+def train_with_lines(preset: Preset) -> Outcome:
+    """The same for a log file or a pipe."""
+    facts = Facts(preset=one_line(preset.name))
+    with diverted() as screen:
+        printed = Printed(facts, screen)
+        printed.line(f'no terminal: training the preset "{preset.name}"')
+        outcome = _trained(preset, facts, printed, Interrupts(lambda: printed.line("stopping and saving"), lambda: None))
+        printed.line(outcome.line)
+        return outcome
+
+
+def train_unseen(preset: Preset) -> Outcome:
+    """The same for a process that helps the first one."""
+    with diverted():
+        return _trained(preset, Facts(), lambda event: None, Interrupts(lambda: None, lambda: None))
+
+
+def _trained(preset: Preset, facts: Facts, observer: Callable[[Event], None], interrupts: Interrupts) -> Outcome:
+    def with_past(event: Event) -> None:
+        observer(event)
+        if event["event"] == "resume" and event["tokens"]:
+            facts.remember(past_losses(CHECKPOINTS / "run.jsonl", event["tokens"], event["life_tokens"]))
+
+    with interrupts:
+        try:
+            from lm.training import Halted, train
+
+            try:
+                summary = train(preset, checkpoint_dir=str(CHECKPOINTS), observers=(with_past,), should_stop=interrupts.asked)
+            except Halted as halt:
+                return Outcome(f"Halted: {one_line(str(halt))}", 1, interrupts.ends)
+        except Exception as error:
+            log_traceback(error)
+            return Outcome(f"Stopped by an error. {in_a_line(error)}", 1, interrupts.ends)
+    so_far = f"{counted(summary.tokens)} of {counted(facts.budget)} tokens, loss {figure(facts.loss, 3)}"
+    if summary.stopped:
+        return Outcome(f"Stopped and saved at {so_far}. Training goes on from here.", 0, interrupts.ends)
+    perplexity = summary.evaluation.get("perplexity") if summary.evaluation else None
+    return Outcome(f"The run is done: {so_far}, held-out perplexity {figure(perplexity, 1)}.", 0, interrupts.ends)
+
+
+@contextlib.contextmanager
+def _live(facts: Facts, screen: TextIO) -> Iterator[None]:
+    from rich.console import Console
+    from rich.live import Live
+
+    from lm.app.dashboard import Dashboard
+
+    console = Console(file=screen, force_terminal=True, highlight=False, markup=False, emoji=False)
+    drawing = Dashboard(facts)
+    live = Live(
+        get_renderable=lambda: drawing,
+        console=console,
+        screen=True,
+        refresh_per_second=DRAWINGS_A_SECOND,
+        redirect_stdout=False,
+        redirect_stderr=False,
+        vertical_overflow="crop",
+    )
+    with live:
+        yield
+
+
+def _stopping(facts: Facts) -> None:
+    facts.stopping = True
+
+
+def _left(screen: TextIO) -> None:
+    """The terminal as it was, by the shortest way: the process ends right after."""
+    os.write(screen.fileno(), LEAVE_SCREEN.encode())
+    os.system("stty sane <&0")
+
+
+__all__ = ["STATUS", "Outcome", "train_unseen", "train_with_lines", "train_with_screen"]

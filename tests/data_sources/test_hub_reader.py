@@ -1,0 +1,237 @@
+"""Data sets of the Hub: which files, which columns, which rows, and what is said when there are none."""
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data_sources.config import DataConfig
+from data_sources.documents import GivenUp, PassingFault, Reader
+from data_sources.readers import open_reader
+from tests.data_sources.streams import paragraphs
+from tests.loopback_hub import Answer, LoopbackHub, make_dataset
+
+
+def reader(dataset: str, **options: Any) -> Reader:
+    source = {"type": "hf", "name": "a", "dataset": dataset, **options}
+    return open_reader(DataConfig.model_validate({"sources": [source]}).sources[0])
+
+
+def all_texts(source: Reader) -> list[str]:
+    texts = []
+    for shard in range(len(source.shards())):
+        block = 0
+        while (documents := source.read(shard, block)) is not None:
+            texts += [document.text for document in documents]
+            block += 1
+    return texts
+
+
+def rows(texts: list[str], name: str = "text") -> list[dict[str, Any]]:
+    return [{name: text, "id": number} for number, text in enumerate(texts)]
+
+
+@pytest.mark.parametrize("format", ["parquet", "json.gz", "jsonl.zst"])
+def test_every_row_of_each_kind_of_file(hub: LoopbackHub, tmp_path: Path, format: str) -> None:
+    texts = paragraphs(300)
+    make_dataset(tmp_path / "hub", "some/words", rows(texts), format=format, shards=3)
+    source = reader("some/words")
+    assert all_texts(source) == texts
+    assert [source.blocks(shard) for shard in range(3)] == ([1, 1, 1] if format == "parquet" else [None] * 3)
+    assert source.read(0, 99) is None
+
+
+def test_only_the_needed_column_is_fetched_by_row_group(hub: LoopbackHub, tmp_path: Path) -> None:
+    texts = [text * 20 for text in paragraphs(200)]
+    table = [{"text": text, "ballast": os.urandom(5000).hex()} for text in texts]
+    make_dataset(tmp_path / "hub", "some/words", table, shards=1, row_group_size=50)
+    source = reader("some/words")
+    assert source.blocks(0) == 4
+    assert [document.text for document in source.read(0, 2) or []] == texts[100:150]
+    lengths = [int(end) - int(start) for request in hub.log if request.range for start, end in [request.range.removeprefix("bytes=").split("-")]]
+    assert sum(lengths) < 400_000 < (tmp_path / "hub/some/words/data/train-00000-of-00001.parquet").stat().st_size
+
+
+def test_files_of_a_repository_without_a_card(hub: LoopbackHub, tmp_path: Path) -> None:
+    """The layout of monology/pile-uncopyrighted: splits are told by names alone."""
+    folder = make_dataset(tmp_path / "hub", "some/pile", rows(paragraphs(30)), format="jsonl.zst", shards=2)
+    (folder / "README.md").unlink()
+    (folder / "train").mkdir()
+    for number, file in enumerate(sorted((folder / "data").iterdir())):
+        file.rename(folder / "train" / f"{number:02}.jsonl.zst")
+    assert all_texts(reader("some/pile")) == paragraphs(30)
+
+
+def test_an_alias_is_taken_and_said(hub: LoopbackHub, tmp_path: Path) -> None:
+    make_dataset(tmp_path / "hub", "some/pairs", [{"query": "Why?", "answers": ["Because.", "Else."]}, {"query": "How?", "answers": []}], shards=1)
+    source = reader("some/pairs", fields=["question", "answer"], format="Q: {question}\nA: {answer}")
+    assert all_texts(source) == ["Q: Why?\nA: Because."]
+    assert sorted(source.notices()) == [
+        "1 rows held no text and were passed over",
+        'no column "answer"; "answers" is read in its place',
+        'no column "question"; "query" is read in its place',
+    ]
+
+
+@pytest.mark.parametrize("format", ["parquet", "json.gz"])
+def test_an_absent_column_lists_those_there_are(hub: LoopbackHub, tmp_path: Path, format: str) -> None:
+    make_dataset(tmp_path / "hub", "some/words", rows(paragraphs(10), "stuff"), format=format)
+    with pytest.raises(GivenUp, match='no column "text"; there are: stuff, id'):
+        all_texts(reader("some/words"))
+
+
+def test_rows_without_text_are_counted(hub: LoopbackHub, tmp_path: Path) -> None:
+    make_dataset(tmp_path / "hub", "some/words", [{"text": "one"}, {"text": None}, {"text": "  \n"}, {"text": "two"}], shards=1)
+    source = reader("some/words")
+    assert all_texts(source) == ["one", "two"]
+    assert source.notices() == ["2 rows held no text and were passed over"] and source.notices() == []
+
+
+@pytest.mark.parametrize(
+    ("options", "said"), [({"config": "nope"}, r"nope.*\['first', 'second'\]"), ({}, r"first.*second"), ({"config": "first", "split": "tset"}, "tset.*train")]
+)
+def test_an_absent_configuration_or_split_lists_those_there_are(hub: LoopbackHub, tmp_path: Path, options: dict[str, str], said: str) -> None:
+    for config in ("first", "second"):
+        make_dataset(tmp_path / "hub", "some/words", rows(paragraphs(10)), config=config)
+    with pytest.raises(GivenUp, match=said) as error:
+        reader("some/words", **options).shards()
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["some/nothing", "nothing", "a--b/c"])
+def test_a_wrong_name(hub: LoopbackHub, name: str) -> None:
+    with pytest.raises(GivenUp) as error:
+        reader(name).shards()
+    assert "\n" not in str(error.value)
+
+
+def test_a_data_set_without_data(hub: LoopbackHub, tmp_path: Path) -> None:
+    (tmp_path / "hub/some/words").mkdir(parents=True)
+    (tmp_path / "hub/some/words/README.md").write_text("Nothing yet.")
+    with pytest.raises(GivenUp, match="can't be read"):
+        reader("some/words").shards()
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "kind", "said"),
+    [
+        (401, None, GivenUp, "HF_TOKEN"),
+        (403, "GatedRepo", GivenUp, "HF_TOKEN"),
+        (404, "RepoNotFound", GivenUp, "no such data set"),
+        (429, None, PassingFault, "busy"),
+        (500, None, PassingFault, "busy"),
+        (503, None, PassingFault, "busy"),
+    ],
+)
+@pytest.mark.parametrize("at", ["/api/datasets/some/words", ".parquet"])
+def test_refusals(hub: LoopbackHub, tmp_path: Path, at: str, status: int, code: str | None, kind: type[Exception], said: str) -> None:
+    make_dataset(tmp_path / "hub", "some/words", rows(paragraphs(30)))
+
+    def fault(answer: Answer, path: str) -> bool:
+        if path.endswith(at):
+            answer.refuse(status, code, retry_after=7)
+        return path.endswith(at)
+
+    hub._server.fault = fault
+    source = reader("some/words")
+    with pytest.raises(kind, match=said) as error:
+        all_texts(source)
+    assert getattr(error.value, "retry_after", 7.0) == 7.0 and "\n" not in str(error.value)
+    hub._server.fault = None
+    assert all_texts(source) == paragraphs(30)
+
+
+@pytest.mark.parametrize("format", ["parquet", "json.gz"])
+def test_a_connection_cut_in_the_middle_of_a_file(hub: LoopbackHub, tmp_path: Path, format: str) -> None:
+    make_dataset(tmp_path / "hub", "some/words", rows(paragraphs(200)), format=format, shards=1, row_group_size=40)
+    source = reader("some/words")
+    read: list[str] = []
+    cuts = iter([False, True, True, False, True, False, True])
+
+    def fault(answer: Answer, path: str) -> bool:
+        if path.endswith(format) and next(cuts, False):
+            answer.cut(200)
+            return True
+        return False
+
+    hub._server.fault = fault
+    block, faults = 0, 0
+    while block < 5:
+        try:
+            documents = source.read(0, block)
+        except PassingFault:
+            faults += 1
+            continue
+        read += [document.text for document in documents or []]
+        block += 1
+    assert read == paragraphs(200) and faults >= 1
+
+
+def test_a_truncated_parquet_is_named_and_passed_over(hub: LoopbackHub, tmp_path: Path) -> None:
+    folder = make_dataset(tmp_path / "hub", "some/words", rows(paragraphs(90)), shards=3)
+    damaged = sorted((folder / "data").iterdir())[1]
+    damaged.write_bytes(damaged.read_bytes()[:-30])
+    source = reader("some/words")
+    assert all_texts(source) == paragraphs(30) + paragraphs(30, start=60)
+    (line,) = source.notices()
+    assert damaged.name in line and "passed over" in line
+
+
+@pytest.mark.parametrize("endpoint", ["http://127.0.0.1:9", "http://no-such-host.invalid"])
+def test_no_network(point_at: Callable[[str], None], endpoint: str, capfd: pytest.CaptureFixture[str]) -> None:
+    point_at(endpoint)
+    with pytest.raises(PassingFault, match="can't be reached|did not answer"):
+        reader("some/words").shards()
+    assert capfd.readouterr() == ("", "")
+
+
+LEAVING = """
+    import sys
+    from itertools import islice
+    from data_sources import open_stream
+    from data_sources.prefetch import Prefetch
+    from tests.data_sources.streams import byte_tokenizer, data_config
+
+    data = data_config({"type": "hf", "name": "words", "dataset": "some/words"})
+    stream = open_stream(data, byte_tokenizer(), 64, 8)
+    ahead = Prefetch(stream, 3) if sys.argv[1] == "prefetch" else stream
+    print(len(list(islice(ahead, 5))))
+"""
+
+
+@pytest.mark.parametrize("how", ["plain", "prefetch"])
+def test_leaving_in_the_middle_ends_with_status_0(tmp_path: Path, how: str) -> None:
+    """Streaming readers of parquet are known to abort the interpreter on its way out."""
+    make_dataset(tmp_path / "hub", "some/words", rows(paragraphs(600)), row_group_size=50)
+    with LoopbackHub(tmp_path / "hub") as server:
+        environment = {**os.environ, "HF_ENDPOINT": server.endpoint, "HF_HOME": str(tmp_path / "home")}
+        command = [sys.executable, "-c", textwrap.dedent(LEAVING), how]
+        ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100, cwd=Path(__file__).parents[2])
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "5\n", "")
+
+
+def test_the_token_is_sent(hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_test")
+    make_dataset(tmp_path / "hub", "some/words", rows(paragraphs(10)))
+    seen = set()
+
+    def fault(answer: Answer, path: str) -> bool:
+        if path.endswith((".parquet", "some/words")):
+            seen.add((path.rpartition(".")[2], answer.headers["Authorization"]))
+        return False
+
+    hub._server.fault = fault
+    assert len(all_texts(reader("some/words"))) == 10
+    assert {authorization for _, authorization in seen} == {"Bearer hf_test"} and len(seen) >= 2
+
+
+def test_json_texts_round_trip(hub: LoopbackHub, tmp_path: Path) -> None:
+    texts = ["line\nbreak \u2028 and 🙂", json.dumps({"text": "nested"})]
+    make_dataset(tmp_path / "hub", "some/words", rows(texts), format="json.gz", shards=1)
+    assert all_texts(reader("some/words")) == texts

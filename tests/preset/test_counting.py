@@ -1,0 +1,29 @@
+"""The closed-form count equals the model that is built."""
+
+from typing import Any
+
+import pytest
+
+from lm.model import build_model
+from lm.preset import Preset, count_parameters
+
+SIZES = [
+    {},
+    {"num_kv_heads": 1, "ffn_size": 7},
+    {"position": "learned", "tie_embeddings": False},
+    {"qk_norm": False, "hidden_size": 36, "num_heads": 3, "num_layers": 5, "seq_length": 11},
+]
+
+
+@pytest.mark.parametrize("model", SIZES, ids=str)
+def test_count_equals_the_built_model(model: dict[str, Any]) -> None:
+    preset = Preset.model_validate({"model": {"hidden_size": 24, "num_heads": 2, "num_layers": 2} | model, "data": {"sources": ["c4"]}})
+    built = build_model(preset, 31)
+    count = count_parameters(preset, 31)
+    assert count.total == sum(parameter.numel() for parameter in built.parameters())
+    tables = [built.embedding.weight, *([built.output.weight] if built.output else [])]
+    assert count.vocabulary == sum(table.numel() for table in tables)
+
+
+def test_no_count_for_what_is_not_built() -> None:
+    assert count_parameters(Preset.model_validate({"data": {"sources": ["c4"]}, "s5": {"enabled": True}}), 31) is None

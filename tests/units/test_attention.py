@@ -1,0 +1,97 @@
+"""Attention's fast form equals its definition, and transformers' Llama with the same weights."""
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import LlamaConfig
+from transformers.models.llama.modeling_llama import LlamaAttention, LlamaRotaryEmbedding
+
+from lm.ops.rotary import Rotary, rotated
+from lm.preset import Preset
+from lm.units.attention import Attention, AttentionState, attention_parallel, attention_step
+from lm.units.unit import Context
+
+B, T, H, G, K, S = 2, 13, 6, 3, 4, 5
+
+
+def drawn(*shape: int, seed: int) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("slots", [0, S])
+@pytest.mark.parametrize("starts", [[], [(0, 3), (1, 0), (1, 12)], [(0, 0), (1, 0)]], ids=["one document", "restarts", "all anew"])
+def test_parallel_equals_the_definition(slots: int, starts: list[tuple[int, int]]) -> None:
+    query, key, value = drawn(B, H, T, K, seed=1), drawn(B, G, T, K, seed=2), drawn(B, G, T, K, seed=3)
+    state = AttentionState(drawn(B, G, slots, K, seed=4), drawn(B, G, slots, K, seed=5), torch.tensor([slots, slots // 2]))
+    restart = torch.zeros(B, T, dtype=torch.bool)
+    for row, at in starts:
+        restart[row, at] = True
+    context = Context(restart=restart).derived(restart, state.length, carry=True)
+    fast, after = attention_parallel(query, key, value, state, context)
+    steps = []
+    for t in range(T):
+        now = slice(t, t + 1)
+        y, state = attention_step(query[:, :, now], key[:, :, now], value[:, :, now], state, restart[:, t])
+        steps.append(y)
+    torch.testing.assert_close(fast, torch.cat(steps, 2))
+    torch.testing.assert_close(after.length, state.length)
+    needed = int(state.length.max())
+    torch.testing.assert_close(after.key[:, :, -needed:], state.key[:, :, -needed:])
+
+
+@pytest.mark.parametrize("kv_heads", [G, H])
+def test_equals_transformers_llama(kv_heads: int) -> None:
+    size = H * K
+    preset = Preset.model_validate(
+        {"model": {"hidden_size": size, "num_heads": H, "num_kv_heads": kv_heads, "qk_norm": False, "rope_theta": 500.0}, "data": {"sources": ["c4"]}}
+    )
+    ours = Attention(preset).double()
+    config = LlamaConfig(
+        hidden_size=size,
+        num_attention_heads=H,
+        num_key_value_heads=kv_heads,
+        rope_parameters={"rope_theta": 500.0, "rope_type": "default"},
+        attn_implementation="eager",
+    )
+    theirs = LlamaAttention(config, layer_idx=0).double()
+    weights = torch.cat([theirs.q_proj.weight, theirs.k_proj.weight, theirs.v_proj.weight])
+    ours.query_key_value.weight.data.copy_(weights)
+    ours.output.weight.data.copy_(theirs.o_proj.weight)
+    x = drawn(B, T, size, seed=6)
+    position = torch.arange(T).expand(B, T)
+    mask = torch.full((T, T), -torch.inf, dtype=torch.float64).triu(1)[None, None]
+    expected, _ = theirs(x, position_embeddings=LlamaRotaryEmbedding(config)(x, position), attention_mask=mask)
+    found = ours(x, ours.initial_state(B), Context().derived(position, torch.zeros(B, dtype=torch.int64), carry=False)).y
+    # Theirs takes the angles in float32.
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_rotary_products_depend_on_distance_only() -> None:
+    rotary = Rotary(8, 10_000.0, 1.0)
+    query, key = drawn(1, 1, 1, 8, seed=7), drawn(1, 1, 1, 8, seed=8)
+
+    def product(at: int, to: int) -> Tensor:
+        angles = [rotary.angles(torch.tensor([[place]]), torch.float64) for place in (at, to)]
+        return (rotated(query, angles[0]) * rotated(key, angles[1])).sum()
+
+    torch.testing.assert_close(product(17, 5), product(1012, 1000))
+    assert not torch.isclose(product(17, 5), product(17, 6))
+
+
+def test_interpolation_reads_longer_texts_within_known_angles() -> None:
+    places = torch.tensor([[0, 30, 60]])
+    stretched, plain = Rotary(8, 10_000.0, 3.0).angles(places, torch.float64), Rotary(8, 10_000.0, 1.0).angles(places // 3, torch.float64)
+    torch.testing.assert_close(stretched, plain)
+
+
+def test_learned_positions_grow_without_changing_what_is_known() -> None:
+    from lm.model import build_model
+
+    model = build_model(
+        Preset.model_validate({"model": {"hidden_size": 12, "num_heads": 3, "seq_length": 7, "position": "learned"}, "data": {"sources": ["c4"]}}), 11
+    )
+    tokens = torch.arange(7)[None]
+    before = model(tokens).logits
+    model.extend_max_seq_len(20)
+    torch.testing.assert_close(model(tokens).logits, before)
+    assert model.positions.num_embeddings == 20
