@@ -62,7 +62,6 @@ class PdfProcess:
     def __init__(self, limits: Limits):
         self._limits = limits
         self._worker: subprocess.Popen[str] | None = None
-        self._owner = 0  # the process that started the worker; after a fork, another must not read its answers
 
     def read(self, path: Path, first: int, last: int) -> Extract:
         """Pages `first` to `last` (not included; none when they are equal). Raises Refused."""
@@ -79,9 +78,8 @@ class PdfProcess:
         worker, self._worker = self._worker, None
         if worker is None:
             return
-        if self._owner == os.getpid():
-            worker.kill()
-            worker.wait()
+        worker.kill()
+        worker.wait()
         for pipe in (worker.stdin, worker.stdout):
             pipe.close()
 
@@ -117,9 +115,9 @@ class PdfProcess:
             yield self._answer()
 
     def _ask(self, request: dict[str, Any]) -> None:
-        if self._worker is None or self._owner != os.getpid() or self._worker.poll() is not None:
+        if self._worker is None or self._worker.poll() is not None:  # of a fork's parent, too, `poll` says that it is gone: it is no child here
             self.close()
-            self._worker, self._owner = _started(), os.getpid()
+            self._worker = _started()
         try:
             self._worker.stdin.write(json.dumps(request) + "\n")
             self._worker.stdin.flush()

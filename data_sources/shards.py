@@ -39,18 +39,19 @@ class ParquetShard:
     def __init__(self, data: ByteRanges, rows: RowFormat):
         self._data, self._rows = data, rows
         self._held = Seekable(data)
-        self._held.hold(self._footer())
+        self._hold_footer()
         # No pre-buffering and no threads: Arrow's own would call back into Python while the interpreter goes down.
         self._file = pq.ParquetFile(self._held, pre_buffer=False)
         self._columns = rows.columns(self._file.schema_arrow.names)
 
-    def _footer(self) -> list[tuple[int, int]]:
-        """Where the file's description stands: before its own length, in four bytes, and a mark of four."""
+    def _hold_footer(self) -> None:
+        """The file's description stands at its end, followed by its length in four bytes and a mark of four."""
         size = self._data.size()
         start = max(0, size - FOOTER_BYTES)
-        end = self._data.read(start, size)
-        length = int.from_bytes(end[-8:-4], "little") + 8
-        return [(start, size)] if length <= len(end) else [(max(0, size - length), size)]
+        footer = self._data.read(start, size)
+        length = int.from_bytes(footer[-8:-4], "little") + 8
+        missing = max(0, size - length)
+        self._held.hold([(min(missing, start), self._data.read(missing, start) + footer)])
 
     def blocks(self) -> int | None:
         return self._file.num_row_groups
@@ -59,7 +60,7 @@ class ParquetShard:
         if block >= self._file.num_row_groups:
             return None
         columns = list(dict.fromkeys(self._columns.values()))
-        self._held.hold(self._ranges(block, columns))
+        self._held.hold([(start, self._data.read(start, end)) for start, end in self._ranges(block, columns)])
         try:
             table = self._file.read_row_group(block, columns=columns, use_threads=False)
         finally:

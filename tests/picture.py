@@ -39,15 +39,17 @@ def picture(events: Iterable[Mapping[str, Any]], width: int = 120, height: int =
 
 def _dots(text: re.Match[str]) -> str:
     """Braille as dots: few fonts have it, and a picture should not depend on one."""
-    style, x, y, length, characters = text[1], float(text[2]), float(text[3]), float(text[4]), html.unescape(text[5])
-    wide = length / len(characters)
-    marks = []
-    for place, character in enumerate(characters):
-        for column, bits in enumerate(DOTS):
-            for row, bit in enumerate(bits):
-                if ord(character) >= 0x2800 and (ord(character) - 0x2800) & bit:
-                    marks.append(f'<circle cx="{x + (place + 0.25 + column / 2) * wide:.1f}" cy="{y - 15.5 + 6.1 * row:.1f}" r="2.2"/>')
-    return f'<g class="{style}">{"".join(marks)}</g>'
+    style, x, y, characters = text[1], float(text[2]), float(text[3]), html.unescape(text[5])
+    wide = float(text[4]) / len(characters)
+    dots = [
+        f'<circle cx="{x + (place + 0.25 + column / 2) * wide:.1f}" cy="{y - 15.5 + 6.1 * row:.1f}" r="2.2"/>'
+        for place, character in enumerate(characters)
+        for column, bits in enumerate(DOTS)
+        for row, bit in enumerate(bits)
+        if "\u2800" <= character <= "\u28ff" and ord(character) & bit
+    ]
+    without = re.sub("[\u2800-\u28ff]", "\u00a0", text[0])
+    return f'{without}<g class="{style}">{"".join(dots)}</g>'
 
 
 def last_run(journal: Path) -> list[dict[str, Any]]:

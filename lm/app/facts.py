@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from lm.app.curve import Curve, Point
-from lm.app.words import counted, duration, one_line, size
+from lm.app.words import duration, one_line, size
 
 Event = Mapping[str, Any]
 SMOOTHING = 0.95  # of the losses shown as numbers
@@ -52,6 +52,7 @@ class Facts:
     device: str = ""
     world_size: int = 1
     budget: int = 0
+    begun_at: int = 0  # tokens that the run had read before this sitting
     phase: str = "starting"
     is_training: bool = False
     step: Event = field(default_factory=dict)  # the last step
@@ -86,7 +87,7 @@ class Facts:
 
     @property
     def tokens(self) -> int:
-        return self.step.get("tokens", 0)
+        return self.step.get("tokens", self.begun_at)
 
     @property
     def seconds_left(self) -> float | None:
@@ -96,6 +97,10 @@ class Facts:
     def say(self, text: str, tone: str = "quiet") -> None:
         """Add a line to the log."""
         self.log.append(Line(time.strftime("%H:%M:%S", time.localtime(self.clock())), one_line(text), tone))
+
+    def stop(self) -> None:
+        """Show that the run was asked to stop."""
+        self.stopping = True
 
     def remember(self, points: Iterable[Point]) -> None:
         """Losses of the run before this sitting, for the curve."""
@@ -114,6 +119,7 @@ class Facts:
         self.sources = {name: SourceFacts(one_line(name)) for name in event["sources"]}
 
     def _on_resume(self, event: Event) -> None:
+        self.begun_at = event["tokens"]
         self.say(event["text"], "good")
 
     def _on_step(self, event: Event) -> None:

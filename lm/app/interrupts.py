@@ -28,6 +28,10 @@ class Interrupts:
     def asked(self) -> bool:
         return self._asked.is_set()
 
+    def pressed(self) -> None:
+        """Ctrl-C that came as a key."""
+        self._count(signal.SIGINT, time.monotonic())
+
     def __enter__(self) -> "Interrupts":
         self._reading, self._writing = os.pipe()
         os.set_blocking(self._writing, False)

@@ -37,6 +37,6 @@ class Printed:
 
     def _step(self, event: Event) -> None:
         facts = self._facts
-        left = "" if facts.seconds_left is None else f"  {duration(facts.seconds_left)} left"
+        left = "" if facts.seconds_left is None else f" · {duration(facts.seconds_left)} left"
         done = f"{event['tokens']:,} of {counted(facts.budget)} tokens"
-        self.line(f"{done}  loss {figure(event['loss'], 3)}  {figure(facts.pace, 0)} tokens/s{left}")
+        self.line(f"{done} · loss {figure(event['loss'], 3)} · {figure(facts.pace, 0)} tokens/s{left}")

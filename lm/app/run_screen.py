@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple, TextIO
 
 from lm.app.facts import Event, Facts
-from lm.app.interrupts import STATUS, Interrupts
+from lm.app.interrupts import Interrupts
 from lm.app.past import past_losses
 from lm.app.printed import Printed
-from lm.app.terminal import CHECKPOINTS, LEAVE_SCREEN, diverted, in_a_line, log_traceback, silent_keys
+from lm.app.terminal import CHECKPOINTS, LEAVE_SCREEN, Keyboard, diverted, in_a_line, log_traceback
 from lm.app.words import counted, figure, one_line
 from lm.preset import Preset
 
@@ -24,11 +24,17 @@ class Outcome(NamedTuple):
     ends: bool = False
 
 
-def train_with_screen(preset: Preset) -> Outcome:
-    """Train until the run ends or the person stops it, on a live screen."""
+def train_with_screen(preset: Preset, is_alone: bool) -> Outcome:
+    """Train until the run ends or the person stops it, on a live screen.
+
+    With other processes beside this one Ctrl-C is taken from the keyboard: they agree to stop at the same step, save and end in
+    good order. As a signal it would reach torchrun, which reports a failure and kills after 30 seconds.
+    """
     facts = Facts(preset=one_line(preset.name), phase="loading")
-    with diverted() as screen, silent_keys(), _live(facts, screen):
-        interrupts = Interrupts(lambda: _stopping(facts), lambda: _left(screen))
+    with diverted() as screen, Keyboard() as keyboard, _live(facts, screen):
+        interrupts = Interrupts(facts.stop, lambda: _left(screen, keyboard))
+        if not is_alone:
+            keyboard.take_interrupts(interrupts.pressed)
         return _trained(preset, facts, facts, interrupts)
 
 
@@ -95,14 +101,7 @@ def _live(facts: Facts, screen: TextIO) -> Iterator[None]:
         yield
 
 
-def _stopping(facts: Facts) -> None:
-    facts.stopping = True
-
-
-def _left(screen: TextIO) -> None:
+def _left(screen: TextIO, keyboard: Keyboard) -> None:
     """The terminal as it was, by the shortest way: the process ends right after."""
     os.write(screen.fileno(), LEAVE_SCREEN.encode())
-    os.system("stty sane <&0")
-
-
-__all__ = ["STATUS", "Outcome", "train_unseen", "train_with_lines", "train_with_screen"]
+    keyboard.put_back()

@@ -3,15 +3,20 @@
 import contextlib
 import logging
 import os
+import select
 import sys
 import termios
+import threading
+import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import TracebackType
 from typing import TextIO
 
 CHECKPOINTS = Path("checkpoints")
 LOG = CHECKPOINTS / "perennial.log"
+INTERRUPT = b"\x03"
 LEAVE_SCREEN = "\x1b[?1049l\x1b[?25h\x1b[0m"
 
 
@@ -28,8 +33,8 @@ def diverted() -> Iterator[TextIO]:
     kept = [os.dup(1), os.dup(2)]
     screen = os.fdopen(os.dup(1), "w", encoding=sys.stdout.encoding, errors="replace")
     log = _open_log()
-    _point(1, log)
-    _point(2, log)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
     handler = logging.StreamHandler(os.fdopen(log, "a", encoding="utf-8", errors="replace"))
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.getLogger().addHandler(handler)
@@ -49,6 +54,23 @@ def diverted() -> Iterator[TextIO]:
         handler.stream.close()
 
 
+@contextlib.contextmanager
+def quieted() -> Iterator[None]:
+    """Inside, what libraries print to stderr, log and warn of goes to the log; stdout stays the person's."""
+    sys.stderr.flush()
+    kept, log = os.dup(2), _open_log()
+    os.dup2(log, 2)
+    os.close(log)
+    logging.captureWarnings(True)
+    try:
+        yield
+    finally:
+        logging.captureWarnings(False)
+        sys.stderr.flush()
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
 def _open_log() -> int:
     """The log to append to; nowhere when it can't be opened, since a run must not fail for it."""
     try:
@@ -58,13 +80,10 @@ def _open_log() -> int:
         return os.open(os.devnull, os.O_WRONLY)
 
 
-def _point(number: int, file: int) -> None:
-    os.dup2(file, number)
-
-
 def log_traceback(error: BaseException) -> None:
     """The whole of an error for the log; a person gets one line."""
-    logging.getLogger("perennial").error("%s", "".join(traceback.format_exception(error)))
+    with contextlib.suppress(OSError), LOG.open("a", encoding="utf-8", errors="replace") as file:
+        file.write(time.strftime("%Y-%m-%d %H:%M:%S ") + "".join(traceback.format_exception(error)))
 
 
 def in_a_line(error: BaseException) -> str:
@@ -73,18 +92,39 @@ def in_a_line(error: BaseException) -> str:
     return f"{type(error).__name__}{': ' if said else ''}{said[:200]} (the whole story is in {LOG})"
 
 
-@contextlib.contextmanager
-def silent_keys() -> Iterator[None]:
-    """Inside, keys are neither echoed nor kept for later. Ctrl-C works as ever."""
-    try:
-        before = termios.tcgetattr(0)
-    except (termios.error, OSError):
-        yield
-        return
-    silent = termios.tcgetattr(0)
-    silent[3] &= ~(termios.ECHO | termios.ICANON)
-    termios.tcsetattr(0, termios.TCSANOW, silent)
-    try:
-        yield
-    finally:
-        termios.tcsetattr(0, termios.TCSAFLUSH, before)
+class Keyboard:
+    """The keyboard while nothing is typed: keys are neither echoed nor kept for later. A context manager."""
+
+    def __enter__(self) -> "Keyboard":
+        self._before = termios.tcgetattr(0)
+        self._set(termios.ECHO | termios.ICANON)
+        self._closing = threading.Event()
+        self._watcher: threading.Thread | None = None
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._closing.set()
+        if self._watcher:
+            self._watcher.join()
+        termios.tcsetattr(0, termios.TCSAFLUSH, self._before)
+
+    def put_back(self) -> None:
+        """As it was, at once, when the process is about to end."""
+        termios.tcsetattr(0, termios.TCSANOW, self._before)
+
+    def take_interrupts(self, pressed: Callable[[], None]) -> None:
+        """From now on Ctrl-C is a key like others and calls `pressed`. torchrun, which would get the signal, does not hear of it."""
+        self._set(termios.ECHO | termios.ICANON | termios.ISIG)
+        self._watcher = threading.Thread(target=self._watch, args=(pressed,), name="keyboard", daemon=True)
+        self._watcher.start()
+
+    def _set(self, without: int) -> None:
+        silent = termios.tcgetattr(0)
+        silent[3] &= ~without
+        termios.tcsetattr(0, termios.TCSANOW, silent)
+
+    def _watch(self, pressed: Callable[[], None]) -> None:
+        while not self._closing.is_set():
+            if select.select([0], [], [], 0.1)[0]:
+                for _ in range(os.read(0, 64).count(INTERRUPT)):
+                    pressed()

@@ -90,6 +90,8 @@ class Loop:
                 break
             before = run.tokens
             step = self.session.teacher.step(turn.batch, len(run.preset.data.sources), run.tokens, run.budget)
+            if not step.tokens:
+                continue  # a step of lanes that have ended, near the end of a finite mix
             run.counted(step.tokens, self.session.by_name(step.read))
             self.tell(step, turn)
             self.halt_when_unsound(step)

@@ -83,7 +83,7 @@ def read_texts(rows: Sequence[Row]) -> list[bytes]:
     lanes: dict[int, list[tuple[int, int]]] = {}
     for row in sorted(rows):
         lanes.setdefault(row.lane, []).extend((token, target) for token, target in zip(row.tokens, row.targets, strict=True) if target != -100)
-    alphabet = {number: byte for number, byte in enumerate(_bytes_by_id())}
+    alphabet = dict(enumerate(_bytes_by_id()))
     texts = []
     for positions in lanes.values():
         text: list[int] = []

@@ -5,15 +5,21 @@ import os
 import subprocess
 import sys
 import textwrap
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from data_sources.config import DataConfig
 from data_sources.documents import GivenUp, PassingFault, Reader
+from data_sources.ranges import LocalFile
 from data_sources.readers import open_reader
+from data_sources.rows import Notes, RowFormat
+from data_sources.shards import ParquetShard
 from tests.data_sources.streams import paragraphs
 from tests.loopback_hub import Answer, LoopbackHub, make_dataset
 
@@ -56,6 +62,23 @@ def test_only_the_needed_column_is_fetched_by_row_group(hub: LoopbackHub, tmp_pa
     assert [document.text for document in source.read(0, 2) or []] == texts[100:150]
     lengths = [int(end) - int(start) for request in hub.log if request.range for start, end in [request.range.removeprefix("bytes=").split("-")]]
     assert sum(lengths) < 400_000 < (tmp_path / "hub/some/words/data/train-00000-of-00001.parquet").stat().st_size
+
+
+def test_the_network_is_not_waited_for_inside_pyarrow(tmp_path: Path) -> None:
+    """A thread that waits there aborts the process when the interpreter ends."""
+    table = pyarrow.table({"text": [text * 9 for text in paragraphs(700)], "more": [["a", "b"]] * 700})
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet", row_group_size=100)
+    inside = []
+
+    class Watched(LocalFile):
+        def read(self, start: int, end: int) -> bytes:
+            inside.append(any("pyarrow" in frame.filename for frame in traceback.extract_stack()))
+            return super().read(start, end)
+
+    source = DataConfig.model_validate({"sources": [{"type": "files", "path": "a", "fields": ["text", "more"]}]}).sources[0]
+    shard = ParquetShard(Watched(str(tmp_path / "a.parquet")), RowFormat(source, Notes()))
+    assert [len(shard.texts(block) or []) for block in range(7)] == [100] * 7
+    assert len(inside) > 14 and not any(inside)
 
 
 def test_files_of_a_repository_without_a_card(hub: LoopbackHub, tmp_path: Path) -> None:
@@ -173,6 +196,21 @@ def test_a_connection_cut_in_the_middle_of_a_file(hub: LoopbackHub, tmp_path: Pa
     assert read == paragraphs(200) and faults >= 1
 
 
+def test_an_answer_shorter_than_asked_for(hub: LoopbackHub, tmp_path: Path) -> None:
+    """HTTP allows it, and taken for the whole it would be a damaged file."""
+    make_dataset(tmp_path / "hub", "some/words", rows(paragraphs(50)), shards=1)
+
+    def fault(answer: Answer, path: str) -> bool:
+        short = path.endswith(".parquet") and answer.headers["Range"] != "bytes=0-0"
+        if short:
+            answer._send(206, {"Content-Range": "bytes 0-9/5000"}, iter([b"x" * 10]), 10)
+        return short
+
+    hub._server.fault = fault
+    with pytest.raises(PassingFault, match="cut at 10 of"):
+        all_texts(reader("some/words"))
+
+
 def test_a_truncated_parquet_is_named_and_passed_over(hub: LoopbackHub, tmp_path: Path) -> None:
     folder = make_dataset(tmp_path / "hub", "some/words", rows(paragraphs(90)), shards=3)
     damaged = sorted((folder / "data").iterdir())[1]
@@ -207,13 +245,22 @@ LEAVING = """
 
 @pytest.mark.parametrize("how", ["plain", "prefetch"])
 def test_leaving_in_the_middle_ends_with_status_0(tmp_path: Path, how: str) -> None:
-    """Streaming readers of parquet are known to abort the interpreter on its way out."""
+    """Streaming readers of parquet are known to abort the interpreter on its way out. And nothing is printed, also of a fault."""
     make_dataset(tmp_path / "hub", "some/words", rows(paragraphs(600)), row_group_size=50)
-    with LoopbackHub(tmp_path / "hub") as server:
+    faults = iter([True])
+
+    def fault(answer: Answer, path: str) -> bool:
+        busy = "/tree/" in path and next(faults, False)
+        if busy:
+            answer.refuse(503)
+        return busy
+
+    with LoopbackHub(tmp_path / "hub", fault) as server:
         environment = {**os.environ, "HF_ENDPOINT": server.endpoint, "HF_HOME": str(tmp_path / "home")}
         command = [sys.executable, "-c", textwrap.dedent(LEAVING), how]
         ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100, cwd=Path(__file__).parents[2])
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "5\n", "")
+    assert not next(faults, False), "the fault was met"
 
 
 def test_the_token_is_sent(hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

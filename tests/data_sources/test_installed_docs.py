@@ -93,6 +93,7 @@ def test_broken_files_are_passed_over_without_a_word(tmp_path: Path, capfd: pyte
         "nul.py": b'"""x\0"""\n\'\'\'' + PROSE.encode() + b"'''",
         "syntax.py": b"def (:\n    '''" + PROSE.encode() + b"'''",
         "deep.py": b"'''" + PROSE.encode() + b"'''\nx = " + b"(" * 50_000,
+        "long.py": b"'''" + PROSE.encode() + b"'''\nx = " + b"-" * 100_000 + b"1",
         "latin.py": b"# coding: latin-1\n'''caf\xe9 " + PROSE.encode() + b"'''",
         "escape.py": b"'''\\d " + PROSE.encode() + b"'''\nx = '\\d'\n",
         "odd.py": b'"""\\d ' + PROSE.encode() + b'"""\n',

@@ -1,5 +1,6 @@
 """The loopback Hub against the clients it stands in for: `datasets` and `huggingface_hub`, each in a process of its own."""
 
+import http.client
 import json
 import os
 import subprocess
@@ -49,6 +50,11 @@ def run(code: str, hub: LoopbackHub, cache: Path, *arguments: str) -> Any:
     return json.loads(done.stdout)
 
 
+def answer_of(hub: LoopbackHub, path: str, part: str) -> tuple[int, str]:
+    with urllib.request.urlopen(urllib.request.Request(hub.endpoint + path, headers={"Range": part}), timeout=10) as answer:
+        return answer.status, answer.headers["Content-Range"]
+
+
 def get(hub: LoopbackHub, path: str, part: str | None = None) -> bytes:
     request = urllib.request.Request(hub.endpoint + path, headers={"Range": part} if part else {})
     with urllib.request.urlopen(request, timeout=10) as answer:
@@ -75,17 +81,16 @@ def test_the_file_system_reads_every_row_by_ranges(tmp_path: Path) -> None:
     assert all(asked)
 
 
-@pytest.mark.parametrize(("part", "expected"), [("bytes=0-0", b"0"), ("bytes=3-5", b"345"), ("bytes=7-", b"789"), ("bytes=-2", b"89"), ("bytes=8-99", b"89")])
-def test_ranges(tmp_path: Path, part: str, expected: bytes) -> None:
+@pytest.mark.parametrize(("part", "first", "last"), [("bytes=0-0", 0, 0), ("bytes=3-5", 3, 5), ("bytes=7-", 7, 9), ("bytes=-2", 8, 9), ("bytes=8-99", 8, 9)])
+def test_ranges(tmp_path: Path, part: str, first: int, last: int) -> None:
     (tmp_path / "a/b").mkdir(parents=True)
     (tmp_path / "a/b/digits").write_bytes(b"0123456789")
+    path = "/datasets/a/b/resolve/main/digits"
     with LoopbackHub(tmp_path) as hub:
-        assert get(hub, "/datasets/a/b/resolve/main/digits", part) == expected
-        assert get(hub, "/datasets/a/b/resolve/main/digits") == b"0123456789"
-        assert [tuple(request) for request in hub.log] == [
-            ("GET", "/datasets/a/b/resolve/main/digits", part),
-            ("GET", "/datasets/a/b/resolve/main/digits", None),
-        ]
+        assert get(hub, path, part) == b"0123456789"[first : last + 1]
+        assert get(hub, path) == b"0123456789"
+        assert answer_of(hub, path, part) == (206, f"bytes {first}-{last}/10")
+        assert [tuple(request) for request in hub.log] == [("GET", path, part), ("GET", path, None), ("GET", path, part)]
 
 
 @pytest.mark.parametrize(
@@ -136,7 +141,12 @@ def test_a_fault_refuses_cuts_and_stalls(tmp_path: Path) -> None:
 def test_a_hub_that_stops_is_gone_and_comes_back_on_its_port(tmp_path: Path) -> None:
     make_dataset(tmp_path, "a/b", ROWS)
     with LoopbackHub(tmp_path) as hub:
-        assert json.loads(get(hub, "/api/datasets/a/b"))["id"] == "a/b"
+        kept_open = http.client.HTTPConnection(hub.endpoint.removeprefix("http://"), timeout=10)
+        kept_open.request("GET", "/api/datasets/a/b")
+        assert json.loads(kept_open.getresponse().read())["id"] == "a/b"
+    with pytest.raises((http.client.HTTPException, OSError)):
+        kept_open.request("GET", "/api/datasets/a/b")
+        kept_open.getresponse()
     with pytest.raises(urllib.error.URLError):
         get(hub, "/api/datasets/a/b")
     with LoopbackHub(tmp_path, port=int(hub.endpoint.rsplit(":")[-1])) as again:

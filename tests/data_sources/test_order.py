@@ -2,13 +2,16 @@
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from data_sources import merge_cursors, open_stream
+from data_sources import encoder, merge_cursors, open_stream
 from data_sources.config import DataConfig
+from data_sources.encoder import Encoder
 from data_sources.order import permutation
 from tests.data_sources.streams import byte_tokenizer, data_config, files, global_batches, paragraphs, read_texts, rows_of, write_jsonl
 
@@ -114,6 +117,36 @@ def test_every_epoch_reads_everything_in_a_new_order(tmp_path: Path) -> None:
     assert permutation(96, 0, "a", 0) != permutation(96, 0, "a", 1)
 
 
+def test_shards_come_in_a_new_order_each_epoch(tmp_path: Path) -> None:
+    for shard in range(12):
+        write_jsonl(tmp_path / "a" / f"{shard:02}.jsonl", [f"{shard:02} {number}" for number in range(48)])
+    with open_stream(data_config(files("a", tmp_path / "a", repeat=True)), byte_tokenizer(), 64, 48) as stream:
+        rows = [row for batch, _ in islice(stream, 25) for row in rows_of(batch)]
+    moved = []
+    for lane in range(48):
+        shards = [int(text[:2]) for text in read_texts([row for row in rows if row.lane == lane])]
+        first, second = shards[:12], shards[12:24]
+        if sorted(first) == sorted(second) == list(range(12)):  # no held-out document among them
+            moved.append(first != second)
+    assert len(moved) > 15 and all(moved)
+
+
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_no_document_is_tokenised_twice(mix: DataConfig, monkeypatch: pytest.MonkeyPatch, world_size: int) -> None:
+    finite = data_config(*mix.sources[:2])
+    encoded: Counter[str] = Counter()
+    encode = Encoder.encode
+
+    def counted(self: Encoder, texts: Sequence[str]) -> list[Any]:
+        encoded.update(texts)
+        return encode(self, texts)
+
+    monkeypatch.setattr(Encoder, "encode", counted)
+    monkeypatch.setattr(encoder, "AHEAD_CHARACTERS", 3000)
+    global_batches(finite, 40, world_size=world_size)
+    assert len(encoded) > 400 and set(encoded.values()) == {1}
+
+
 def test_the_seed_and_shuffle_decide_the_order(mix: DataConfig, tmp_path: Path) -> None:
     plain, other = global_batches(mix, 2), global_batches(mix, 2, seed=1)
     assert plain[0][0] != other[0][0]
@@ -210,6 +243,8 @@ def test_other_sources_than_the_cursors(tmp_path: Path, mix: DataConfig) -> None
     assert before["new"] == 0 and before["many"] > 20 and before["few"] > 20
     assert [name for name, _ in after["sources"]] == ["new", "few", "many"]
     assert batch.row[0] == 240
+    under_way = [row.source[0] for row in rows_of(batch) if not row.restart[0]]
+    assert len(under_way) > 10 and set(under_way) == {1, 2}, "documents under way go on under their source's new number"
 
 
 def test_changed_files_are_noticed(tmp_path: Path, mix: DataConfig) -> None:

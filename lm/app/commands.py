@@ -1,0 +1,70 @@
+"""What can be typed in a chat beside words for the model, apart from any screen.
+
+/settings   /settings temperature 0.5   /reset   /snapshot prev   /help   /quit
+"""
+
+import json
+from typing import NamedTuple
+
+from lm.preset import Preset, PresetError, preset_from_json
+from lm.preset.switches import GenerationConfig
+
+COMMANDS = {
+    "/settings": "show how the model writes; /settings NAME VALUE changes it for this chat",
+    "/reset": "forget the conversation",
+    "/snapshot": "talk with another snapshot: current, prev or prev2",
+    "/help": "these lines",
+    "/quit": "back to the menu, as Ctrl-D does; Ctrl-C stops an answer",
+}
+SNAPSHOTS = ("current", "prev", "prev2")
+
+
+class Command(NamedTuple):
+    """A command and the words after it."""
+
+    name: str
+    words: tuple[str, ...]
+
+
+class CommandError(ValueError):
+    """What was typed can't be done. The message is one line."""
+
+
+def command_in(line: str) -> Command | None:
+    """The command in a line, or None for words to the model. CommandError for one that is not known."""
+    if not line.startswith("/"):
+        return None
+    name, *words = line.split()
+    if name not in COMMANDS:
+        raise CommandError(f"{name} is no command; there are {', '.join(COMMANDS)}")
+    return Command(name, tuple(words))
+
+
+def changed(preset: Preset, settings: GenerationConfig, words: tuple[str, ...]) -> GenerationConfig:
+    """`settings` with one of them changed, by the rules of a preset. CommandError says what is allowed."""
+    if len(words) != 2:
+        raise CommandError("write /settings NAME VALUE, such as /settings temperature 0.5")
+    name, value = words
+    whole = preset.model_dump(mode="json")
+    whole["generation"] = {**settings.model_dump(mode="json"), name: _value(value)}
+    try:
+        return preset_from_json(json.dumps(whole), "settings").generation
+    except PresetError as error:
+        raise CommandError(str(error).removeprefix("settings: generation.")) from None
+
+
+def _value(text: str) -> int | float | str:
+    for kind in (int, float):
+        try:
+            number = kind(text)
+        except ValueError:
+            continue
+        return number if abs(number) < 1e18 else text
+    return text
+
+
+def named_snapshot(words: tuple[str, ...]) -> str:
+    """Which snapshot is meant. CommandError for none of the three."""
+    if len(words) != 1 or words[0] not in SNAPSHOTS:
+        raise CommandError(f"write /snapshot and one of {', '.join(SNAPSHOTS)}")
+    return words[0]

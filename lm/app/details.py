@@ -1,0 +1,78 @@
+"""What the menu says about a preset: who it is, how large, in which layers, from which sources."""
+
+import textwrap
+
+from data_sources.config import AnySource, DataConfig
+from lm.app.shelf import Shelved
+from lm.app.words import counted, one_line
+from lm.preset import Preset, count_parameters, layer_plan, plan_in_words
+
+Fragments = list[tuple[str, str]]  # (style, text), as prompt_toolkit takes them
+
+MARGIN = 12  # of the words before a row
+ORDERS = {"weighted": "of the tokens", "round_robin": "a document of each in turn", "sequential": "one after the other"}
+
+
+def details(shelved: Shelved, width: int, vocab_size: int | None) -> Fragments:
+    """All about one preset, in lines of at most `width` characters. `vocab_size` is the living model's, when there is one."""
+    out: Fragments = [("class:strong", one_line(shelved.name)), ("class:quiet", f"   {one_line(str(shelved.path))}\n")]
+    if shelved.reason:
+        out += paragraph("class:bad", one_line(shelved.reason), width)
+    preset = shelved.preset
+    if preset is None:
+        return out
+    out += paragraph("", one_line(preset.about), width) if preset.about else []
+    out += [("", "\n")]
+    out += row("model", _size(preset, vocab_size), width)
+    out += row("layers", plan_in_words(layer_plan(preset)), width)
+    out += _sources(preset.data, width)
+    for notice in preset.notices:
+        out += row("note", one_line(notice), width)
+    return out
+
+
+def paragraph(style: str, text: str, width: int) -> Fragments:
+    """Words broken into lines."""
+    return [(style, line + "\n") for line in textwrap.wrap(text, max(width, 8))]
+
+
+def row(name: str, text: str, width: int) -> Fragments:
+    """A name, and words that keep clear of it."""
+    lines = textwrap.wrap(text, max(width - MARGIN, 8)) or [""]
+    first = [("class:quiet", f"{name:<{MARGIN}}"), ("", lines[0] + "\n")]
+    return [*first, *(("", " " * MARGIN + line + "\n") for line in lines[1:])]
+
+
+def _size(preset: Preset, vocab_size: int | None) -> str:
+    own = preset.data.tokenizer == "bpe"
+    count = count_parameters(preset, vocab_size or preset.data.vocab_size)
+    context = f"{preset.model.seq_length:,} tokens in a row"
+    if count is None:
+        return context
+    if own or vocab_size:
+        return f"{counted(count.total)} parameters, {context}"
+    return f"{counted(count.trunk)} parameters and the vocabulary of {one_line(preset.data.tokenizer)}, {context}"
+
+
+def _sources(data: DataConfig, width: int) -> Fragments:
+    weighted = data.mix_strategy == "weighted"
+    out = row("reads", ORDERS[data.mix_strategy], width) if not weighted and len(data.sources) > 1 else []
+    name_width = min(max(len(source.name) for source in data.sources), 24)
+    for number, (source, weight) in enumerate(zip(data.sources, data.weights, strict=True)):
+        share = f"{100 * weight:>3.0f}%  " if weighted else ""
+        first = ("class:quiet", f"{'reads' if weighted and not number else '':<{MARGIN}}")
+        line = f"{share}{one_line(source.name):<{name_width}}"
+        origin = textwrap.shorten(_origin(source), max(width - MARGIN - len(line) - 2, 1), placeholder="…")
+        out += [first, ("", line[: width - MARGIN]), ("class:quiet", f"  {origin}\n")]
+    return out
+
+
+def _origin(source: AnySource) -> str:
+    """Where a source's text is, in a few words."""
+    if source.type == "hf":
+        words = source.dataset + (f" ({source.config})" if source.config else "")
+    elif source.type == "installed_docs":
+        words = "this machine's Python packages"
+    else:
+        words = source.path
+    return one_line(words) + (", repeats" if source.repeat else "")

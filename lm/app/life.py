@@ -1,0 +1,57 @@
+"""The model's life in a line, from the dates of its snapshots and life.json. No snapshot is opened for it."""
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lm.app.words import counted, duration, one_line
+
+CURRENT = "lm_current.pth"
+
+
+@dataclass(frozen=True)
+class Life:
+    """What is known of the model without loading it."""
+
+    saved_at: float | None = None  # seconds since the epoch; None without a snapshot
+    born: str = ""
+    runs: int = 0
+    life_tokens: int = 0
+    last_preset: str = ""
+    run_tokens: int = 0
+    budget: int = 0
+    vocab_size: int | None = None
+
+    @property
+    def has_begun(self) -> bool:
+        return self.saved_at is not None
+
+    def in_words(self, now: float | None = None) -> str:
+        """One line for the head of the menu."""
+        if self.saved_at is None:
+            return "No model yet: the first run begins its life."
+        ago = duration(max((time.time() if now is None else now) - self.saved_at, 0))
+        if not self.runs:
+            return f"A snapshot is there, saved {ago} ago."
+        runs = "1 run" if self.runs == 1 else f"{self.runs} runs"
+        last = f"{self.last_preset} at {counted(self.run_tokens)} of {counted(self.budget)}"
+        return f"{counted(self.life_tokens)} tokens read in {runs} since {self.born[:10]} · {last} · saved {ago} ago"
+
+
+def read_life(folder: Path) -> Life:
+    """The life in a folder of snapshots. A missing or damaged life.json only makes the line shorter."""
+    try:
+        saved_at = (folder / CURRENT).stat().st_mtime
+    except OSError:
+        return Life()
+    try:
+        return _told(saved_at, json.loads((folder / "life.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError):
+        return Life(saved_at)
+
+
+def _told(saved_at: float, told: dict[str, Any]) -> Life:
+    numbers = {key: int(told[key]) for key in ("runs", "life_tokens", "run_tokens", "budget", "vocab_size")}
+    return Life(saved_at, born=one_line(str(told["born"])), last_preset=one_line(str(told["last_preset"])), **numbers)

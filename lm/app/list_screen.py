@@ -1,0 +1,170 @@
+"""A full screen with a list and, beside or under it, what there is to say about the chosen entry.
+
+head                       head
+list   | about it          list
+       |                   about it
+keys                       keys
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+from prompt_toolkit.application import Application, get_app
+from prompt_toolkit.data_structures import Point
+from prompt_toolkit.filters import Condition
+from prompt_toolkit.formatted_text.utils import fragment_list_width
+from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+from prompt_toolkit.layout import ConditionalContainer, DynamicContainer, FormattedTextControl, HSplit, Layout, VSplit, Window
+from prompt_toolkit.styles import Style
+
+from lm.app.details import Fragments
+
+WIDE, LEAST_WIDTH, LEAST_HEIGHT = 100, 40, 14
+LIST_WIDTH, GAP, DETAILS_HEIGHT = 30, 3, 11
+BACK = "back"
+
+STYLE = Style.from_dict(
+    {"accent": "ansigreen bold", "strong": "bold", "quiet": "dim", "bad": "ansired", "good": "ansigreen", "warning": "ansiyellow", "chosen": "ansigreen bold"}
+)
+
+
+class Entry(NamedTuple):
+    """A line of the list. An empty label is a gap that the cursor passes over."""
+
+    label: str
+    about: Callable[[int], Fragments] = lambda width: []
+    can_be_picked: bool = True
+    mark: str = ""
+
+
+GAP_ENTRY = Entry("")
+
+
+class Picked(NamedTuple):
+    """What was done (a name from `actions`, or BACK), and with which entry."""
+
+    action: str
+    index: int
+
+
+class ListScreen:
+    """Shows entries until one is picked. `actions` maps keys to names; only an entry that can be picked answers to `strict` ones."""
+
+    def __init__(
+        self,
+        head: Callable[[int], Fragments],
+        entries: Sequence[Entry],
+        cursor: int,
+        actions: Mapping[str, str],
+        strict: Sequence[str],
+        keys: str,
+    ) -> None:
+        self._head, self._entries, self._cursor = head, entries, cursor
+        self._actions, self._strict, self._keys = actions, strict, keys
+
+    def run(self) -> Picked:
+        """Blocks until something is picked or the person goes back."""
+        app: Application[Picked] = Application(layout=self._layout(), key_bindings=self._bindings(), style=STYLE, full_screen=True)
+        app.ttimeoutlen = 0.05
+        return app.run()
+
+    # Keys
+
+    def _bindings(self) -> KeyBindings:
+        bindings = KeyBindings()
+        moves = {"up": -1, "k": -1, "down": 1, "j": 1, "pageup": -10, "pagedown": 10, "home": -len(self._entries), "end": len(self._entries)}
+        for key, distance in moves.items():
+            bindings.add(key)(self._moving(distance))
+        for key, action in self._actions.items():
+            bindings.add(key)(self._acting(action))
+        for key in ("q", "escape", "c-c", "c-d"):
+            bindings.add(key, eager=True)(lambda event: event.app.exit(Picked(BACK, self._cursor)))
+        return bindings
+
+    def _moving(self, distance: int) -> Callable[[KeyPressEvent], None]:
+        def move(event: KeyPressEvent) -> None:
+            step = 1 if distance > 0 else -1
+            for _ in range(abs(distance)):
+                place = self._cursor + step
+                while 0 <= place < len(self._entries) and not self._entries[place].label:
+                    place += step
+                if not 0 <= place < len(self._entries):
+                    break
+                self._cursor = place
+
+        return move
+
+    def _acting(self, action: str) -> Callable[[KeyPressEvent], None]:
+        def act(event: KeyPressEvent) -> None:
+            if self._entries[self._cursor].can_be_picked or action not in self._strict:
+                event.app.exit(Picked(action, self._cursor))
+            else:
+                event.app.output.bell()
+
+        return act
+
+    # Drawing
+
+    def _layout(self) -> Layout:
+        entries = Window(FormattedTextControl(self._list, focusable=True, show_cursor=False, get_cursor_position=self._place), width=self._list_width)
+        about = Window(FormattedTextControl(self._about), width=None)
+        roomy = Condition(lambda: _width() >= LEAST_WIDTH and _height() >= LEAST_HEIGHT)
+        side_by_side = VSplit([entries, Window(width=GAP), about])
+        stacked = HSplit(
+            [
+                HSplit([entries], height=self._list_height),
+                ConditionalContainer(HSplit([Window(height=1, char="─", style="class:quiet"), about]), roomy),
+            ]
+        )
+        body = DynamicContainer(lambda: side_by_side if _width() >= WIDE and _height() >= LEAST_HEIGHT else stacked)
+        head = Window(FormattedTextControl(lambda: self._head(_width() - 2)), height=lambda: self._head_height(), dont_extend_height=True)
+        foot = ConditionalContainer(Window(FormattedTextControl([("class:quiet", self._keys)]), height=1), roomy)
+        inside = HSplit([head, body, foot])
+        return Layout(VSplit([Window(width=1), inside, Window(width=1)]), focused_element=entries)
+
+    def _place(self) -> Point:
+        return Point(0, self._cursor)
+
+    def _list_width(self) -> int | None:
+        return LIST_WIDTH if _width() >= WIDE and _height() >= LEAST_HEIGHT else None
+
+    def _list_height(self) -> int | None:
+        """All entries, or what the details leave."""
+        if _width() < LEAST_WIDTH or _height() < LEAST_HEIGHT:
+            return None
+        return max(min(len(self._entries), _height() - self._head_height() - DETAILS_HEIGHT - 2), 3)
+
+    def _head_height(self) -> int:
+        return sum(text.count("\n") for _, text in self._head(_width() - 2)) or 1
+
+    def _list(self) -> Fragments:
+        out: Fragments = []
+        room = (LIST_WIDTH if _width() >= WIDE else _width() - 2) - 2
+        for number, entry in enumerate(self._entries):
+            chosen = number == self._cursor
+            style = "class:chosen" if chosen else "" if entry.can_be_picked else "class:quiet"
+            marked = [("class:bad", f" {entry.mark}")] if entry.mark else []
+            label = [(style, ("❯ " if chosen else "  ") + _cut(entry.label, room - 2 * len(marked)))]
+            out += [*label, *marked, ("", "\n" if number < len(self._entries) - 1 else "")]
+        return out
+
+    def _about(self) -> Fragments:
+        room = _width() - 2 - (LIST_WIDTH + GAP if _width() >= WIDE else 0)
+        return self._entries[self._cursor].about(min(room, 96))
+
+
+def _cut(text: str, width: int) -> str:
+    """`text` in at most `width` cells."""
+    if fragment_list_width([("", text)]) <= width:
+        return text
+    while text and fragment_list_width([("", text)]) > width - 1:
+        text = text[:-1]
+    return text + "…"
+
+
+def _width() -> int:
+    return get_app().output.get_size().columns
+
+
+def _height() -> int:
+    return get_app().output.get_size().rows

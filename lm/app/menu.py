@@ -1,0 +1,75 @@
+"""The first screen: presets, then what else there is. Nothing here imports torch, and Enter on the first line trains."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from lm.app.details import Fragments, details, paragraph
+from lm.app.life import Life, read_life
+from lm.app.list_screen import BACK, GAP_ENTRY, Entry, ListScreen
+from lm.app.shelf import DEFAULT, Shelved, read_shelf
+from lm.app.terminal import CHECKPOINTS
+from lm.app.words import one_line
+from lm.preset import Preset
+
+KEYS = "↑ ↓ choose    Enter start    q quit"
+ACTIONS = {
+    "chat": ("Chat", "Talk with the model as it is now."),
+    "evaluate": ("Evaluate", "Measure the newest snapshot on held-out text: cross entropy, perplexity and bits per byte, by source."),
+    "presets": ("Presets", "Look at a preset with every default written out, or open one in your editor."),
+    "quit": ("Quit", "The model stays in checkpoints/ and goes on from there next time."),
+}
+NEEDS_A_MODEL = ("chat", "evaluate")
+
+
+class Choice(NamedTuple):
+    """What a person wants: "train" with a preset, or one of ACTIONS."""
+
+    action: str
+    preset: Preset | None = None
+
+
+def ask(said: str = "") -> Choice:
+    """Show the menu until something is chosen. `said` is what the last thing done had to say."""
+    shelf, life = read_shelf(), read_life(CHECKPOINTS)
+    entries = [*_presets(shelf, life), GAP_ENTRY, *(_action(name, life) for name in ACTIONS)]
+    screen = ListScreen(_head(said, life), entries, _first(shelf), {"enter": "start"}, ["start"], KEYS)
+    picked = screen.run()
+    if picked.action == BACK:
+        return Choice("quit")
+    if picked.index < len(shelf):
+        return Choice("train", shelf[picked.index].preset)
+    return Choice(list(ACTIONS)[picked.index - (len(entries) - len(ACTIONS))])
+
+
+def _presets(shelf: list[Shelved], life: Life) -> list[Entry]:
+    return [Entry(one_line(each.name), _about(each, life.vocab_size), each.can_be_picked, "" if each.can_be_picked else "✗") for each in shelf]
+
+
+def _about(shelved: Shelved, vocab_size: int | None) -> Callable[[int], Fragments]:
+    return lambda width: details(shelved, width, vocab_size)
+
+
+def _action(name: str, life: Life) -> Entry:
+    label, about = ACTIONS[name]
+    missing = name in NEEDS_A_MODEL and not life.has_begun
+    words = f"{about} There is no model yet: train one first." if missing else about
+    return Entry(label, lambda width: [("class:strong", f"{label}\n"), *paragraph("", words, width)], not missing)
+
+
+def _first(shelf: list[Shelved]) -> int:
+    """Where the cursor stands: on the default, else on the first preset that can be picked, else on the first action."""
+    valid = [number for number, each in enumerate(shelf) if each.can_be_picked]
+    default = next((number for number in valid if shelf[number].path.stem == DEFAULT), None)
+    return default if default is not None else valid[0] if valid else len(shelf) + 1
+
+
+def _head(said: str, life: Life) -> Callable[[int], Fragments]:
+    def head(width: int) -> Fragments:
+        out: Fragments = [("class:accent", "Perennial"), ("class:quiet", "  a language model that never stops learning" if width > 60 else ""), ("", "\n")]
+        if width < 38:
+            return out
+        out += paragraph("class:quiet", life.in_words(), width)
+        out += paragraph("class:warning", one_line(said), width) if said else []
+        return [*out, ("", "\n")]
+
+    return head

@@ -1,0 +1,70 @@
+"""Presets: look at one with every default written out, or open it in an editor and have it checked again."""
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+from collections.abc import Callable
+
+from lm.app.details import Fragments, details, paragraph
+from lm.app.list_screen import BACK, Entry, ListScreen
+from lm.app.pager import Pager
+from lm.app.shelf import CONFIGS, Shelved, read_one, read_shelf
+from lm.app.words import one_line
+
+KEYS = "↑ ↓ choose    Enter view    e edit    q back"
+EDITORS = ("nano", "vi")
+
+
+def presets() -> str:
+    """Until the person goes back."""
+    cursor, said = 0, ""
+    while shelf := read_shelf():
+        entries = [Entry(one_line(each.path.name), _about(each), mark="" if each.can_be_picked else "✗") for each in shelf]
+        picked = ListScreen(_head(said), entries, min(cursor, len(shelf) - 1), {"enter": "view", "e": "edit"}, [], KEYS).run()
+        cursor, said = picked.index, ""
+        if picked.action == BACK:
+            return ""
+        if picked.action == "view":
+            Pager(one_line(str(shelf[cursor].path)), written_out(shelf[cursor])).run()
+        else:
+            said = edit(shelf[cursor])
+    return f"{CONFIGS}: there are no presets"
+
+
+def _about(shelved: Shelved) -> Callable[[int], Fragments]:
+    return lambda width: details(shelved, width, None)
+
+
+def _head(said: str) -> Callable[[int], Fragments]:
+    head: Fragments = [("class:accent", "Perennial"), ("class:strong", "  presets\n")]
+    return lambda width: [*head, *paragraph("class:warning", one_line(said), width), ("", "\n")]
+
+
+def written_out(shelved: Shelved) -> str:
+    """The preset as JSON with every default; a broken one as it stands in its file."""
+    if shelved.preset is None:
+        return shelved.path.read_text(encoding="utf-8", errors="replace")
+    return json.dumps(shelved.preset.model_dump(mode="json"), indent=2, ensure_ascii=False)
+
+
+def edit(shelved: Shelved) -> str:
+    """Open the file in the person's editor and check it again. What came of it, in a line."""
+    editor = editor_of(dict(os.environ))
+    if not editor:
+        return "There is no editor: set the environment variable EDITOR to the name of one."
+    try:
+        subprocess.run([*editor, str(shelved.path)], check=False)
+    except OSError as error:
+        return f"The editor {editor[0]} can't be started ({error.strerror}): set the environment variable EDITOR to the name of one that can."
+    after = read_one(shelved.path)
+    return f"{shelved.path.name}: {after.reason}" if after.reason else f"{shelved.path.name} is valid."
+
+
+def editor_of(environment: dict[str, str]) -> list[str]:
+    """The editor's command: of VISUAL, EDITOR, or one that most machines have. Empty when there is none."""
+    named = environment.get("VISUAL") or environment.get("EDITOR")
+    if named:
+        return shlex.split(named)
+    return next(([name] for name in EDITORS if shutil.which(name)), [])

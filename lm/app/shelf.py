@@ -1,0 +1,49 @@
+"""The presets of configs/, each read and checked, so that a broken one can be shown with its reason instead of failing later."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from lm.preset import Preset, PresetError, load_preset
+from lm.preset.plan import not_built
+
+CONFIGS = Path("configs")
+DEFAULT = "00_best_general"
+
+
+@dataclass(frozen=True)
+class Shelved:
+    """A preset file: the preset, or the reason why it can't be picked, or both."""
+
+    path: Path
+    preset: Preset | None
+    reason: str = ""
+
+    @property
+    def name(self) -> str:
+        return self.preset.name if self.preset else self.path.stem
+
+    @property
+    def can_be_picked(self) -> bool:
+        return self.preset is not None and not self.reason
+
+
+def read_shelf(folder: Path = CONFIGS) -> list[Shelved]:
+    """All presets in the order of their file names."""
+    paths = sorted(path for path in folder.glob("*.json") if not path.name.endswith(".schema.json"))
+    return [read_one(path) for path in paths]
+
+
+def read_one(path: Path) -> Shelved:
+    """The preset in a file."""
+    try:
+        preset = load_preset(path)
+    except PresetError as error:
+        return Shelved(path, None, str(error).removeprefix(f"{path}: "))
+    missing = not_built(preset)
+    return Shelved(path, preset, f"not built yet: {', '.join(missing)}" if missing else "")
+
+
+def default_of(shelf: list[Shelved]) -> Shelved | None:
+    """What is trained when nobody is asked: 00_best_general, else the first that can be picked."""
+    valid = [shelved for shelved in shelf if shelved.can_be_picked]
+    return next((shelved for shelved in valid if shelved.path.stem == DEFAULT), valid[0] if valid else None)

@@ -1,0 +1,48 @@
+"""Perennial: menu -> train | chat | evaluate | presets | quit.
+
+Everything a person can change is a line of JSON in configs/. There are no arguments.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+
+def main() -> int:
+    """The exit status: 0 when all is well, 1 when training halted, 2 for arguments, 130 for a second Ctrl-C."""
+    if len(sys.argv) > 1:
+        print("main.py takes no arguments: run it as it is, and change presets in configs/", file=sys.stderr)
+        return 2
+    os.chdir(Path(__file__).resolve().parent)
+    try:
+        from lm.app.company import company_of
+        from lm.app.terminal import is_terminal
+        from lm.app.unasked import follow, train_default
+    except ModuleNotFoundError as missing:
+        print(f"The package {missing.name} is not installed here: pip install -r requirements.txt", file=sys.stderr)
+        return 1
+    company = company_of(dict(os.environ))
+    if not company.is_first:
+        return follow(company)
+    if not is_terminal():
+        return train_default(company)
+
+    from lm.app.screens import SCREENS, ask, train
+
+    said = ""
+    while (choice := ask(said)).action != "quit":
+        if choice.preset is None:
+            said = SCREENS[choice.action]()
+            continue
+        company.tell(choice.preset)
+        outcome = train(choice.preset, company.is_alone)
+        if outcome.ends or not company.is_alone:
+            print(outcome.line)
+            return outcome.status
+        said = outcome.line
+    company.tell(None)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

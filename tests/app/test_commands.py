@@ -1,0 +1,50 @@
+"""What can be typed in a chat."""
+
+import pytest
+
+from lm.app.commands import Command, CommandError, changed, command_in, named_snapshot
+from lm.preset import preset_from_json
+from lm.preset.switches import GenerationConfig
+
+PRESET = preset_from_json('{"name": "x", "data": {"sources": ["natural_questions", "wikipedia"]}}', "test")
+
+
+def test_commands_and_words_are_told_apart():
+    assert command_in("hello / there") is None
+    assert command_in("/settings top_p 0.5") == Command("/settings", ("top_p", "0.5"))
+    with pytest.raises(CommandError, match="/temperature is no command; there are /settings"):
+        command_in("/temperature 1")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "kept"), [("temperature", "0", 0), ("top_p", "0.5", 0.5), ("max_new_tokens", "7", 7), ("repetition_penalty", "1", 1)]
+)
+def test_settings_change_for_this_chat(name, value, kept):
+    settings = changed(PRESET, GenerationConfig(no_repeat_ngram=3), (name, value))
+    assert getattr(settings, name) == kept and settings.no_repeat_ngram == 3
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("temperature", "200"), "temperature: found 200, allowed: a number from 0 to 100"),
+        (("temperature", "nan"), "temperature"),
+        (("temperature", "warm"), 'temperature: found "warm", allowed: a number from 0 to 100'),
+        (("top_p", "0"), "top_p: found 0, allowed: a number above 0 to 1"),
+        (("max_new_tokens", "1.5"), "max_new_tokens: found 1.5"),
+        (("temprature", "1"), 'did you mean "temperature"'),
+        (("temperature",), "write /settings NAME VALUE"),
+        (("a", "b", "c"), "write /settings NAME VALUE"),
+    ],
+)
+def test_bad_settings_say_what_is_allowed(words, said):
+    with pytest.raises(CommandError) as caught:
+        changed(PRESET, GenerationConfig(), words)
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_snapshots_by_name():
+    assert named_snapshot(("prev2",)) == "prev2"
+    for words in ((), ("prev3",), ("prev", "x")):
+        with pytest.raises(CommandError, match="current, prev, prev2"):
+            named_snapshot(words)

@@ -1,0 +1,192 @@
+"""The live screen, drawn from a made-up run: it fits any size, says what happened, and takes no harm from hostile text."""
+
+import io
+import math
+import random
+
+import pytest
+from rich.console import Console
+
+from lm.app import curve
+from lm.app.dashboard import Dashboard, lines_of
+from lm.app.facts import Facts
+from lm.app.past import past_losses
+from lm.app.printed import Printed
+from lm.app.text import spans, wrapped
+from lm.app.words import clean, counted, duration, figure, one_line, rate
+from tests.app.events import HOSTILE, evaluation, opening, step, whole_run
+from tests.picture import picture
+
+SIZES = [(80, 24), (200, 50), (120, 36), (56, 14), (110, 30), (109, 80), (20, 10), (1, 1), (300, 100), (60, 200)]
+
+
+def told(events) -> Facts:
+    facts = Facts(clock=lambda: 1_700_000_000.0)
+    for event in events:
+        facts(event)
+    return facts
+
+
+@pytest.fixture(scope="module")
+def run() -> Facts:
+    return told(whole_run(6_000_000))
+
+
+def screen(facts: Facts, width: int, height: int) -> str:
+    return "\n".join(line.plain for line in lines_of(facts, width, height))
+
+
+@pytest.mark.parametrize(("width", "height"), SIZES)
+@pytest.mark.parametrize("moment", ["before", "opening", "first step", "run"])
+def test_every_size_is_filled_exactly(run, width, height, moment):
+    first = [*opening(), step(1, 4096, random.Random(1))]
+    facts = {"before": told([]), "opening": told(opening()), "first step": told(first), "run": run}[moment]
+    lines = lines_of(facts, width, height)
+    assert len(lines) == height and {line.cell_len for line in lines} == {width}
+
+
+@pytest.mark.parametrize(("width", "height"), [(80, 24), (200, 50)])
+def test_all_of_it_is_there(run, width, height):
+    text = screen(run, width, height)
+    for words in ("best_general", "10.5M parameters", "6.00M of 100M tokens", "6.0%", "h", "left", "tokens/s", "3.0e-3", "1.3 GB", "8 x (attention, swiglu)"):
+        assert words in text, words
+    for words in (
+        "wikipedia",
+        "natural_questions",
+        "waiting: no route to hugging",
+        "(epoch 2)",
+        "perplexity",
+        "The history of the city goes back to",
+        "Ctrl-C",
+    ):
+        assert words in text, words
+    assert "snapshot saved" in text and f"{run.loss:.3f}" in text
+    assert any("\u2801" <= character <= "\u28ff" for character in text)
+
+
+def test_the_next_try_is_counted_down(run):
+    assert "next try in 12 s" in screen(run, 200, 50)
+
+
+def test_stopping_is_shown_at_once(run):
+    run.stop()
+    assert "stopping and saving" in screen(run, 80, 24) and "again leaves at once" in screen(run, 80, 24)
+    run.stopping = False
+
+
+def test_hostile_text_is_only_text():
+    names = [HOSTILE, "[/]", "\x1b[31m", "x" * 300, "東京" * 40]
+    run_, *rest = opening(names)[2:]
+    events = [{**run_, "preset": HOSTILE, "plan": HOSTILE, "device": HOSTILE}, *rest, {"event": "notice", "text": HOSTILE + "\n\r\x08" * 9}]
+    told_of = {"loss": None, "share": 0.1, "tokens": 0, "state": "waiting", "reason": HOSTILE * 9, "next_try": None, "epoch": 0, "documents": 0}
+    events += [{**step(n, 4096 * n, random.Random(n)), "sources": dict.fromkeys(names, told_of)} for n in range(1, 9)]
+    events += [
+        {"event": "source", "name": HOSTILE, "state": HOSTILE, "reason": HOSTILE},
+        {"event": "sample", "tokens": 1, "prompt": HOSTILE, "text": HOSTILE * 50},
+    ]
+    events += [{**evaluation(5, 3.0), "sources": {HOSTILE: evaluation(5, 3.0)["sources"]["wikipedia"]}}, {"event": "unheard of"}]
+    facts = told(events)
+    for width, height in SIZES:
+        out = io.StringIO()
+        console = Console(file=out, force_terminal=True, width=width, height=height)
+        console.print(Dashboard(facts))
+        drawn = out.getvalue()
+        drawn.encode("utf-8")
+        assert "\x1b[2J" not in drawn and "\x1b]" not in drawn and "\x07" not in drawn and "\u202e" not in drawn and "\x9b" not in drawn
+        assert len(drawn.rstrip("\n").split("\n")) <= height
+    assert "[bold red]not markup[/]" in screen(facts, 200, 50)
+
+
+def test_odd_numbers_are_dashes():
+    chance = random.Random(0)
+    odd = step(3, 12_288, chance) | {"loss": math.nan, "gradient_norm": math.inf, "skipped": 2}
+    facts = told([*opening(), step(1, 4096, chance), step(2, 8192, chance), odd])
+    text = screen(facts, 80, 30)
+    assert "nan" not in text and "inf" not in text and math.isfinite(facts.loss)
+    assert "skipped" in screen(facts, 200, 50)
+    screen(told([*opening(), odd]), 80, 24)
+
+
+def test_many_sources_leave_room_and_show_the_troubled():
+    names = [f"source {number}" for number in range(64)]
+    sources = step(1, 4096, random.Random(0))["sources"]["wikipedia"]
+    event = step(1, 4096, random.Random(0)) | {"sources": dict.fromkeys(names, sources)}
+    event["sources"]["source 50"] = sources | {"state": "given up", "reason": "no such column"}
+    text = screen(told([*opening(names), event]), 80, 24)
+    assert "source 50" in text and "no such column" in text and "more" in text and "loss" in text
+
+
+def test_the_curve_falls_from_left_to_right():
+    drawing = curve.draw([(4096.0 * n, 9 - math.log10(n)) for n in range(1, 3000)], 60, 14)
+    assert len(drawing.rows) == 12 and len({len(row) for row in drawing.rows}) == 1
+    tops = [min(row for row in range(12) if drawing.rows[row][column] not in " \u2800") for column in range(len(drawing.rows[0]))]
+    assert tops == sorted(tops) and tops[0] == 0 and tops[-1] == 11
+    assert "100k" in drawing.below and drawing.below.rstrip().endswith("12.3M")
+    assert [label for label in drawing.labels if "8" in label]
+
+
+@pytest.mark.parametrize("points", [[], [(1.0, 2.0)], [(5.0, 3.0), (5.0, 3.0)], [(1.0, 1e9), (2.0, -1e9)], [(1e8, 2.0), (1e8 + 1, 2.0)]])
+@pytest.mark.parametrize(("width", "height"), [(2, 1), (10, 3), (80, 20)])
+def test_any_points_can_be_drawn(points, width, height):
+    drawing = curve.draw(points, width, height)
+    assert len(drawing.rows) == len(drawing.labels) == max(height - 2, 1)
+
+
+def test_the_curve_keeps_few_points():
+    line = curve.Curve()
+    for number in range(1, 200_000):
+        line.add(number * 4096.0, 3.0)
+    line.add(1.0, math.nan)
+    assert len(line.points) < 10_000 and all(math.isclose(y, 3.0) for _, y in line.points)
+
+
+def test_the_past_of_this_run_is_read_from_the_journal(tmp_path):
+    journal = tmp_path / "run.jsonl"
+    rows = [(4096, 4096, 9.0), (8192, 8192, 8.0), (4096, 12_288, 7.0), (8192, 16_384, 6.5), (8192, 16_384, 6.0), (12_288, 20_480, 5.0)]
+    lines = [f'{{"event": "step", "tokens": {tokens}, "life_tokens": {life}, "loss": {loss}}}' for tokens, life, loss in rows]
+    journal.write_text("torn\n" + "\n".join(lines) + '\n{"event": "step", "tok')
+    assert list(past_losses(journal, 8192, 16_384)) == [(4096, 7.0), (8192, 6.0)]
+    assert list(past_losses(tmp_path / "none", 1, 1)) == []
+
+
+def test_printed_lines():
+    out, now = io.StringIO(), [0.0]
+    printed = Printed(Facts(), out, clock=lambda: now[0])
+    for event in whole_run(4_100_000):
+        now[0] += 0.5
+        printed(event)
+    lines = out.getvalue().splitlines()
+    assert any("10.5M parameters" in line for line in lines) and any("fineweb_edu is waiting: no route" in line for line in lines)
+    assert 40 <= sum(" of 100M tokens · loss " in line for line in lines) <= 60
+    assert any("it writes: The history" in line for line in lines) and any("held-out text: perplexity" in line for line in lines)
+
+
+def test_the_picture_needs_no_rare_font():
+    svg = picture(whole_run(200_000))
+    assert svg.startswith("<svg") and "<circle" in svg and not any("\u2801" <= character <= "\u28ff" for character in svg)
+    assert "best_general" in svg.replace("&#160;", " ")
+
+
+def test_words():
+    counts = {
+        0: "0",
+        9999: "9,999",
+        10_000: "10k",
+        12_345: "12.3k",
+        99_999: "100k",
+        999_999: "1.00M",
+        3_250_000: "3.25M",
+        100_000_000: "100M",
+        12 * 10**9: "12B",
+    }
+    assert {number: counted(number) for number in counts} == counts
+    assert [duration(seconds) for seconds in (0, 59, 61, 3600 * 3.2, 86_400 * 2.5)] == ["0 s", "59 s", "1 min", "3 h 12 min", "2 d 12 h"]
+    assert (figure(None, 2), figure(math.nan, 2), figure(1234.5, 1), rate(3e-3), rate(None)) == ("–", "–", "1,234.5", "3.0e-3", "–")
+    assert clean("a\x1b[31mb\x1b]8;;http://x\x1b\\c\td\ne\ud800\u200b") == "abc\td\ne" and one_line(" a\n\n b ") == "a b"
+
+
+@pytest.mark.parametrize(("text", "width"), [("a few words that are wrapped", 9), ("x" * 40, 7), ("東京" * 9, 5), ("", 4), ("a  b   c", 3)])
+def test_wrapping_loses_nothing(text, width):
+    lines = wrapped(spans(text), width, 99)
+    assert all(line.cell_len <= width for line in lines)
+    assert "".join(line.plain for line in lines).replace(" ", "") == text.replace(" ", "")

@@ -1,0 +1,176 @@
+"""The menu through a pseudo-terminal: what stands there, what the keys do, what is imported for it."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from lm.app import life
+from lm.app.shelf import default_of, read_shelf
+from tests.app.conftest import TINY, write_preset
+from tests.app.person import MAIN, ROOT, Person, environment
+
+HEAVY = ("torch", "transformers", "datasets", "numpy", "pyarrow", "rich", "tokenizers", "accelerate", "huggingface_hub")
+
+
+def test_nothing_heavy_is_imported_for_the_menu(folder):
+    script = "import sys, runpy; from prompt_toolkit.application import Application; Application.run = lambda self: print(*sys.modules) or sys.exit(7); "
+    script += "import lm.app.terminal as t; t.is_terminal = lambda: True; sys.argv = ['main.py']; runpy.run_path('main.py', run_name='__main__')"
+    done = subprocess.run([sys.executable, "-c", script], cwd=folder, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 7, done.stderr
+    assert "lm.app.menu" in done.stdout.split()
+    assert not {name for name in done.stdout.split() if name.split(".")[0] in HEAVY}
+
+
+@pytest.mark.parametrize("argument", ["--help", "x", "-v", ""])
+def test_any_argument_is_refused_in_one_line(folder, argument):
+    done = subprocess.run([*MAIN, argument], cwd=folder, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 2 and done.stdout == "" and len(done.stderr.splitlines()) == 1
+
+
+def test_main_is_short():
+    assert len((ROOT / "main.py").read_text().splitlines()) < 60
+
+
+def test_all_of_it_stands_on_80_by_24(folder):
+    with Person(MAIN, folder) as person:
+        text = person.waits_for("q quit")
+        for words in ("Perennial", "No model yet", "❯ best_general", "best_qa", "my_documents", "Chat", "Evaluate", "Presets", "Quit"):
+            assert words in text
+        for words in ("The world in general", "M parameters", "8 x (attention, swiglu)", "35%  wikipedia", "5%  installed_docs"):
+            assert words in text
+        person.types("down")
+        assert "❯ best_qa" in person.text and "Questions and answers first" in person.text
+        person.types("down", "down", "down", "down", "down", "down", "down")
+        assert "❯ Quit" in person.text
+        person.types("enter")
+        assert person.ends() == 0
+
+
+@pytest.mark.parametrize("key", ["q", "ctrl-c", "ctrl-d", "\x1b"])
+def test_leaving_is_quiet(folder, key):
+    with Person(MAIN, folder) as person:
+        person.waits_for("q quit")
+        person.types(key)
+        assert person.ends() == 0
+        assert "Traceback" not in person.raw and "\x1b[?1049l" in person.raw
+
+
+def test_broken_and_unbuilt_presets_are_shown_and_not_picked(folder):
+    write_preset(folder, "03_torn", '{"name": "torn", ')
+    write_preset(folder, "04_misspelt", {**TINY, "modle": {}})
+    write_preset(folder, "05_later", {**TINY, "name": "later", "hyena": {"enabled": True}})
+    write_preset(folder, "06_hostile", {**TINY, "name": "[red]x[/]\u001b[2J\u202e", "about": "\u001b]0;owned\u0007[bold]"})
+    with Person(MAIN, folder, 100, 40) as person:
+        person.waits_for("q quit")
+        person.types("down", "down", "down")
+        assert "❯ 03_torn" in person.text and "not JSON" in person.text
+        person.types("enter", "down")
+        assert 'unknown key, did you mean "model"' in person.text
+        person.types("down")
+        assert "not built yet: hyena.enabled" in person.text
+        person.types("enter", "down")
+        assert "❯ [red]x[/]" in person.text and "owned" not in person.raw
+        assert person.child.isalive()
+
+
+def test_many_presets_scroll(folder):
+    for number in range(10, 70):
+        write_preset(folder, f"{number}_more", {**TINY, "name": f"preset number {number}"})
+    with Person(MAIN, folder) as person:
+        text = person.waits_for("q quit")
+        assert "❯ best_general" in text and "preset number 69" not in text
+        person.types(*["\x1b[6~"] * 7)
+        assert "❯ " in person.text and "Quit" in person.text
+        person.types("\x1b[H")
+        assert "❯ best_general" in person.text
+
+
+@pytest.mark.parametrize(("width", "height"), [(20, 10), (20, 24), (200, 50), (40, 8), (10, 3)])
+def test_other_sizes(folder, width, height):
+    with Person(MAIN, folder, width, height) as person:
+        person.waits_for("❯ best")
+        person.types("down")
+        assert "❯ best_" in person.text
+        person.types("q")
+        assert person.ends() == 0
+
+
+def test_it_follows_a_resize(folder):
+    with Person(MAIN, folder) as person:
+        person.waits_for("q quit")
+        person.resizes(120, 30)
+        person.look(1)
+        assert any("❯ best_general" in line and "configs/00_best_general.json" in line for line in person.text.splitlines())
+        person.resizes(20, 10)
+        person.look(1)
+        assert "❯ best_general" in person.text and "wikipedia" not in person.text
+
+
+def test_chat_and_evaluation_wait_for_a_model(folder):
+    with Person(MAIN, folder) as person:
+        person.waits_for("q quit")
+        person.types("down", "down", "down")
+        assert "❯ Chat" in person.text and "There is no model yet" in person.text
+        person.types("enter")
+        assert person.child.isalive() and "❯ Chat" in person.text
+
+
+def test_presets_are_viewed_and_edited(folder):
+    write_preset(folder, "00_best_general", TINY)
+    editor = folder / "editor.py"
+    editor.write_text("import sys; path = sys.argv[1]; text = open(path).read(); open(path, 'w').write(text.replace('48', '47'))")
+    with Person(MAIN, folder, EDITOR=f"{sys.executable} {editor}") as person:
+        person.waits_for("q quit")
+        person.types(*["down"] * 5)
+        assert "❯ Presets" in person.text
+        person.types("enter")
+        person.waits_for("e edit")
+        person.types("enter")
+        assert '"num_kv_heads": null' in person.waits_for("q back")
+        person.types("\x1b[F")
+        assert '"ul2": {' in person.text
+        person.types("q", "e")
+        assert "can't be divided among 2 heads" in person.waits_for("00_best_general.json: ")
+        person.types("q")
+        assert "✗" in person.waits_for("q quit")
+
+
+@pytest.mark.parametrize(("editor", "said"), [("no-such-editor", "EDITOR"), ("", "There is no editor")])
+def test_a_missing_editor_is_named(folder, editor, said):
+    with Person(MAIN, folder, EDITOR=editor, PATH="/nowhere") as person:
+        person.waits_for("q quit")
+        person.types(*["down"] * 5, "enter")
+        person.waits_for("e edit")
+        person.types("e")
+        person.waits_for(said)
+
+
+def test_no_presets_at_all(tmp_path, folder):
+    for path in (folder / "configs").glob("*.json"):
+        path.unlink()
+    with Person(MAIN, folder) as person:
+        person.waits_for("❯ Chat")
+    done = subprocess.run(MAIN, cwd=folder, env=environment(), stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
+
+
+def test_the_default_without_a_person(folder):
+    assert default_of(read_shelf(folder / "configs")).preset.name == "best_general"
+    write_preset(folder, "00_best_general", "{")
+    assert default_of(read_shelf(folder / "configs")).preset.name == "best_qa"
+
+
+def test_the_life_in_a_line(tmp_path):
+    assert "No model yet" in life.read_life(tmp_path).in_words()
+    (tmp_path / "lm_current.pth").write_bytes(b"")
+    saved = life.read_life(tmp_path).saved_at
+    for broken in ("", "{", "[]", '{"runs": "x"}', "null"):
+        (tmp_path / "life.json").write_text(broken)
+        assert life.read_life(tmp_path).in_words(saved + 120) == "A snapshot is there, saved 2 min ago."
+    told = {"born": "2026-11-20T10:00:00+00:00", "runs": 2, "life_tokens": 112_400_000, "last_preset": "best_qa"}
+    told |= {"run_tokens": 12_400_000, "budget": 100_000_000, "parameters": 5, "vocab_size": 600}
+    (tmp_path / "life.json").write_text(json.dumps(told))
+    line = life.read_life(tmp_path).in_words(saved + 5)
+    assert line == "112M tokens read in 2 runs since 2026-11-20 · best_qa at 12.4M of 100M · saved 5 s ago"

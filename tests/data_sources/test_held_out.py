@@ -1,0 +1,98 @@
+"""Held-out text: by content alone, at least one where a local source has two, frozen on disk."""
+
+import json
+from itertools import islice
+from pathlib import Path
+
+import pytest
+
+from data_sources import HeldOutStore, open_stream
+from data_sources.held_out import SHARE, Choice, HeldOut, local_choice
+from data_sources.order import content_hash
+from tests.data_sources.streams import byte_tokenizer, data_config, files, paragraphs, read_texts, rows_of, write_jsonl
+
+
+def held_out_of(folder: Path, texts: list[str], world_size: int = 1, **options: object) -> tuple[list[str], list[str]]:
+    """(held out, trained on) of a source with `texts`."""
+    write_jsonl(folder / "a.jsonl", texts)
+    data = data_config(files("a", folder / "a.jsonl"))
+    held_out, trained = [], []
+    for rank in range(world_size):
+        with open_stream(data, byte_tokenizer(), 64, 48, rank, world_size, **options) as stream:
+            rows = [row for batch, _ in islice(stream, 300) for row in rows_of(batch)]
+            trained += [text.decode() for text in read_texts(rows)]
+            held_out += [text for _, text in stream.held_out.take_new()]
+    return sorted(held_out), sorted(trained)
+
+
+def test_one_percent_by_hash() -> None:
+    choice = Choice()
+    texts = [f"{number} {text}" for text in paragraphs(700) for number in range(30)]
+    assert 0.007 < sum(map(choice.holds, texts)) / len(texts) < 0.013
+
+
+def test_the_same_for_any_seed_and_number_of_processes(tmp_path: Path) -> None:
+    texts = paragraphs(500)
+    held_out, trained = held_out_of(tmp_path, texts)
+    assert held_out == held_out_of(tmp_path, texts, seed=5)[0] == held_out_of(tmp_path, texts, world_size=2)[0]
+    assert set(held_out) >= {text for text in texts if content_hash(text) < SHARE} and held_out
+    assert not set(held_out) & set(trained) and sorted(held_out + trained) == sorted(texts)
+
+
+@pytest.mark.parametrize("number", [2, 3, 20])
+def test_at_least_one_of_a_small_local_source(tmp_path: Path, number: int) -> None:
+    texts = [text for text in paragraphs(200) if content_hash(text) >= SHARE][:number]
+    held_out, trained = held_out_of(tmp_path, texts)
+    assert held_out == [min(texts, key=content_hash)] and sorted(held_out + trained) == sorted(texts)
+
+
+@pytest.mark.parametrize("texts", [["the only one"], ["the same"] * 5])
+def test_a_source_of_one_document_holds_nothing_out_and_says_so(tmp_path: Path, texts: list[str]) -> None:
+    write_jsonl(tmp_path / "a.jsonl", texts)
+    with open_stream(data_config(files("a", tmp_path / "a.jsonl")), byte_tokenizer(), 64, 48) as stream:
+        assert len([row for batch, _ in stream for row in rows_of(batch) if row.restart[0]]) == len(texts)
+        assert stream.held_out.take_new() == []
+        assert "one document only: nothing is held out" in [event.get("text") for event in stream.events()]
+
+
+def test_no_extra_where_the_hash_found_one() -> None:
+    falls_in = next(text for text in (f"text {number}" for number in range(10_000)) if content_hash(text) < SHARE)
+    choice = local_choice([falls_in, "another", "a third"])
+    assert choice.holds(falls_in) and not choice.holds("another") and not choice.holds("a third")
+
+
+def test_each_document_is_handed_out_once() -> None:
+    held_out = HeldOut()
+    for source, text in (("a", "x"), ("a", "y"), ("b", "x"), ("a", "x")):
+        held_out.add(source, text)
+    assert held_out.take_new() == [("a", "x"), ("a", "y"), ("b", "x")]
+    held_out.add("a", "y")
+    held_out.add("a", "z")
+    assert held_out.take_new() == [("a", "z")]
+
+
+def test_what_nobody_takes_is_bounded() -> None:
+    held_out = HeldOut()
+    for number in range(100):
+        held_out.add("a", f"{number}" + "x" * 100_000)
+    assert sum(len(text) for _, text in held_out.take_new()) < 5_000_000
+
+
+def test_the_store_freezes_at_its_limit_and_survives(tmp_path: Path) -> None:
+    names = ["plain", "with/slash", "..", "ünï cödé " * 20, "with_slash"]
+    store = HeldOutStore(tmp_path / "held", 10)
+    store.extend([(name, f"{name} {number}") for name in names for number in range(9)], lambda text: 3)
+    store.extend([("plain", "plain 0"), ("plain", "late")], lambda text: 3)
+    for held in (store, HeldOutStore(tmp_path / "held", 10)):
+        assert sorted(held.sources()) == sorted(names)
+        for name in names:
+            assert held.texts(name) == [f"{name} {number}" for number in range(4)] and held.tokens(name) == 12 and held.frozen(name)
+    assert sorted(path.parent.name for path in tmp_path.rglob("*.jsonl")) == ["held"] * 5 and not list(tmp_path.rglob("*.tmp"))
+
+
+def test_a_torn_line_is_passed_over(tmp_path: Path) -> None:
+    store = HeldOutStore(tmp_path, 100)
+    store.extend([("a", "first\u2028line"), ("a", "second\nline")], len)
+    (file,) = tmp_path.glob("*.jsonl")
+    file.write_text(file.read_text() + json.dumps({"source": "a", "text": "torn", "tokens": 4})[:-3] + "\n[]\n")
+    assert HeldOutStore(tmp_path, 100).texts("a") == ["first\u2028line", "second\nline"]

@@ -1,0 +1,34 @@
+"""A small real corpus (Python's own language reference) and a preset small enough to train in seconds."""
+
+from collections.abc import Callable
+from pathlib import Path
+from pydoc_data.topics import topics
+from typing import Any
+
+import pytest
+
+from lm.preset import Preset
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a text file for each topic of the reference: about 700 kB."""
+    folder = tmp_path_factory.mktemp("corpus")
+    for name, text in topics.items():
+        (folder / f"{name.replace('/', '_')}.txt").write_text(text, encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def tiny(corpus: Path) -> Callable[..., Preset]:
+    """A preset over the corpus; sections given by name are laid over it."""
+
+    def build(**sections: dict[str, Any]) -> Preset:
+        raw: dict[str, dict[str, Any]] = {
+            "model": {"hidden_size": 32, "num_layers": 2, "num_heads": 2, "seq_length": 64},
+            "train": {"per_gpu_batch_size": 4, "learning_rate": 0.01, "snapshot_every_minutes": 1000},
+            "data": {"sources": [{"type": "files", "name": "reference", "path": str(corpus), "repeat": True}], "vocab_size": 500},
+        }
+        return Preset.model_validate({"name": "tiny"} | {key: raw.get(key, {}) | sections.get(key, {}) for key in raw.keys() | sections.keys()})
+
+    return build

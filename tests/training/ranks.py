@@ -1,0 +1,92 @@
+"""What two processes do under torchrun, for test_ranks: run by it with a folder as the working directory, never by a person."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data_sources import Batch
+from data_sources.batch import bounds_of
+from lm.model import build_model
+from lm.preset import Preset, preset_from_json
+from lm.training import Halted, train
+from lm.training.distribution import Ranks
+from lm.training.learner import Learner
+from lm.training.optimizer import build_optimizer
+from lm.training.step import Teacher
+
+ROWS, T, V = 8, 16, 50
+
+
+def rows(padding_from: int = ROWS) -> Batch:
+    """Eight rows with restarts; from row `padding_from` on nothing is scored. The third row holds little text."""
+    generator = torch.Generator().manual_seed(5)
+    tokens = torch.randint(V, (ROWS, T), generator=generator)
+    targets = torch.randint(V, (ROWS, T), generator=generator)
+    restart = torch.rand(ROWS, T, generator=generator) < 0.1
+    targets[2, 3:] = -100
+    targets[padding_from:] = -100
+    source = torch.zeros_like(tokens).masked_fill(targets < 0, -1)
+    bounds = torch.from_numpy(bounds_of(restart.numpy()))
+    number = torch.arange(ROWS)
+    return Batch(tokens, targets, restart, source, number, number, bounds, int((targets >= 0).sum()), False)
+
+
+def part_of(batch: Batch, rank: int, size: int) -> Batch:
+    """The rows of one rank: those whose number is `rank` modulo `size`."""
+    pieces = batch.split(1)[rank::size]
+    joined = {name: torch.cat([getattr(piece, name) for piece in pieces]) for name in ("tokens", "targets", "restart", "source", "lane", "row")}
+    bounds = torch.from_numpy(bounds_of(joined["restart"].numpy()))
+    return Batch(**joined, cu_seqlens=bounds, valid=sum(piece.valid for piece in pieces), last=False)
+
+
+def gradients(preset: Preset, batch: Batch, micro_rows: int, ranks: Ranks) -> dict[str, torch.Tensor]:
+    """Gradients after summing over ranks, before they are clipped."""
+    torch.manual_seed(ranks.rank)  # DDP gives all ranks the weights of rank 0
+    learner = Learner(build_model(preset, V))
+    teacher = Teacher(ranks, learner, build_optimizer(learner, preset.train), preset.train, {})
+    torch.manual_seed(9)
+    for parameter in learner.parameters():
+        parameter.data.normal_(std=0.1)
+    teacher.micro_rows = micro_rows
+    tokens = int(ranks.summed([float(batch.valid)])[0])
+    teacher._gradients_in_memory(batch, tokens, 1)
+    ranks.sum_gradients(teacher.parameters)
+    return {name: parameter.grad.clone() for name, parameter in learner.named_parameters()}
+
+
+def preset_of(text: str) -> Preset:
+    return preset_from_json(text, "test")
+
+
+def main() -> None:
+    folder = Path.cwd()
+    preset = preset_of((folder / "preset.json").read_text(encoding="utf-8"))
+    torch.set_num_threads(1)
+    ranks = Ranks(preset.train)
+    out: dict[str, Any] = {}
+    for name, batch in {"full": rows(), "half padding": rows(padding_from=0)}.items():
+        mine = part_of(batch, ranks.rank, ranks.size)
+        if name == "half padding":  # rank 1 has padding only
+            mine = part_of(rows(), 0, 2) if ranks.rank == 0 else mine
+        out[name] = gradients(preset, mine, 4, ranks)
+        out[f"{name}, accumulated"] = gradients(preset, mine, 2, ranks)
+    events: list[Any] = []
+    summary = train(preset, folder / "checkpoints", budget_tokens=int(os.environ.get("BUDGET", "6144")), observers=(events.append,))
+    try:
+        missing = preset.model_copy(update={"data": preset_of('{"data": {"sources": [{"type": "files", "path": "nowhere"}]}}').data})
+        train(missing, folder / "other")
+        halted = ""
+    except Halted as error:
+        halted = str(error)
+    if ranks.is_first:
+        torch.save(out, folder / "gradients.pt")
+        (folder / "events.json").write_text(json.dumps(events), encoding="utf-8")
+    (folder / f"rank{ranks.rank}.json").write_text(json.dumps({"tokens": summary.tokens, "loss": summary.loss, "halted": halted}), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

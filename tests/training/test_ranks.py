@@ -1,0 +1,84 @@
+"""Two processes under torchrun against one: the same gradients, the same run, and no rank left waiting."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lm.preset import Preset
+from lm.training import train
+from lm.training.distribution import Ranks
+from tests.training.ranks import gradients, part_of, rows
+
+STEP = 4 * 64
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> tuple[Path, Preset]:
+    """What tests/training/ranks.py left behind when two processes ran it."""
+    folder = tmp_path_factory.mktemp("two")
+    raw = {
+        "name": "tiny",
+        "model": {"hidden_size": 32, "num_layers": 2, "num_heads": 2, "seq_length": 64},
+        "train": {"per_gpu_batch_size": 2, "learning_rate": 0.01, "evaluate_every_tokens": 2000},
+        "data": {"sources": [{"type": "files", "name": "reference", "path": str(corpus), "repeat": True}], "vocab_size": 500},
+    }
+    (folder / "preset.json").write_text(json.dumps(raw), encoding="utf-8")
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", "-m", "tests.training.ranks"]
+    environment = os.environ | {"PYTHONPATH": str(Path.cwd()), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder, Preset.model_validate(raw)
+
+
+def test_gradients_do_not_depend_on_the_number_of_ranks_or_micro_batches(two: tuple[Path, Preset]) -> None:
+    """1 rank x 8 rows = 2 ranks x 4 rows = 2 ranks x 2 micro-batches of 2 rows = 1 rank x 8 micro-batches."""
+    folder, preset = two
+    found = torch.load(folder / "gradients.pt")
+    alone = Ranks(preset.train)
+    whole = gradients(preset, rows(), 8, alone)
+    close(found["full"], whole)
+    close(found["full, accumulated"], whole)
+    close(gradients(preset, rows(), 1, alone), whole)
+    assert all(bool(gradient.abs().sum() > 0) for gradient in whole.values())
+
+
+def test_a_rank_with_nothing_but_padding_goes_along(two: tuple[Path, Preset]) -> None:
+    folder, preset = two
+    found = torch.load(folder / "gradients.pt")
+    alone = gradients(preset, part_of(rows(), 0, 2), 4, Ranks(preset.train))
+    close(found["half padding"], alone)
+    close(found["half padding, accumulated"], alone)
+
+
+def close(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    assert one.keys() == other.keys()
+    for name in one:
+        torch.testing.assert_close(one[name], other[name], rtol=1e-5, atol=1e-7, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_both_ranks_train_one_model_on_the_batches_that_one_rank_reads(two: tuple[Path, Preset], tiny: Callable[..., Preset], tmp_path: Path) -> None:
+    folder, _ = two
+    events: list[Any] = []
+    train(tiny(train={"evaluate_every_tokens": 2000}), tmp_path, budget_tokens=6144, observers=(events.append,))
+    alone = [event for event in events if event["event"] == "step"]
+    together = [event for event in json.loads((folder / "events.json").read_text(encoding="utf-8")) if event["event"] == "step"]
+    assert [event["batch_hash"] for event in together] == [event["batch_hash"] for event in alone]
+    assert [event["loss"] for event in together] == pytest.approx([event["loss"] for event in alone], rel=1e-4)
+    reports = [json.loads((folder / f"rank{rank}.json").read_text(encoding="utf-8")) for rank in range(2)]
+    assert reports[0] == reports[1]
+    assert reports[0]["tokens"] == 6144
+
+
+def test_what_rank_0_can_not_do_ends_every_rank_in_one_line(two: tuple[Path, Preset]) -> None:
+    folder, _ = two
+    for rank in range(2):
+        halted = json.loads((folder / f"rank{rank}.json").read_text(encoding="utf-8"))["halted"]
+        assert "nowhere" in halted
+        assert "\n" not in halted

@@ -1,0 +1,227 @@
+"""Runs end to end on real text: learning, exact resume, one run after another, and everything that can stop one."""
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import lm.training.step as step_module
+from lm.preset import Preset
+from lm.training import Halted, train
+from lm.training.snapshots import Snapshots
+
+Tiny = Callable[..., Preset]
+STEP = 4 * 64  # tokens of a step
+
+
+class Recorder:
+    """Keeps the events, and asks to stop after so many steps."""
+
+    def __init__(self, stop_after: int | None = None) -> None:
+        self.events: list[Mapping[str, Any]] = []
+        self.stop_after = stop_after
+
+    def __call__(self, event: Mapping[str, Any]) -> None:
+        json.dumps(event, allow_nan=True)
+        self.events.append(event)
+
+    def of(self, kind: str) -> list[Mapping[str, Any]]:
+        return [event for event in self.events if event["event"] == kind]
+
+    def stop(self) -> bool:
+        # The loop asks before a step, so the step that is then taken is the last.
+        return self.stop_after is not None and len(self.of("step")) >= self.stop_after - 1
+
+
+def trained(preset: Preset, folder: Path, steps: int, stop_after: int | None = None) -> Recorder:
+    recorder = Recorder(stop_after)
+    train(preset, folder, budget_tokens=steps * STEP, observers=(recorder,), should_stop=recorder.stop)
+    return recorder
+
+
+def test_it_learns(tiny: Tiny, tmp_path: Path) -> None:
+    recorder = Recorder()
+    summary = train(tiny(), tmp_path, budget_tokens=120 * STEP, observers=(recorder,))
+    losses = [event["loss"] for event in recorder.of("step")]
+    assert losses[0] == pytest.approx(torch.tensor(500.0).log().item(), abs=0.1)
+    assert sum(losses[-10:]) / 10 < losses[0] - 1
+    assert not summary.stopped
+    assert summary.tokens == recorder.of("step")[-1]["tokens"] >= 120 * STEP
+    assert summary.evaluation["cross_entropy"] < losses[0] - 1
+    assert summary.evaluation["perplexity"] == pytest.approx(torch.tensor(summary.evaluation["cross_entropy"]).exp().item(), rel=1e-5)
+    kinds = [event["event"] for event in recorder.events]
+    assert kinds.index("snapshot") < kinds.index("evaluation"), "saved before it is evaluated"
+    assert recorder.of("end")[0]["reason"] == "the run's tokens are read"
+
+
+def test_thirty_steps_at_once_equal_thirteen_then_seventeen(tiny: Tiny, tmp_path: Path) -> None:
+    at_once = trained(tiny(), tmp_path / "once", 30)
+    first = trained(tiny(), tmp_path / "twice", 30, stop_after=13)
+    second = trained(tiny(), tmp_path / "twice", 30)
+    assert [len(part.of("step")) for part in (first, second)] == [13, 17]
+    assert second.of("resume")[0]["tokens"] == 13 * STEP
+    assert second.of("resume")[0]["exact"]
+    steps = first.of("step") + second.of("step")
+    for key in ("batch_hash", "loss", "gradient_norm", "learning_rate", "tokens", "life_tokens", "step"):
+        assert [event[key] for event in steps] == [event[key] for event in at_once.of("step")], key
+    one, two = (Snapshots(tmp_path / name).read("current") for name in ("once", "twice"))
+    for part in ("weights", "optimizer", "random"):
+        ours, theirs = getattr(one, part), getattr(two, part)
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours), part
+    assert one.cursor == two.cursor
+    assert one.run == two.run
+
+
+def test_a_finished_run_is_followed_by_another_on_the_same_model(tiny: Tiny, tmp_path: Path) -> None:
+    first, second = trained(tiny(), tmp_path, 40), trained(tiny(), tmp_path, 40)
+    assert second.of("resume")[0]["tokens"] == 0
+    assert second.of("step")[-1]["life_tokens"] == 80 * STEP
+    hashes = [event["batch_hash"] for part in (first, second) for event in part.of("step")]
+    assert len(set(hashes)) == 80, "the data goes on, too"
+    assert second.of("step")[0]["loss"] < first.of("step")[0]["loss"] - 0.5
+    assert [run["tokens"] for run in Snapshots(tmp_path).read("current").life["runs"]] == [40 * STEP, 40 * STEP]
+    assert len(list((tmp_path / "archive").glob("*.pth"))) == 2
+
+
+def test_the_journal_holds_what_the_observers_saw_and_mends_a_torn_line(tiny: Tiny, tmp_path: Path) -> None:
+    first = trained(tiny(), tmp_path, 3, stop_after=2)
+    journal = tmp_path / "run.jsonl"
+    with journal.open("a", encoding="utf-8") as file:
+        file.write('{"event": "step", "tok')
+    second = trained(tiny(), tmp_path, 3)
+    lines = [json.loads(line) for line in journal.read_text(encoding="utf-8").splitlines()]
+    assert lines == first.events + second.events
+
+
+def test_life_json_says_what_the_menu_shows(tiny: Tiny, tmp_path: Path) -> None:
+    trained(tiny(), tmp_path, 5)
+    life = json.loads((tmp_path / "life.json").read_text(encoding="utf-8"))
+    assert {"born", "runs", "life_tokens", "last_preset", "run_tokens", "budget", "parameters", "vocab_size"} == life.keys()
+    assert (life["runs"], life["life_tokens"], life["last_preset"]) == (1, 5 * STEP, "tiny")
+
+
+def test_another_model_keeps_what_fits_and_archives_the_old(tiny: Tiny, tmp_path: Path) -> None:
+    trained(tiny(), tmp_path, 5)
+    recorder = trained(tiny(model={"num_layers": 3}), tmp_path, 5)
+    assert any("tensors kept" in event["text"] for event in recorder.of("notice"))
+    assert list((tmp_path / "archive").glob("before-tiny-*.pth"))
+    assert not recorder.of("resume")[0]["exact"]
+
+
+def test_held_out_text_is_kept_and_frozen(tiny: Tiny, tmp_path: Path) -> None:
+    trained(tiny(train={"eval_tokens": 300}), tmp_path, 100)
+    texts = [json.loads(line) for file in (tmp_path / "held_out").glob("*.jsonl") for line in file.read_text(encoding="utf-8").splitlines()]
+    assert texts
+    assert sum(text["tokens"] for text in texts[:-1]) < 300
+
+
+def test_evaluations_and_samples_change_nothing(tiny: Tiny, tmp_path: Path) -> None:
+    plain = trained(tiny(train={"evaluate_every_tokens": 10**9, "sample_every_tokens": 10**9}), tmp_path / "plain", 20)
+    busy = trained(tiny(train={"evaluate_every_tokens": 2 * STEP, "sample_every_tokens": STEP}), tmp_path / "busy", 20)
+    assert len(busy.of("sample")) == 20
+    assert len(busy.of("evaluation")) >= 7
+    assert [event["loss"] for event in plain.of("step")] == [event["loss"] for event in busy.of("step")]
+
+
+def test_snapshots_come_by_tokens_too(tiny: Tiny, tmp_path: Path) -> None:
+    recorder = trained(tiny(train={"snapshot_every_tokens": 5 * STEP}), tmp_path, 20)
+    assert len(recorder.of("snapshot")) >= 4
+
+
+def test_what_is_not_built_is_refused(tiny: Tiny, tmp_path: Path) -> None:
+    with pytest.raises(Halted, match=r"s5\.enabled is not built yet"):
+        train(tiny(s5={"enabled": True}), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_all_sources_failed_halts(tiny: Tiny, tmp_path: Path) -> None:
+    with pytest.raises(Halted, match="nowhere") as caught:
+        train(tiny(data={"sources": [{"type": "files", "path": str(tmp_path / "nowhere")}]}), tmp_path / "checkpoints")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_finite_mix_ends_early(tiny: Tiny, tmp_path: Path, corpus: Path) -> None:
+    recorder = Recorder()
+    source = {"type": "files", "path": str(sorted(corpus.glob("*.txt"))[0])}
+    folder = tmp_path / "few"
+    folder.mkdir()
+    for file in sorted(corpus.glob("*.txt"))[:6]:
+        (folder / file.name).write_bytes(file.read_bytes())
+    summary = train(tiny(data={"sources": [source | {"path": str(folder)}]}), tmp_path / "checkpoints", observers=(recorder,))
+    assert recorder.of("end")[0]["reason"] == "every source has been read to its end"
+    assert 0 < summary.tokens < 100_000
+    assert not summary.stopped
+    assert Snapshots(tmp_path / "checkpoints").newest() is not None
+
+
+def test_a_bad_step_is_skipped_and_counted(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    poison(monkeypatch, {3})
+    recorder = trained(tiny(), tmp_path, 6)
+    steps = recorder.of("step")
+    assert [event["skipped"] for event in steps] == [0, 0, 1, 1, 1, 1]
+    assert [math.isnan(event["losses"]["next_token"]) for event in steps] == [False, False, True, False, False, False]
+    assert all(torch.isfinite(tensor).all() for tensor in Snapshots(tmp_path).read("current").weights.values())
+
+
+def test_ten_bad_steps_in_a_row_halt(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    poison(monkeypatch, set(range(3, 100)))
+    with pytest.raises(Halted, match="10 steps in a row"):
+        trained(tiny(), tmp_path, 50)
+
+
+def poison(monkeypatch: pytest.MonkeyPatch, steps: set[int]) -> None:
+    """Make the loss of these steps, counted from one, not a number."""
+    count = 0
+    honest = step_module.weighted_sum
+
+    def poisoned(losses: Mapping[str, torch.Tensor], weights: Mapping[str, float]) -> torch.Tensor:
+        nonlocal count
+        count += 1
+        for loss in losses.values():
+            if count in steps:
+                loss.data.fill_(torch.nan)
+        return honest(losses, weights)
+
+    monkeypatch.setattr(step_module, "weighted_sum", poisoned)
+
+
+def test_out_of_memory_halves_the_micro_batch_and_changes_nothing(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plenty = trained(tiny(), tmp_path / "plenty", 4)
+    honest, sizes = step_module.weighted_sum, []
+    limit = 2
+    original = step_module.Teacher._gradients
+
+    def short_of_memory(self: Any, batch: Any, *rest: Any) -> Any:
+        sizes.append(self.micro_rows)
+        if self.micro_rows > limit:
+            raise torch.OutOfMemoryError("no more")
+        return original(self, batch, *rest)
+
+    monkeypatch.setattr(step_module.Teacher, "_gradients", short_of_memory)
+    short = trained(tiny(), tmp_path / "short", 4)
+    assert sizes == [4, 2, 2, 2, 2]
+    assert honest is step_module.weighted_sum
+    for one, other in zip(plenty.of("step"), short.of("step"), strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-5)
+        assert one["batch_hash"] == other["batch_hash"]
+
+
+def test_two_runs_in_one_folder_are_refused(tiny: Tiny, tmp_path: Path) -> None:
+    import subprocess
+    import sys
+
+    program = "import sys, time; from lm.training.snapshots import Snapshots; held = Snapshots(sys.argv[1]).lock(); print('held', flush=True); time.sleep(60)"
+    other = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(Halted, match="another run is using this folder"):
+            trained(tiny(), tmp_path, 2)
+    finally:
+        other.kill()
+        other.wait()
+    trained(tiny(), tmp_path, 2)
