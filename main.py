@@ -27,12 +27,12 @@ def main() -> int:
     if not is_terminal():
         return train_default(company)
 
-    from lm.app.screens import SCREENS, ask, train
+    from lm.app.screens import ask, show, train
 
     said = ""
     while (choice := ask(said)).action != "quit":
         if choice.preset is None:
-            said = SCREENS[choice.action]()
+            said = show(choice.action)
             continue
         company.tell(choice.preset)
         outcome = train(choice.preset, company.is_alone)

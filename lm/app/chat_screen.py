@@ -1,18 +1,22 @@
 """Chat: a person's words in, the model's words out as they come."""
 
+import os
+import shutil
 import sys
 from collections.abc import Iterator
 from typing import NamedTuple
 
 from prompt_toolkit import PromptSession
+from prompt_toolkit.data_structures import Size
 from prompt_toolkit.formatted_text import FormattedText
+from prompt_toolkit.output.vt100 import Vt100_Output
 from prompt_toolkit.styles import Style
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from lm.app.commands import COMMANDS, CommandError, changed, command_in, named_snapshot
-from lm.app.terminal import CHECKPOINTS, in_a_line, log_traceback, quieted
+from lm.app.terminal import CHECKPOINTS, quieted
 from lm.app.text import ACCENT, LABEL, QUIET
 from lm.app.words import clean, counted, one_line
 from lm.generation.chat import Conversation
@@ -44,9 +48,6 @@ def chat() -> str:
         return str(error)
     except KeyboardInterrupt:
         return ""
-    except Exception as error:
-        log_traceback(error)
-        return f"Chat can't begin. {in_a_line(error)}"
     Chat(console, partner).run()
     return ""
 
@@ -72,12 +73,19 @@ def load(which: str, settings: GenerationConfig | None) -> Partner:
     return Partner(which, snapshot.preset, int(snapshot.life["tokens"]), conversation)
 
 
+def _size() -> Size:
+    columns, rows = shutil.get_terminal_size()
+    return Size(rows=rows, columns=columns)
+
+
 class Chat:
     """One sitting: reads lines, answers them, obeys commands."""
 
     def __init__(self, console: Console, partner: Partner) -> None:
         self.console, self.partner = console, partner
-        self._session: PromptSession[str] = PromptSession(style=STYLE)
+        # Without asking where the cursor is: a terminal that does not answer would be complained about.
+        output = Vt100_Output(sys.stdout, _size, term=os.environ.get("TERM"), enable_cpr=False)
+        self._session: PromptSession[str] = PromptSession(style=STYLE, output=output)
 
     def run(self) -> None:
         self._greet()

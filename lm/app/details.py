@@ -10,7 +10,7 @@ from lm.preset import Preset, count_parameters, layer_plan, plan_in_words
 Fragments = list[tuple[str, str]]  # (style, text), as prompt_toolkit takes them
 
 MARGIN = 12  # of the words before a row
-ORDERS = {"weighted": "of the tokens", "round_robin": "a document of each in turn", "sequential": "one after the other"}
+ORDERS = {"round_robin": "a document of each in turn", "sequential": "one after the other"}
 
 
 def details(shelved: Shelved, width: int, vocab_size: int | None) -> Fragments:
@@ -56,11 +56,12 @@ def _size(preset: Preset, vocab_size: int | None) -> str:
 
 def _sources(data: DataConfig, width: int) -> Fragments:
     weighted = data.mix_strategy == "weighted"
-    out = row("reads", ORDERS[data.mix_strategy], width) if not weighted and len(data.sources) > 1 else []
+    in_order = not weighted and len(data.sources) > 1
+    out = row("reads", ORDERS[data.mix_strategy], width) if in_order else []
     name_width = min(max(len(source.name) for source in data.sources), 24)
     for number, (source, weight) in enumerate(zip(data.sources, data.weights, strict=True)):
         share = f"{100 * weight:>3.0f}%  " if weighted else ""
-        first = ("class:quiet", f"{'reads' if weighted and not number else '':<{MARGIN}}")
+        first = ("class:quiet", f"{'' if number or in_order else 'reads':<{MARGIN}}")
         line = f"{share}{one_line(source.name):<{name_width}}"
         origin = textwrap.shorten(_origin(source), max(width - MARGIN - len(line) - 2, 1), placeholder="…")
         out += [first, ("", line[: width - MARGIN]), ("class:quiet", f"  {origin}\n")]

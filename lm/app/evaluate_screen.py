@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lm.app.terminal import CHECKPOINTS, in_a_line, log_traceback, quieted
+from lm.app.terminal import CHECKPOINTS, quieted
 from lm.app.text import ACCENT, LABEL, QUIET
 from lm.app.words import counted, figure, one_line
 
@@ -24,9 +24,6 @@ def evaluate() -> str:
             event = _measured()
     except KeyboardInterrupt:
         return ""
-    except Exception as error:
-        log_traceback(error)
-        return f"Evaluation failed. {in_a_line(error)}"
     if not event.get("sources"):
         return event.get("text", "No text is held out yet: it is gathered while the model trains.")
     console.print(Text.assemble(("Perennial", f"bold {ACCENT}"), ("  evaluation of the current snapshot", "bold")))

@@ -135,7 +135,7 @@ class Facts:
 
     def _source(self, name: str, told: Event) -> None:
         known = self.sources.setdefault(name, SourceFacts(one_line(name)))
-        known.state, known.reason = told["state"], one_line(told["reason"] or "")
+        known.state, known.reason = one_line(told["state"] or ""), one_line(told["reason"] or "")
         known.next_try = told.get("next_try")
 
     def _on_source(self, event: Event) -> None:

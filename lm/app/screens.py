@@ -4,9 +4,10 @@ from collections.abc import Callable
 
 from lm.app.menu import ask
 from lm.app.run_screen import Outcome
+from lm.app.terminal import in_a_line, log_traceback
 from lm.preset import Preset
 
-__all__ = ["SCREENS", "ask", "train"]
+__all__ = ["ask", "show", "train"]
 
 
 def train(preset: Preset, is_alone: bool) -> Outcome:
@@ -14,6 +15,15 @@ def train(preset: Preset, is_alone: bool) -> Outcome:
     from lm.app.run_screen import train_with_screen
 
     return train_with_screen(preset, is_alone)
+
+
+def show(name: str) -> str:
+    """One of the other screens. A line for the menu, empty when there is nothing to say; never an error."""
+    try:
+        return SCREENS[name]()
+    except Exception as error:
+        log_traceback(error)
+        return f"That screen failed. {in_a_line(error)}"
 
 
 def _chat() -> str:
@@ -34,5 +44,4 @@ def _presets() -> str:
     return presets()
 
 
-# Each gives back a line for the menu, empty when there is nothing to say.
 SCREENS: dict[str, Callable[[], str]] = {"chat": _chat, "evaluate": _evaluate, "presets": _presets}

@@ -82,6 +82,8 @@ def _open_log() -> int:
 
 def log_traceback(error: BaseException) -> None:
     """The whole of an error for the log; a person gets one line."""
+    with contextlib.suppress(OSError):
+        CHECKPOINTS.mkdir(exist_ok=True)
     with contextlib.suppress(OSError), LOG.open("a", encoding="utf-8", errors="replace") as file:
         file.write(time.strftime("%Y-%m-%d %H:%M:%S ") + "".join(traceback.format_exception(error)))
 

@@ -79,7 +79,7 @@ class ModelConfig(Config):
 class TrainConfig(Config):
     """How a run trains."""
 
-    per_gpu_batch_size: int = Field(8, ge=1, le=65_536, description="Rows that one device reads at a time; made smaller by itself when memory is short.")
+    per_gpu_batch_size: int = Field(4, ge=1, le=65_536, description="Rows that one device reads at a time; made smaller by itself when memory is short.")
     accumulation_steps: int = Field(1, ge=1, le=65_536, description="How many times that for one optimizer step.")
     train_tokens: int | None = Field(None, ge=1, description="Overridden: every run reads 100,000,000 tokens.")
     eval_tokens: int = Field(200_000, ge=0, description="Held-out tokens kept for each source, up to 200,000.")
@@ -91,7 +91,7 @@ class TrainConfig(Config):
     objective: Literal["clm", "ul2", "mlm", "custom"] = Field("clm", description="What is predicted. clm: the next token.")
     optimizer: Literal["adamw"] = Field("adamw", description="Update rule.")
     learning_rate: float = Field(2e-3, gt=0, le=10, description="Highest learning rate of a run.")
-    warmup_share: Share = Field(0.01, description="Share of the run's tokens over which the learning rate rises.")
+    warmup_share: Share = Field(0.001, description="Share of the run's tokens over which the learning rate rises.")
     decay_share: Share = Field(0.2, description="Share of the run's tokens, at its end, over which the learning rate falls to a tenth.")
     weight_decay: float = Field(0.1, ge=0, le=10, description="Decay of the matrices; norms and biases have none.")
     beta1: float = Field(0.9, ge=0, lt=1, description="Memory of AdamW's mean.")

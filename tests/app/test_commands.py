@@ -1,5 +1,7 @@
 """What can be typed in a chat."""
 
+import re
+
 import pytest
 
 from lm.app.commands import Command, CommandError, changed, command_in, named_snapshot
@@ -27,10 +29,10 @@ def test_settings_change_for_this_chat(name, value, kept):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("temperature", "200"), "temperature: found 200, allowed: a number from 0 to 100"),
+        (("temperature", "200"), r"^temperature: found 200\W+allowed: a number from 0 to 100$"),
         (("temperature", "nan"), "temperature"),
-        (("temperature", "warm"), 'temperature: found "warm", allowed: a number from 0 to 100'),
-        (("top_p", "0"), "top_p: found 0, allowed: a number above 0 to 1"),
+        (("temperature", "warm"), r'^temperature: found "warm"\W+allowed: a number'),
+        (("top_p", "0"), r"^top_p: found 0\W+allowed: a number above 0 to 1"),
         (("max_new_tokens", "1.5"), "max_new_tokens: found 1.5"),
         (("temprature", "1"), 'did you mean "temperature"'),
         (("temperature",), "write /settings NAME VALUE"),
@@ -40,7 +42,7 @@ def test_settings_change_for_this_chat(name, value, kept):
 def test_bad_settings_say_what_is_allowed(words, said):
     with pytest.raises(CommandError) as caught:
         changed(PRESET, GenerationConfig(), words)
-    assert said in str(caught.value) and "\n" not in str(caught.value)
+    assert re.search(said, str(caught.value)) and "\n" not in str(caught.value)
 
 
 def test_snapshots_by_name():

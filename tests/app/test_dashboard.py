@@ -142,7 +142,7 @@ def test_the_curve_keeps_few_points():
 
 def test_the_past_of_this_run_is_read_from_the_journal(tmp_path):
     journal = tmp_path / "run.jsonl"
-    rows = [(4096, 4096, 9.0), (8192, 8192, 8.0), (4096, 12_288, 7.0), (8192, 16_384, 6.5), (8192, 16_384, 6.0), (12_288, 20_480, 5.0)]
+    rows = [(4096, 4096, 9.0), (6000, 6000, 9.0), (8192, 8192, 8.0), (4096, 12_288, 7.0), (8192, 16_384, 6.5), (8192, 16_384, 6.0), (12_288, 20_480, 5.0)]
     lines = [f'{{"event": "step", "tokens": {tokens}, "life_tokens": {life}, "loss": {loss}}}' for tokens, life, loss in rows]
     journal.write_text("torn\n" + "\n".join(lines) + '\n{"event": "step", "tok')
     assert list(past_losses(journal, 8192, 16_384)) == [(4096, 7.0), (8192, 6.0)]

@@ -24,10 +24,10 @@ from tests.benchmarks.text import LOCAL
 
 TOKENS = int(os.environ.get("LEARNING_TOKENS", 2_000_000))
 SEEDS = tuple(map(int, os.environ.get("LEARNING_SEEDS", "0 1").split()))
-OURS_RATE = tuple(map(float, os.environ.get("LEARNING_RATES", "3e-3").split()))
-LLAMA_RATE = tuple(map(float, os.environ.get("LEARNING_LLAMA_RATES", "3e-3").split()))
+OURS_RATE = tuple(map(float, os.environ.get("LEARNING_RATES", "2e-3").split()))
+LLAMA_RATE = tuple(map(float, os.environ.get("LEARNING_LLAMA_RATES", "1e-3 2e-3").split()))
 HELD_OUT_ROWS = 64
-WARMUP_STEPS, DECAY = 100, 0.2
+WARMUP_STEPS, DECAY = 50, 0.2
 
 
 def factor(step: int, steps: int) -> float:
