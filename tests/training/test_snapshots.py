@@ -1,0 +1,232 @@
+"""Snapshots: three of them, whole at any instant, and a clear line for every file that is not."""
+
+import os
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import lm.training.snapshots as snapshots_module
+from lm.preset import Preset
+from lm.training.snapshots import LEGACY, NAMES, NEW, DamagedSnapshot, Snapshot, SnapshotError, Snapshots, read_snapshot
+
+
+def snapshot(number: int) -> Snapshot:
+    """A small snapshot that tells its number."""
+    preset = Preset.model_validate({"name": "p", "data": {"sources": ["c4"]}})
+    weights = {"w": torch.full((7, 3), float(number)), "empty": torch.zeros(0), "half": torch.ones(2, dtype=torch.bfloat16)}
+    return Snapshot(preset, "{}", weights, {"w/step": torch.tensor(3.0)}, {"cpu": torch.get_rng_state()}, {"row": number}, {"tokens": number}, {"tokens": 1})
+
+
+def saved(folder: Path, count: int) -> Snapshots:
+    keeper = Snapshots(folder)
+    for number in range(1, count + 1):
+        keeper.save(snapshot(number))
+    return keeper
+
+
+def number_of(path: Path) -> int:
+    return read_snapshot(path).run["tokens"]
+
+
+def test_what_is_saved_is_read(tmp_path: Path) -> None:
+    found, meant = saved(tmp_path, 1).newest(), snapshot(1)
+    for part in ("weights", "optimizer", "random"):
+        assert getattr(found, part).keys() == getattr(meant, part).keys()
+        assert all(torch.equal(getattr(found, part)[name], tensor) for name, tensor in getattr(meant, part).items())
+    assert (found.preset, found.tokenizer, found.cursor, found.run, found.life) == (meant.preset, "{}", {"row": 1}, {"tokens": 1}, {"tokens": 1})
+
+
+def test_the_newest_three_are_kept_and_the_legacy_name_is_the_current_one(tmp_path: Path) -> None:
+    keeper = saved(tmp_path, 5)
+    assert [number_of(tmp_path / name) for name in NAMES.values()] == [5, 4, 3]
+    assert [keeper.read(which).run["tokens"] for which in NAMES] == [5, 4, 3]
+    assert (tmp_path / LEGACY).samefile(tmp_path / NAMES["current"])
+    assert {path.name for path in tmp_path.iterdir()} == {*NAMES.values(), LEGACY}
+
+
+def test_plain_torch_opens_it_safely(tmp_path: Path) -> None:
+    saved(tmp_path, 1)
+    content = torch.load(tmp_path / NAMES["current"], weights_only=True)
+    assert content["format"] == 1
+    assert torch.equal(content["tensors"]["weights.w"], torch.ones(7, 3))
+
+
+def test_nothing_there_is_a_fresh_start(tmp_path: Path) -> None:
+    assert Snapshots(tmp_path / "none").newest() is None
+    with pytest.raises(SnapshotError, match="there is no such snapshot yet"):
+        Snapshots(tmp_path).read("prev")
+    with pytest.raises(SnapshotError, match="no snapshot is called"):
+        Snapshots(tmp_path).read("latest")
+
+
+class Stop(BaseException):
+    """A sudden end."""
+
+
+def test_a_sudden_end_at_any_file_operation_leaves_a_whole_snapshot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ends the process, as it were, before each file operation of a save in turn: the newest whole one is 3, or 4 once it was verified."""
+    names = [(os, "fsync"), (os, "link"), (os, "open"), (Path, "replace"), (Path, "unlink"), (Path, "open"), (snapshots_module, "read_snapshot")]
+    ends = 0
+    for at in range(1, 100):
+        folder = tmp_path / str(at)
+        saved(folder, 3)
+        count = 0
+        with monkeypatch.context() as patched:
+            for place, name in names:
+                honest = getattr(place, name)
+
+                def counted(*given: Any, honest: Any = honest, at: int = at, **named: Any) -> Any:
+                    nonlocal count
+                    count += 1
+                    if count == at:
+                        raise Stop
+                    return honest(*given, **named)
+
+                patched.setattr(place, name, counted)
+            try:
+                Snapshots(folder).save(snapshot(4))
+            except Stop:
+                ends += 1
+            else:
+                break
+        found = Snapshots(folder).newest().run["tokens"]
+        assert found in (3, 4)
+        whole = sorted(number_of(path) for path in folder.glob("lm_*.pth") if is_whole(path))
+        assert found == whole[-1], "the newest whole one is found"
+        assert len(set(whole)) >= 3
+        Snapshots(folder).save(snapshot(5))
+        assert [number_of(folder / name) for name in NAMES.values()] == [5, found, found - 1], "and the next save goes on from there"
+    assert ends >= 8
+
+
+def is_whole(path: Path) -> bool:
+    try:
+        read_snapshot(path)
+    except SnapshotError:
+        return False
+    return True
+
+
+def flip_a_byte(path: Path, part: str) -> None:
+    """Change one byte inside a part of the archive, behind the back of its checksum."""
+    with zipfile.ZipFile(path) as archive:
+        info = next(info for info in archive.infolist() if info.filename.endswith(part))
+    content = bytearray(path.read_bytes())
+    name = info.header_offset + 30
+    start = name + len(info.filename) + int.from_bytes(content[info.header_offset + 28 : info.header_offset + 30], "little")
+    content[start + info.file_size // 2] ^= 64
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("part", ["data.pkl", "data/0", "version"])
+def test_a_flipped_byte_is_found_and_the_one_before_is_taken(tmp_path: Path, part: str) -> None:
+    keeper = saved(tmp_path, 3)
+    flip_a_byte(tmp_path / NAMES["current"], part)
+    with pytest.raises(DamagedSnapshot, match="is damaged"):
+        keeper.read("current")
+    lines: list[str] = []
+    assert keeper.newest(lines.append).run["tokens"] == 2
+    assert len(lines) == 1
+    assert "taking the one before" in lines[0]
+    keeper.save(snapshot(4))
+    assert [number_of(tmp_path / name) for name in NAMES.values()] == [4, 2, 1], "the damaged one pushed no good one out"
+    assert (tmp_path / "lm_current.damaged").exists()
+
+
+def test_a_tensor_that_does_not_match_its_checksum(tmp_path: Path) -> None:
+    saved(tmp_path, 1)
+    path = tmp_path / NAMES["current"]
+    content = torch.load(path, weights_only=True)
+    content["tensors"]["weights.w"][0, 0] += 1
+    torch.save(content, path)
+    with pytest.raises(DamagedSnapshot, match=r"weights\.w does not match its checksum"):
+        read_snapshot(path)
+
+
+@pytest.mark.parametrize("keep", [0, 1, 100, -1])
+def test_a_file_that_was_cut_off(tmp_path: Path, keep: int) -> None:
+    keeper = saved(tmp_path, 2)
+    path = tmp_path / NAMES["current"]
+    path.write_bytes(path.read_bytes()[:keep])
+    assert keeper.newest().run["tokens"] == 1
+
+
+def test_a_missing_one_in_the_middle(tmp_path: Path) -> None:
+    keeper = saved(tmp_path, 3)
+    (tmp_path / NAMES["current"]).unlink()
+    assert keeper.newest().run["tokens"] == 2
+    keeper.save(snapshot(4))
+    assert keeper.newest().run["tokens"] == 4
+
+
+def test_when_none_is_whole_no_new_life_is_begun_by_mistake(tmp_path: Path) -> None:
+    keeper = saved(tmp_path, 1)
+    (tmp_path / NAMES["current"]).write_bytes(b"x" * 100)
+    with pytest.raises(SnapshotError, match="no whole snapshot is left"):
+        keeper.newest()
+
+
+def test_a_newer_format_is_refused(tmp_path: Path) -> None:
+    keeper = saved(tmp_path, 2)
+    path = tmp_path / NAMES["current"]
+    torch.save(torch.load(path, weights_only=True) | {"format": 99}, path)
+    with pytest.raises(SnapshotError, match="format 99, this program reads up to 1"):
+        keeper.newest()
+
+
+def test_a_file_of_another_program_is_refused_and_kept(tmp_path: Path) -> None:
+    path = tmp_path / NAMES["current"]
+    torch.save({"model": torch.zeros(3)}, path)
+    with pytest.raises(SnapshotError, match="was not written by this program"):
+        Snapshots(tmp_path).newest()
+    assert torch.load(path)["model"].shape == (3,)
+
+
+class Hostile:
+    """A pickle that would write a file when it is read."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (self.path,))
+
+
+@pytest.mark.parametrize("as_archive", [True, False])
+def test_a_hostile_pickle_is_refused_and_not_run(tmp_path: Path, as_archive: bool) -> None:
+    trace, path = tmp_path / "trace", tmp_path / NAMES["current"]
+    if as_archive:
+        torch.save({"format": 1, "bad": Hostile(trace)}, path)
+    else:
+        path.write_bytes(pickle.dumps(Hostile(trace)))
+    with pytest.raises(SnapshotError):
+        Snapshots(tmp_path).newest()
+    assert not trace.exists()
+
+
+def test_no_room_is_one_line_and_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keeper = saved(tmp_path, 3)
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(SnapshotError, match="no space left on device") as caught:
+        keeper.save(snapshot(4))
+    assert "\n" not in str(caught.value)
+    assert [number_of(tmp_path / name) for name in NAMES.values()] == [3, 2, 1]
+    assert not (tmp_path / NEW).exists()
+
+
+def test_the_archive_keeps_the_newest_three(tmp_path: Path) -> None:
+    keeper = Snapshots(tmp_path)
+    for number in range(1, 6):
+        keeper.save(snapshot(number))
+        place = keeper.archive(f"run-{number}")
+        os.utime(place, (number, number))
+    assert sorted(path.name for path in (tmp_path / "archive").iterdir()) == ["run-3.pth", "run-4.pth", "run-5.pth"]
+    assert number_of(tmp_path / "archive" / "run-3.pth") == 3
