@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from data_sources.tokenizer import tokenizer_from_json
 from torch import Tensor, nn
 
 from data_sources.held_out import HeldOutStore
+from data_sources.tokenizer import tokenizer_from_json
 from lm.model import Context, build_model
 from lm.ops.cross_entropy import IGNORED, linear_cross_entropy
 from lm.training.snapshots import Snapshots
