@@ -6,6 +6,7 @@ Nothing here depends on other lanes, so the rows of a lane are the same for any 
 few integers: a document under way is a place and an offset, never its tokens.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -14,9 +15,11 @@ import numpy as np
 
 from data_sources.encoder import Encoder
 from data_sources.feed import Aside, Feed, Found, Place
+from data_sources.order import draw
 
 READING, FINISHED, ASIDE = 0, 1, 2
 NOTHING = -1
+HEAD_START = 500  # tokens, about a document
 HEAD = 2  # integers of a lane's cursor before those of its sources
 WIDTH = 9  # integers for each source
 
@@ -32,7 +35,7 @@ class Standing:
     offset: int = 0  # positions of the document at `place` that are in rows already
     documents: int = 0
     tokens: int = 0
-    credit: int = 0  # tokens it is taken to have had while it was set aside, so that it need not catch up
+    credit: int = 0  # tokens it is taken to have had at the start, and while it was set aside, so that it need not catch up
 
     def numbers(self) -> list[int]:
         return [self.status, *self.place, self.offset, self.documents, self.tokens, self.credit]
@@ -70,9 +73,9 @@ class Lane:
         self.number = number
         self._feeds, self._mix, self._encoder, self._moved = feeds, mix, encoder, moved
         width = len(feeds)
-        # Lanes begin with different sources, else the first rows would all be of the first.
+        # Lanes begin with different sources, else the first rows would all be of the first, and the next all of the second.
         self.turn, self._under_way = (number - 1) % width, NOTHING
-        self.standings = [Standing() for _ in feeds]
+        self.standings = [Standing(credit=_head_start(number, source)) for source in range(width)]
         if state is not None:
             self.turn, self._under_way = state[:HEAD]
             self.standings = [Standing.of(state[HEAD + WIDTH * s : HEAD + WIDTH * (s + 1)]) for s in range(width)]
@@ -197,6 +200,12 @@ class Lane:
         standing = self.standings[source]
         half = standing.tokens / (2 * max(1, standing.documents))
         return (standing.tokens + standing.credit + half) / self._mix.weights[source]
+
+
+def _head_start(lane: int, source: int) -> int:
+    """Tokens that a source is taken to have had before a lane's first document: exponential draws, since divided by their weights
+    the smallest of them falls to each source as often as its weight says."""
+    return round(-HEAD_START * math.log((draw(lane, source, "head start") + 1) / 2**64))
 
 
 def _in_turn(lane: Lane, living: list[int]) -> int:
