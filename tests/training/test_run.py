@@ -128,6 +128,29 @@ def test_evaluations_and_samples_change_nothing(tiny: Tiny, tmp_path: Path) -> N
     assert [event["loss"] for event in plain.of("step")] == [event["loss"] for event in busy.of("step")]
 
 
+ODD = [
+    {"model": {"seq_length": 1}, "train": {"per_gpu_batch_size": 1}},
+    {"model": {"seq_length": 1, "position": "learned"}, "data": {"packing": "pad"}},
+    {"model": {"hidden_size": 13, "num_heads": 1, "position": "learned", "seq_length": 17, "ffn_size": 7}, "train": {"per_gpu_batch_size": 3}},
+    {
+        "model": {"hidden_size": 34, "num_heads": 17, "num_kv_heads": 1, "num_layers": 1, "seq_length": 61},
+        "train": {"per_gpu_batch_size": 5, "accumulation_steps": 7},
+    },
+    {"model": {"seq_length": 97}, "train": {"per_gpu_batch_size": 53}, "data": {"packing": "pad"}},
+]
+
+
+@pytest.mark.parametrize("sections", ODD, ids=range(len(ODD)))
+def test_odd_sizes_train_and_resume(tiny: Tiny, tmp_path: Path, sections: dict[str, Any]) -> None:
+    preset = tiny(**sections)
+    budget = 6 * preset.step_rows * preset.model.seq_length
+    for stop_after in (3, None):
+        recorder = Recorder(stop_after)
+        summary = train(preset, tmp_path, budget_tokens=budget, observers=(recorder,), should_stop=recorder.stop)
+        assert math.isfinite(summary.loss)
+    assert summary.tokens >= budget
+
+
 def test_snapshots_come_by_tokens_too(tiny: Tiny, tmp_path: Path) -> None:
     recorder = trained(tiny(train={"snapshot_every_tokens": 5 * STEP}), tmp_path, 20)
     assert len(recorder.of("snapshot")) >= 4
