@@ -2,8 +2,8 @@
 
     while run.tokens < budget and not stopped:
         batch, run.cursor = next(stream)
-        taught = teacher.step(batch)          # losses, backward, agree, sum, clip, optimizer
-        tell the observers; save, evaluate and write a sample where one is due
+        step = teacher.step(batch)            # losses, backward, agree, sum, clip, optimizer
+        tell the observers; write a sample, save and evaluate where that is due
 
 What changes training is a line of the loop. Observers get each event and only look.
 """
@@ -61,7 +61,8 @@ class Turn(NamedTuple):
     """What the ranks agree on before a step."""
 
     batch: Batch | None  # None: no rank has anything left to read
-    digests: str  # SHA-256 over the step's rows
+    cursor: dict[str, Any] | None  # goes on after the batch
+    batch_hash: str  # SHA-256 over the step's rows
     stop: bool
     save: bool
     waited: float  # share of the time since the last step that was spent waiting for data
@@ -82,28 +83,30 @@ class Loop:
 
     def run_out(self) -> Summary:
         """Train until the budget is read, the sources end, or a stop is asked for. Saves at the end."""
-        run, stopped, ended = self.run, False, False
-        while run.tokens < run.budget and not (stopped or ended):
+        run, turn = self.run, None
+        while run.tokens < run.budget:
             turn = self.next_turn()
-            if turn.batch is None:
-                ended = True
+            if turn.batch is None or turn.stop:
                 break
-            before = run.tokens
+            before, run.cursor = run.tokens, turn.cursor
             step = self.session.teacher.step(turn.batch, len(run.preset.data.sources), run.tokens, run.budget)
             if not step.tokens:
                 continue  # a step of lanes that have ended, near the end of a finite mix
             run.counted(step.tokens, self.session.by_name(step.read))
             self.tell(step, turn)
             self.halt_when_unsound(step)
-            stopped = turn.stop
-            finished = run.tokens >= run.budget
-            if self.crossed(before, self.train.sample_every_tokens) and not stopped:
-                self.session.write_sample()
-            if finished or stopped or turn.save or self.crossed(before, self.train.evaluate_every_tokens):
-                self.save(last=finished or stopped)
-            if self.crossed(before, self.train.evaluate_every_tokens) and not (finished or stopped):
-                self.evaluation = self.session.evaluate(brief=True)
-        return self.close(stopped, ended)
+            self.look_around(turn, before)
+        return self.close(turn)
+
+    def look_around(self, turn: Turn, before: int) -> None:
+        """What is due after a step, when the run stood at `before` tokens: a sample, a snapshot, an evaluation."""
+        evaluates = self.crossed(before, self.train.evaluate_every_tokens) and self.run.tokens < self.run.budget
+        if self.crossed(before, self.train.sample_every_tokens):
+            self.session.write_sample()
+        if turn.save or evaluates:
+            self.save(last=False)
+        if evaluates:
+            self.evaluation = self.session.evaluate(brief=True)
 
     def next_turn(self) -> Turn:
         """The next batch of every rank, and what to do with it. Halted when the sources of a rank have all failed."""
@@ -118,9 +121,8 @@ class Loop:
             self.save(last=True)
             raise Halted(next(filter(None, failures)))
         if not any(alive):
-            return Turn(None, "", False, False, 0.0)
-        self.run.cursor = self.session.joined(cursors)
-        return Turn(batch, batch_hash(digests), any(stops), saves[0], waited)
+            return Turn(None, None, "", any(stops), False, 0.0)
+        return Turn(batch, self.session.joined(cursors), batch_hash(digests), any(stops), saves[0], waited)
 
     def save_is_due(self) -> bool:
         every = self.train.snapshot_every_tokens
@@ -171,18 +173,18 @@ class Loop:
                 "memory_bytes": self.session.memory_in_use(),
                 "data_wait": turn.waited,
                 "skipped": self.skipped + (not step.sound),
-                "batch_hash": turn.digests,
+                "batch_hash": turn.batch_hash,
                 "sources": self.session.sources_now(step),
             }
         )
 
-    def close(self, stopped: bool, ended: bool) -> Summary:
-        """The last events of the run: why it ends, and how good the model is now."""
-        if ended:
-            self.save(last=True)
+    def close(self, turn: Turn | None) -> Summary:
+        """Save; then the last events of the run: how good the model is now, and why it ends."""
+        self.save(last=True)
+        stopped = turn is not None and turn.stop
         if not stopped:
             self.evaluation = self.session.evaluate(brief=False) or self.evaluation
             self.session.archive()
-        reason = "stopped" if stopped else "every source has been read to its end" if ended else "the run's tokens are read"
-        self.session.report({"event": "end", "reason": reason, "tokens": self.run.tokens, "loss": self.smooth_loss})
+        ended = "every source has been read to its end" if self.run.tokens < self.run.budget else "the run's tokens are read"
+        self.session.report({"event": "end", "reason": "stopped" if stopped else ended, "tokens": self.run.tokens, "loss": self.smooth_loss})
         return Summary(self.run.tokens, self.smooth_loss, self.evaluation, stopped)

@@ -117,7 +117,7 @@ class Session:
         """Measures on held-out text: the first of each source's when `brief`, else all. Saved before, always."""
         names = {source.name for source in self.run.preset.data.sources}
         kept = {name: self.store.texts(name) for name in self.store.sources() if name in names}
-        texts = self.ranks.from_first({name: first_texts(list_, self.tokenizer, BRIEF_TOKENS) if brief else list_ for name, list_ in kept.items()})
+        texts = self.ranks.from_first({name: first_texts(texts, self.tokenizer, BRIEF_TOKENS) if brief else texts for name, texts in kept.items()})
         self.report({"event": "phase", "text": "evaluating on held-out text"})
         seq_length = self.run.preset.model.seq_length
         ranks = self.ranks

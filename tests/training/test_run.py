@@ -33,8 +33,7 @@ class Recorder:
         return [event for event in self.events if event["event"] == kind]
 
     def stop(self) -> bool:
-        # The loop asks before a step, so the step that is then taken is the last.
-        return self.stop_after is not None and len(self.of("step")) >= self.stop_after - 1
+        return self.stop_after is not None and len(self.of("step")) >= self.stop_after
 
 
 def trained(preset: Preset, folder: Path, steps: int, stop_after: int | None = None) -> Recorder:
