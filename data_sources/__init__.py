@@ -10,12 +10,13 @@ PLACES = {
     "Batch": "data_sources.batch",
     "open_stream": "data_sources.stream",
     "merge_cursors": "data_sources.cursor",
+    "reopened": "data_sources.cursor",
     "SourcesFailed": "data_sources.documents",
     "Prefetch": "data_sources.prefetch",
     "HeldOutStore": "data_sources.held_out",
 }
 
-__all__ = ["Batch", "HeldOutStore", "Prefetch", "SourcesFailed", "merge_cursors", "open_stream"]  # noqa: F822 - served by __getattr__
+__all__ = ["Batch", "HeldOutStore", "Prefetch", "SourcesFailed", "merge_cursors", "open_stream", "reopened"]  # noqa: F822 - served by __getattr__
 
 
 def __getattr__(name: str) -> Any:

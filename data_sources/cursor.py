@@ -80,6 +80,12 @@ def _adapted(state: State, origin: Sequence[int | None], repeats: Sequence[bool]
     return [moved.get(turn, len(origin) - 1), moved.get(under_way, NOTHING), *numbers]
 
 
+def reopened(cursor: Cursor) -> Cursor:
+    """The cursor with every source that was read to its end put before its next epoch: a new run reads finite sources again."""
+    count = len(cursor["sources"])
+    return cursor | {"lanes": {lane: _adapted(state, range(count), [True] * count) for lane, state in cursor["lanes"].items()}}
+
+
 def lanes_of(rank: int, world_size: int) -> list[int]:
     """The lanes that `rank` of `world_size` reads. ValueError where they can't be shared out evenly."""
     if world_size < 1 or LANES % world_size:

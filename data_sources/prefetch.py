@@ -6,6 +6,7 @@ The cursor that counts is the one that comes with the batch that was trained on,
 import atexit
 import queue
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any, Self
 
@@ -53,6 +54,13 @@ class Prefetch:
             self._over = error
             raise error
         return item
+
+    def wait(self, seconds: float) -> bool:
+        """Whether the next item is there, at the latest after `seconds`."""
+        until = time.monotonic() + seconds
+        while self._ready.empty() and self._over is None and time.monotonic() < until:
+            time.sleep(min(GLANCE, seconds) / 10)
+        return not self._ready.empty() or self._over is not None
 
     def close(self) -> None:
         """End the thread, then close the stream. Returns within seconds whatever the thread waits for. Safe to call twice."""

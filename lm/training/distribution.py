@@ -55,13 +55,15 @@ class Ranks:
         if self.size == 1:
             return
         bucket: list[Tensor] = []
+        size = 0
         for parameter in parameters:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
             bucket.append(parameter.grad)
-            if sum(gradient.numel() for gradient in bucket) >= BUCKET_ELEMENTS:
+            size += parameter.numel()
+            if size >= BUCKET_ELEMENTS:
                 _sum_together(bucket)
-                bucket = []
+                bucket, size = [], 0
         _sum_together(bucket)
 
     def summed(self, values: list[float]) -> list[float]:

@@ -43,7 +43,7 @@ class Tally(NamedTuple):
             "perplexity": math.exp(min(cross_entropy, 700.0)),
             "bits_per_byte": bits,
             "tokens": int(self.tokens),
-        }  # tokens read for it
+        }
 
 
 class Rows(NamedTuple):
@@ -59,13 +59,18 @@ def packed(texts: Sequence[str], tokenizer: Any, seq_length: int) -> Rows:
     bos = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     tokens, targets, restart = [], [], []
     for text in texts:
-        ids = tokenizer.encode(text, add_special_tokens=False)
+        ids = encoded(tokenizer, text)
         tokens += [bos, *ids]
         targets += [*ids, tokenizer.eos_token_id]
         restart += [True, *[False] * len(ids)]
     missing = -len(tokens) % seq_length
     columns = (tokens + [tokenizer.eos_token_id] * missing, targets + [IGNORED] * missing, restart + [bool(missing)] + [False] * (missing - 1))
     return Rows(*(torch.tensor(column[: len(tokens) + missing]).view(-1, seq_length) for column in columns))
+
+
+def encoded(tokenizer: Any, text: str) -> list[int]:
+    """The tokens of a text as training reads it: what looks like a special token in it is plain text."""
+    return tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
 
 
 def tally_of(model: nn.Module, texts: Sequence[str], tokenizer: Any, seq_length: int, share: slice = slice(None)) -> Tally:
@@ -119,7 +124,8 @@ def _until(texts: Sequence[str], tokenizer: Any, limit: int) -> Iterator[str]:
     for text in texts:
         if limit <= 0:
             return
-        limit -= len(tokenizer.encode(text, add_special_tokens=False)) + 1
+        text = text[: 8 * limit]  # one long text must not take the time of all
+        limit -= len(encoded(tokenizer, text)) + 1
         yield text
 
 

@@ -1,12 +1,15 @@
 """run.jsonl: everything that happened, one JSON object a line; and life.json, the few numbers that the menu shows."""
 
+import contextlib
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from lm.training.run import Run
+from lm.training.snapshots import SnapshotError
 
 JOURNAL, LIFE = "run.jsonl", "life.json"
 
@@ -23,17 +26,38 @@ class Journal:
 
     def __call__(self, event: Mapping[str, Any]) -> None:
         try:
-            self._file.write(json.dumps(event, ensure_ascii=False) + "\n")
+            self._file.write(json.dumps(_finite(event), ensure_ascii=False, allow_nan=False) + "\n")
             self._file.flush()
         except OSError:
             return  # a full disk must not end a run; the snapshots say so when their turn comes
 
     def close(self) -> None:
-        self._file.close()
+        with contextlib.suppress(OSError):  # what a full disk left unwritten
+            self._file.close()
+
+
+def opened_journal(folder: Path) -> Journal:
+    """The journal of `folder`. SnapshotError, one line, when it can't be written."""
+    try:
+        return Journal(folder)
+    except OSError as error:
+        raise SnapshotError(f"{folder / JOURNAL}: can't be written: {error.strerror}") from None
+
+
+def _finite(value: Any) -> Any:
+    """`value` with null in the place of what JSON has no number for."""
+    if isinstance(value, Mapping):
+        return {key: _finite(part) for key, part in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _cut_torn_line(path: Path) -> None:
+    """Cut off what stands after the last newline, unless it is whole: then only its newline is missing."""
     with path.open("rb+") as file:
+        last = file.read().rsplit(b"\n", 1)[-1]
+        with contextlib.suppress(ValueError):
+            json.loads(last)
+            file.write(b"\n")
         end = file.seek(0, os.SEEK_END)
         while end:
             start = max(0, end - 65_536)

@@ -20,7 +20,7 @@ from lm.preset.plan import not_built
 from lm.training.session import Session, batch_hash
 from lm.training.setup import Halted, Observer, open_session
 from lm.training.snapshots import SnapshotError
-from lm.training.step import Step
+from lm.training.step import Step, TooLarge
 
 BAD_STEPS_IN_A_ROW = 10
 
@@ -53,7 +53,7 @@ def train(
     try:
         with open_session(preset, Path(checkpoint_dir), budget_tokens, observers) as session:
             return Loop(session, should_stop).run_out()
-    except SnapshotError as error:
+    except (SnapshotError, TooLarge) as error:
         raise Halted(str(error)) from None
 
 
@@ -111,7 +111,7 @@ class Loop:
     def next_turn(self) -> Turn:
         """The next batch of every rank, and what to do with it. Halted when the sources of a rank have all failed."""
         asked = time.monotonic()
-        batch, cursor, failure = self.session.next_batch()
+        batch, cursor, failure = self.session.next_batch(self.should_stop)
         waited = (time.monotonic() - asked) / max(time.monotonic() - self.stepped_at, 1e-9)
         self.session.tell_sources()
         alive = batch is not None and not batch.last
@@ -122,7 +122,8 @@ class Loop:
             raise Halted(next(filter(None, failures)))
         if not any(alive):
             return Turn(None, None, "", any(stops), False, 0.0)
-        return Turn(batch, self.session.joined(cursors), batch_hash(digests), any(stops), saves[0], waited)
+        cursor = None if any(stops) else self.session.joined(cursors)  # a rank that stops may have come without one
+        return Turn(batch, cursor, batch_hash(digests), any(stops), saves[0], waited)
 
     def save_is_due(self) -> bool:
         every = self.train.snapshot_every_tokens
@@ -180,6 +181,7 @@ class Loop:
 
     def close(self, turn: Turn | None) -> Summary:
         """Save; then the last events of the run: how good the model is now, and why it ends."""
+        self.run.ended = turn is not None and turn.batch is None and not turn.stop
         self.save(last=True)
         stopped = turn is not None and turn.stop
         if not stopped:

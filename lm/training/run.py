@@ -25,6 +25,7 @@ class Run:
     global_rows: int  # rows of an optimizer step over all ranks, kept when their number changes
     tokens: int = 0
     cursor: dict[str, Any] | None = None
+    ended: bool = False  # whether every source was read to its end before the budget was
 
     def counted(self, tokens: int, by_source: dict[str, int]) -> None:
         """Note that an optimizer step has read `tokens`."""
@@ -44,7 +45,7 @@ class Run:
             optimizer=optimizer_tensors(self.optimizer, self.learner),
             random=random_states(),
             cursor=self.cursor,
-            run={"tokens": self.tokens, "budget": self.budget, "global_rows": self.global_rows},
+            run={"tokens": self.tokens, "budget": self.budget, "global_rows": self.global_rows, "ended": self.ended},
             life=self.life,
         )
 
@@ -64,9 +65,9 @@ def now() -> str:
 
 
 def is_under_way(snapshot: Snapshot, preset: Preset, budget: int) -> bool:
-    """Whether the snapshot's run goes on with `preset`: it is not finished, and what is read and how it is trained is the same."""
+    """Whether the snapshot's run goes on with `preset`: it is not finished, and the preset is called the same and reads the same."""
     same = snapshot.preset.data == preset.data and snapshot.preset.name == preset.name
-    return same and snapshot.run["tokens"] < budget and snapshot.run["budget"] == budget
+    return same and not snapshot.run["ended"] and snapshot.run["tokens"] < budget and snapshot.run["budget"] == budget
 
 
 def random_states() -> dict[str, torch.Tensor]:

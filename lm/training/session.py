@@ -17,7 +17,7 @@ from data_sources.prefetch import Prefetch
 from data_sources.stream import Stream
 from lm.generation import generate
 from lm.training.distribution import Ranks
-from lm.training.evaluation import evaluate, first_texts
+from lm.training.evaluation import encoded, evaluate, first_texts
 from lm.training.journal import write_life
 from lm.training.run import Run
 from lm.training.snapshots import Snapshots
@@ -25,6 +25,7 @@ from lm.training.step import Step, Teacher
 
 BRIEF_TOKENS = 8_192  # read from each source in the evaluations along the way; all of it at the end
 SAMPLE_TOKENS, PROMPT_WORDS = 60, 8
+GLANCE = 0.2  # seconds between looks at whether to stop
 
 
 @dataclass
@@ -41,9 +42,12 @@ class Session:
     snapshots: Snapshots
     report: Callable[[Mapping[str, Any]], None]  # tells the observers of rank 0
 
-    def next_batch(self) -> tuple[Batch | None, dict[str, Any] | None, str | None]:
+    def next_batch(self, should_stop: Callable[[], bool]) -> tuple[Batch | None, dict[str, Any] | None, str | None]:
         """This rank's next batch and its cursor; no batch at the end, and a line when all sources failed."""
         try:
+            while not self.ahead.wait(GLANCE):
+                if should_stop():  # a source may be waited for: a person must not be
+                    return None, None, None
             batch, cursor = next(self.ahead)
         except StopIteration:
             return None, None, None
@@ -109,7 +113,7 @@ class Session:
         new = self.ranks.gathered(self.stream.held_out.take_new())
         if self.ranks.is_first and self.run.preset.train.eval_tokens:
             try:
-                self.store.extend([pair for pairs in new for pair in pairs], lambda text: len(self.tokenizer.encode(text, add_special_tokens=False)) + 1)
+                self.store.extend([pair for pairs in new for pair in pairs], lambda text: len(encoded(self.tokenizer, text)) + 1)
             except OSError as error:
                 self.report({"event": "notice", "text": f"held-out text can't be kept: {error.strerror}"})
 
@@ -140,7 +144,7 @@ class Session:
     def archive(self) -> None:
         """Keep the end of a finished run among the newest few."""
         if self.ranks.is_first:
-            self.snapshots.archive(f"run-{len(self.run.life['runs']):04d}-{self.run.life['tokens']}")
+            self.snapshots.archive("run", self.run.life["tokens"])
 
 
 def batch_hash(digests: Sequence[Sequence[tuple[int, bytes]]]) -> str:

@@ -6,18 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from data_sources.tokenizer import build_tokenizer, tokenizer_from_json, tokenizer_to_json
 
-from data_sources import open_stream
+from data_sources import open_stream, reopened
 from data_sources.documents import SourceError, SourcesFailed
 from data_sources.held_out import HeldOutStore
 from data_sources.prefetch import Prefetch
 from data_sources.stream import Stream
+from data_sources.tokenizer import build_tokenizer, tokenizer_from_json, tokenizer_to_json
 from lm.model import build_model
 from lm.preset import Preset, plan_in_words
 from lm.training.distribution import Ranks, device_in_words
 from lm.training.evaluation import HELD_OUT
-from lm.training.journal import Journal
+from lm.training.journal import opened_journal
 from lm.training.learner import Learner
 from lm.training.optimizer import build_optimizer
 from lm.training.run import Run, begin_run, is_under_way, new_life, restore
@@ -57,11 +57,12 @@ def open_session(preset: Preset, folder: Path, budget: int, observers: Sequence[
     with contextlib.ExitStack() as stack:
         ranks, snapshots = Ranks(preset.train), Snapshots(folder)
         report = Reporter(observers if ranks.is_first else ())
-        ranks.first_does(lambda: stack.callback(snapshots.lock().close) and None)
-        if ranks.is_first:
-            journal = Journal(folder)
-            stack.callback(journal.close)
-            report.observers.insert(0, journal)
+
+        def take_the_folder() -> None:
+            stack.callback(snapshots.lock().close)
+            report.observers.insert(0, stack.enter_context(contextlib.closing(opened_journal(folder))))
+
+        ranks.first_does(take_the_folder)
         for line in preset.notices:
             report.notice(line)
         report.phase("looking for the newest snapshot")
@@ -88,8 +89,8 @@ def _born_tokenizer(preset: Preset, report: Reporter) -> str:
     report.phase("training the tokenizer on the first megabytes" if trained else f"fetching the tokenizer {preset.data.tokenizer}")
     try:
         return tokenizer_to_json(build_tokenizer(preset.data, seed=preset.train.seed))
-    except (SourceError, SourcesFailed) as error:
-        raise Halted(str(error)) from None
+    except (SourceError, SourcesFailed, ValueError, OSError) as error:
+        raise Halted(str(error).splitlines()[0]) from None
 
 
 def _born_run(preset: Preset, tokenizer_json: str, vocab_size: int, budget: int, ranks: Ranks) -> Run:
@@ -104,7 +105,7 @@ def _go_on(run: Run, snapshot: Snapshot, snapshots: Snapshots, ranks: Ranks, rep
     """Put `snapshot` into `run`: the run it was taken in where that goes on, else a new run of the same model."""
     misfits = restore(run, snapshot)
     if misfits and ranks.is_first:
-        snapshots.archive(f"before-{run.preset.name}-{snapshot.life['tokens']}")
+        snapshots.archive("before", snapshot.life["tokens"], snapshot.path)
     run.life, run.cursor = snapshot.life, snapshot.cursor
     if snapshot.preset.data.tokenizer != run.preset.data.tokenizer:
         misfits.append(f"the model keeps the tokenizer it was born with ({snapshot.preset.data.tokenizer})")
@@ -115,6 +116,7 @@ def _go_on(run: Run, snapshot: Snapshot, snapshots: Snapshots, ranks: Ranks, rep
             run.global_rows = snapshot.run["global_rows"]
     else:
         begin_run(run.life, run.preset, run.budget)
+        run.cursor = reopened(run.cursor) if run.cursor else None
     for line in misfits:
         report.notice(line)
     text = f"goes on at {run.tokens:,} of {run.budget:,} tokens" if under_way else f"a new run of {run.budget:,} tokens on the same model"

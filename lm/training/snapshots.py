@@ -27,6 +27,7 @@ FORMAT = 1
 NAMES = {"current": "lm_current.pth", "prev": "lm_prev.pth", "prev2": "lm_prev2.pth"}
 NEW, LEGACY, LOCK = "lm_new.pth", "simple_lm_trained.pth", ".lock"
 ARCHIVE, ARCHIVE_KEEPS = "archive", 3
+PARTS = {"format": int, "meta": str, "tensors": dict, "checksums": dict}
 
 
 class SnapshotError(Exception):
@@ -47,7 +48,7 @@ class Snapshot:
     optimizer: dict[str, Tensor]
     random: dict[str, Tensor]
     cursor: dict[str, Any] | None  # place in the data
-    run: dict[str, Any]  # tokens, budget, steps, ...
+    run: dict[str, Any]  # tokens, budget, global_rows, ended
     life: dict[str, Any]  # the model's history
     path: Path | None = None
 
@@ -118,24 +119,24 @@ class Snapshots:
             # Kept for a person to look at, and out of the way, so that it pushes no good one out.
             damaged.replace(damaged.with_suffix(".damaged"))
         self._damaged.clear()
+        legacy = self.folder / LEGACY
+        ours = not legacy.exists() or any(path.exists() and legacy.samefile(path) for path in (current, prev, prev2))
         if prev.exists() and current.exists():
             prev.replace(prev2)
         if current.exists():
             current.replace(prev)
         new.replace(current)
-        _link(current, self.folder / LEGACY)
+        if ours:  # a file of that name from another program stays
+            _link(current, legacy)
         _sync_folder(self.folder)
 
-    def archive(self, label: str) -> Path | None:
-        """Link the current snapshot into archive/ under `label`, and keep the newest few there."""
-        current = self.folder / NAMES["current"]
-        if not current.exists():
-            return None
+    def archive(self, kind: str, number: int, path: Path | None = None) -> Path:
+        """Link the snapshot at `path`, else the current one, into archive/ as "kind-number", and keep the newest few of the kind."""
         folder = self.folder / ARCHIVE
         folder.mkdir(exist_ok=True)
-        place = folder / f"{label}.pth"
-        _link(current, place)
-        for old in sorted(folder.glob("*.pth"), key=lambda path: path.stat().st_mtime)[:-ARCHIVE_KEEPS]:
+        place = folder / f"{kind}-{number:015}.pth"
+        _link(path or self.folder / NAMES["current"], place)
+        for old in sorted(folder.glob(f"{kind}-{'[0-9]' * 15}.pth"))[:-ARCHIVE_KEEPS]:
             old.unlink()
         return place
 
@@ -204,7 +205,7 @@ def checksum(tensor: Tensor) -> str:
 def read_snapshot(path: Path) -> Snapshot:
     """The snapshot in the file at `path`, checked. DamagedSnapshot, or SnapshotError for a file that is not ours or too new."""
     content = _opened(path)
-    if not isinstance(content, dict) or not {"format", "meta", "tensors", "checksums"} <= set(content):
+    if not isinstance(content, dict) or [type(content.get(part)) for part in PARTS] != list(PARTS.values()):
         raise SnapshotError(f"{path}: was not written by this program; move it away, nothing is overwritten")
     if content["format"] > FORMAT:
         raise SnapshotError(f"{path}: has format {content['format']}, this program reads up to {FORMAT}; use the newer program that wrote it")

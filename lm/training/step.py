@@ -31,6 +31,10 @@ class Step(NamedTuple):
     learning_rate: float
 
 
+class TooLarge(Exception):
+    """The model can't be trained on this machine. The message is one line."""
+
+
 class Teacher:
     """Takes steps on one learner. Holds nothing that a snapshot must hold: how much fits the memory is the machine's."""
 
@@ -65,11 +69,13 @@ class Teacher:
             try:
                 found = self._gradients(batch, tokens, num_sources)
             except (torch.OutOfMemoryError, RuntimeError) as error:
-                if not is_out_of_memory(error) or self.micro_rows == 1:
+                if not is_out_of_memory(error):
                     raise
                 fits = False
             if not self.ranks.highest([float(not fits)])[0]:
                 return found
+            if self.micro_rows == 1:  # said by all ranks together, so that none is left waiting
+                raise TooLarge("a single row does not fit into memory: lower model.seq_length or model.hidden_size")
             self.optimizer.zero_grad(set_to_none=True)
             self.micro_rows = max(1, self.micro_rows // 2)
             if self.ranks.device.type == "cuda":

@@ -93,6 +93,11 @@ def test_the_journal_holds_what_the_observers_saw_and_mends_a_torn_line(tiny: Ti
     with journal.open("a", encoding="utf-8") as file:
         file.write('{"event": "step", "tok')
     second = trained(tiny(), tmp_path, 3)
+    with journal.open("a", encoding="utf-8") as file:
+        file.write('{"event": "of another program, whole but for its newline"}')
+    third = trained(tiny(), tmp_path, 3)
+    second.events.append({"event": "of another program, whole but for its newline"})
+    second.events += third.events
     lines = [json.loads(line) for line in journal.read_text(encoding="utf-8").splitlines()]
     assert lines == first.events + second.events
 
@@ -108,7 +113,7 @@ def test_another_model_keeps_what_fits_and_archives_the_old(tiny: Tiny, tmp_path
     trained(tiny(), tmp_path, 5)
     recorder = trained(tiny(model={"num_layers": 3}), tmp_path, 5)
     assert any("tensors kept" in event["text"] for event in recorder.of("notice"))
-    assert list((tmp_path / "archive").glob("before-tiny-*.pth"))
+    assert list((tmp_path / "archive").glob("before-*.pth"))
     assert not recorder.of("resume")[0]["exact"]
 
 
@@ -179,6 +184,8 @@ def test_a_finite_mix_ends_early(tiny: Tiny, tmp_path: Path, corpus: Path) -> No
     assert 0 < summary.tokens < 100_000
     assert not summary.stopped
     assert Snapshots(tmp_path / "checkpoints").newest() is not None
+    again = train(tiny(data={"sources": [source | {"path": str(folder)}]}), tmp_path / "checkpoints", observers=(recorder,))
+    assert again.tokens == summary.tokens, "a new run reads finite sources again"
 
 
 def test_a_bad_step_is_skipped_and_counted(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -222,11 +222,20 @@ def test_no_room_is_one_line_and_leaves_what_was_there(tmp_path: Path, monkeypat
     assert not (tmp_path / NEW).exists()
 
 
-def test_the_archive_keeps_the_newest_three(tmp_path: Path) -> None:
+def test_the_archive_keeps_the_newest_three_of_a_kind_and_nothing_else_is_touched(tmp_path: Path) -> None:
     keeper = Snapshots(tmp_path)
+    (tmp_path / "archive").mkdir()
+    (tmp_path / "archive" / "mine.pth").write_bytes(b"mine")
     for number in range(1, 6):
         keeper.save(snapshot(number))
-        place = keeper.archive(f"run-{number}")
-        os.utime(place, (number, number))
-    assert sorted(path.name for path in (tmp_path / "archive").iterdir()) == ["run-3.pth", "run-4.pth", "run-5.pth"]
-    assert number_of(tmp_path / "archive" / "run-3.pth") == 3
+        keeper.archive("run", number)
+    keeper.archive("before", 4, tmp_path / NAMES["prev"])
+    kept = {path.name: path for path in (tmp_path / "archive").iterdir()}
+    assert set(kept) == {"mine.pth", "before-000000000000004.pth", *(f"run-{number:015}.pth" for number in (3, 4, 5))}
+    assert [number_of(kept[name]) for name in ("run-000000000000003.pth", "before-000000000000004.pth")] == [3, 4]
+
+
+def test_a_legacy_file_of_another_program_stays(tmp_path: Path) -> None:
+    (tmp_path / LEGACY).write_bytes(b"not ours")
+    saved(tmp_path, 2)
+    assert (tmp_path / LEGACY).read_bytes() == b"not ours"
