@@ -1,5 +1,6 @@
 """Blocks in memory: documents in the order they are dealt to lanes, and the cache that all lanes of a process share."""
 
+import threading
 from collections import OrderedDict
 from collections.abc import Callable
 
@@ -41,17 +42,18 @@ class BlockCache:
     def __init__(self, limit: int = CACHE_BYTES):
         self._limit, self._bytes = limit, 0
         self._blocks: OrderedDict[Key, Block] = OrderedDict()
+        self._lock = threading.Lock()
 
     def get(self, key: Key, load: Callable[[], Block | None]) -> Block | None:
-        """The block at `key`, loaded where it is not here. None is not kept."""
-        block = self._blocks.get(key)
+        """The block at `key`, loaded where it is not here. None is not kept. Sources may ask at once; they load side by side."""
+        block = self._blocks.get(key) or load()
         if block is None:
-            block = load()
-            if block is None:
-                return None
-            self._blocks[key] = block
-            self._bytes += block.bytes
-        self._blocks.move_to_end(key)
-        while self._bytes > self._limit and len(self._blocks) > 1:
-            self._bytes -= self._blocks.popitem(last=False)[1].bytes
+            return None
+        with self._lock:
+            if key not in self._blocks:
+                self._blocks[key] = block
+                self._bytes += block.bytes
+            self._blocks.move_to_end(key)
+            while self._bytes > self._limit and len(self._blocks) > 1:
+                self._bytes -= self._blocks.popitem(last=False)[1].bytes
         return block
