@@ -67,7 +67,7 @@ def load(which: str, settings: GenerationConfig | None) -> Partner:
         raise CommandError(one_line(str(error))) from None
     tokenizer = tokenizer_from_json(snapshot.tokenizer)
     model = build_model(snapshot.preset, len(tokenizer))
-    model.load_state_dict({name.removeprefix("model."): tensor for name, tensor in snapshot.weights.items() if name.startswith("model.")})
+    model.load_state_dict(snapshot.model_weights)
     model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
     conversation = Conversation(model, tokenizer, frame_of(snapshot.preset), settings or snapshot.preset.generation)
     return Partner(which, snapshot.preset, int(snapshot.life["tokens"]), conversation)

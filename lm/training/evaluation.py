@@ -135,7 +135,7 @@ def evaluate_snapshot(checkpoint_dir: str | Path, which: str = "current") -> dic
     snapshot = snapshots.read(which)
     tokenizer = tokenizer_from_json(snapshot.tokenizer)
     model = build_model(snapshot.preset, len(tokenizer))
-    model.load_state_dict({name.removeprefix("model."): tensor for name, tensor in snapshot.weights.items() if name.startswith("model.")})
+    model.load_state_dict(snapshot.model_weights)
     store = HeldOutStore(Path(checkpoint_dir) / HELD_OUT, limit_tokens=0)
     texts = {name: store.texts(name) for name in store.sources()}
     measures = evaluate(model.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer, texts, snapshot.preset.model.seq_length)

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -54,20 +53,13 @@ def _finite(value: Any) -> Any:
 def _cut_torn_line(path: Path) -> None:
     """Cut off what stands after the last newline, unless it is whole: then only its newline is missing."""
     with path.open("rb+") as file:
-        last = file.read().rsplit(b"\n", 1)[-1]
-        with contextlib.suppress(ValueError):
+        before, newline, last = file.read().rpartition(b"\n")
+        try:
             json.loads(last)
+        except ValueError:
+            file.truncate(len(before + newline))
+        else:
             file.write(b"\n")
-        end = file.seek(0, os.SEEK_END)
-        while end:
-            start = max(0, end - 65_536)
-            file.seek(start)
-            newline = file.read(end - start).rfind(b"\n")
-            if newline >= 0:
-                file.truncate(start + newline + 1)
-                return
-            end = start
-        file.truncate(0)
 
 
 def write_life(folder: Path, run: Run, parameters: int, vocab_size: int) -> None:

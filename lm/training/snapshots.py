@@ -52,6 +52,11 @@ class Snapshot:
     life: dict[str, Any]  # the model's history
     path: Path | None = None
 
+    @property
+    def model_weights(self) -> dict[str, Tensor]:
+        """The weights of the model alone, without the heads that trained it, by its own names."""
+        return {name.removeprefix("model."): tensor for name, tensor in self.weights.items() if name.startswith("model.")}
+
 
 class Snapshots:
     """The snapshots of one folder."""

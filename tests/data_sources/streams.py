@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from data_sources import merge_cursors, open_stream
 from data_sources.config import DataConfig
+from data_sources.documents import Reader
 
 BOS, EOS, PAD = 256, 257, 258
 
@@ -102,3 +103,14 @@ def _bytes_by_id() -> list[int]:
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     letters = {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(b for b in range(256) if b not in printable)}
     return [letters[letter] for letter in sorted(letters)]
+
+
+def all_texts(source: Reader) -> list[str]:
+    """Every document of a source, read block by block."""
+    texts = []
+    for shard in range(len(source.shards())):
+        block = 0
+        while (documents := source.read(shard, block)) is not None:
+            texts += [document.text for document in documents]
+            block += 1
+    return texts

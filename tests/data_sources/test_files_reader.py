@@ -18,21 +18,11 @@ from data_sources.ranges import LocalFile, PackedLines, PlainLines
 from data_sources.readers import open_reader
 from data_sources.rows import as_text
 from data_sources.text import chunks
-from tests.data_sources.streams import byte_tokenizer, data_config, files, paragraphs, write_jsonl
+from tests.data_sources.streams import all_texts, byte_tokenizer, data_config, files, paragraphs, write_jsonl
 
 
 def reader(path: Path, **options: Any) -> Reader:
     return open_reader(DataConfig.model_validate({"sources": [files("a", path, **options)]}).sources[0])
-
-
-def all_texts(source: Reader) -> list[str]:
-    texts = []
-    for shard in range(len(source.shards())):
-        block = 0
-        while (documents := source.read(shard, block)) is not None:
-            texts += [document.text for document in documents]
-            block += 1
-    return texts
 
 
 def packed(path: Path, content: bytes) -> None:

@@ -20,23 +20,13 @@ from data_sources.ranges import LocalFile
 from data_sources.readers import open_reader
 from data_sources.rows import Notes, RowFormat
 from data_sources.shards import ParquetShard
-from tests.data_sources.streams import paragraphs
+from tests.data_sources.streams import all_texts, paragraphs
 from tests.loopback_hub import Answer, LoopbackHub, make_dataset
 
 
 def reader(dataset: str, **options: Any) -> Reader:
     source = {"type": "hf", "name": "a", "dataset": dataset, **options}
     return open_reader(DataConfig.model_validate({"sources": [source]}).sources[0])
-
-
-def all_texts(source: Reader) -> list[str]:
-    texts = []
-    for shard in range(len(source.shards())):
-        block = 0
-        while (documents := source.read(shard, block)) is not None:
-            texts += [document.text for document in documents]
-            block += 1
-    return texts
 
 
 def rows(texts: list[str], name: str = "text") -> list[dict[str, Any]]:
