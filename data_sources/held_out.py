@@ -63,6 +63,7 @@ class HeldOutStore:
     def __init__(self, folder: str | os.PathLike[str], limit_tokens: int):
         self._folder, self._limit = Path(folder), limit_tokens
         self._texts: dict[str, dict[str, int]] = {}  # source -> text -> tokens, in order
+        self._unwritten: set[str] = set()  # sources whose text is not yet all on disk
         self.load()
 
     def load(self) -> None:
@@ -91,15 +92,18 @@ class HeldOutStore:
         return self.tokens(source) >= self._limit
 
     def extend(self, new: Iterable[tuple[str, str]], count_tokens: Callable[[str], int]) -> None:
-        """Add (source, text) pairs that are not there yet, as far as their sources are not frozen."""
-        changed = set()
+        """Add (source, text) pairs that are not there yet, as far as their sources are not frozen.
+
+        OSError when they can't be written; they are kept in memory, and the next call writes them.
+        """
         for source, text in new:
             held = self._texts.setdefault(source, {})
             if text not in held and not self.frozen(source):
                 held[text] = count_tokens(text)
-                changed.add(source)
-        for source in sorted(changed):
+                self._unwritten.add(source)
+        for source in sorted(self._unwritten):
             self._write(source)
+            self._unwritten.discard(source)
 
     def _write(self, source: str) -> None:
         """Written aside, synced, renamed: at any instant a whole file is there."""

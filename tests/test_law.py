@@ -106,7 +106,7 @@ def close(a: Any, b: Any, dtype: torch.dtype) -> None:
     leaves_b, structure_b = tree_flatten(b)
     assert structure_a == structure_b
     for left, right in zip(leaves_a, leaves_b, strict=True):
-        torch.testing.assert_close(left, right, rtol=tolerance, atol=tolerance * max(1.0, float(right.abs().max()) if right.numel() else 1.0))
+        torch.testing.assert_close(left, right, rtol=tolerance, atol=tolerance * max(1.0, float(right.detach().abs().max()) if right.numel() else 1.0))
 
 
 def test_every_unit_is_under_the_law() -> None:

@@ -43,13 +43,17 @@ class _LinearCrossEntropy(torch.autograd.Function):
         # Outside autocast: the products below are in `product` already, and the softmax must not be lowered.
         with torch.autocast(hidden.device.type, enabled=False):
             for part in _chunks(len(targets), len(weight), hidden.device):
-                inputs, scored = hidden[part].to(product), targets[part] != IGNORED
-                picked = targets[part].clamp(min=0)[:, None]
-                log_probability = (inputs @ matrix.T).to(exact).log_softmax(-1)
-                nll[part] = -log_probability.gather(1, picked)[:, 0] * scored
+                inputs, scored = hidden[part].to(product), targets[part, None] != IGNORED
+                picked = targets[part, None].clamp(min=0)
+                # From here on one matrix is worked over in place: logits, exponentials, gradient of the logits.
+                logits = (inputs @ matrix.T).to(exact)
+                highest = logits.amax(-1, keepdim=True)
+                target_logit = logits.gather(1, picked)
+                total = logits.sub_(highest).exp_().sum(-1, keepdim=True)
+                nll[part] = ((total.log() + highest - target_logit) * scored)[:, 0]
                 if grad_hidden is None:
                     continue
-                grad_logits = log_probability.exp_().scatter_add_(1, picked, -torch.ones_like(picked, dtype=exact)).mul_(scored[:, None]).to(product)
+                grad_logits = logits.mul_(scored / total).scatter_add_(1, picked, -scored.to(exact)).to(product)
                 grad_hidden[part] = grad_logits @ matrix
                 _add_product(grad_weight, grad_logits.T, inputs)
         ctx.gradients = (grad_hidden, grad_weight)

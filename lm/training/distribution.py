@@ -5,6 +5,7 @@ ranks agreed that the step is sound: DDP would begin to reduce inside the last b
 there would leave the others waiting for ever. DDP still gives every rank the first weights of rank 0 and checks that they match.
 """
 
+import atexit
 import contextlib
 from collections.abc import Callable, Iterable
 from datetime import timedelta
@@ -37,6 +38,10 @@ class Ranks:
         self.device: torch.device = self.accelerator.device
         self.rank: int = self.accelerator.process_index
         self.size: int = self.accelerator.num_processes
+        if self.size > 1:
+            # The group's threads would abort a process that leaves while they run.
+            atexit.unregister(_leave)
+            atexit.register(_leave)
 
     @property
     def is_first(self) -> bool:
@@ -111,6 +116,11 @@ class Ranks:
         box: list[Any] = [None] * self.size
         dist.all_gather_object(box, value)
         return box
+
+
+def _leave() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def _sum_together(gradients: list[Tensor]) -> None:

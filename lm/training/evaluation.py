@@ -46,6 +46,13 @@ class Tally(NamedTuple):
         }
 
 
+class Place(NamedTuple):
+    """This process among those that share the work."""
+
+    rank: int
+    world_size: int
+
+
 class Rows(NamedTuple):
     """Held-out text in rows: each (R, T)."""
 
@@ -73,14 +80,25 @@ def encoded(tokenizer: Any, text: str) -> list[int]:
     return tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
 
 
-def tally_of(model: nn.Module, texts: Sequence[str], tokenizer: Any, seq_length: int, share: slice = slice(None)) -> Tally:
-    """Read `share` of the rows of `texts`. Bytes are counted with the first row, so that shares add up."""
-    rows = Rows(*(part[share] for part in packed(texts, tokenizer, seq_length)))
-    size = sum(len(text.encode()) for text in texts) if share.start in (None, 0) else 0
-    total = Tally(bytes=size)
+class Stopped(Exception):
+    """The evaluation was asked to stop before its end."""
+
+
+def tally_of(model: nn.Module, texts: Sequence[str], tokenizer: Any, seq_length: int, place: Place, stopped: Callable[[], bool]) -> Tally:
+    """Read this rank's share of the rows of `texts`. The first rank counts the bytes, so that shares add up.
+
+    `stopped` is asked equally often on every rank, so that it may be agreed on among them. Stopped when it says so.
+    """
+    rows = packed(texts, tokenizer, seq_length)
+    total = Tally(bytes=0 if place.rank else sum(len(text.encode()) for text in texts))
     device = model.embedding.weight.device
-    for part in zip(*(part.split(ROWS_AT_ONCE) for part in rows), strict=True):
-        tokens, targets, restart = (tensor.to(device) for tensor in part)
+    for start in range(0, len(rows.tokens), ROWS_AT_ONCE * place.world_size):
+        if stopped():
+            raise Stopped
+        own = slice(start + place.rank, start + ROWS_AT_ONCE * place.world_size, place.world_size)
+        tokens, targets, restart = (part[own].to(device) for part in rows)
+        if not len(tokens):
+            continue
         hidden = model(tokens, context=Context(restart=restart)).hidden
         total_nats, nll = linear_cross_entropy(hidden.flatten(0, 1), model.output_weight, targets.flatten())
         ends = nll[targets.flatten() == tokenizer.eos_token_id].sum()
@@ -93,17 +111,22 @@ def evaluate(
     tokenizer: Any,
     texts: Mapping[str, Sequence[str]],
     seq_length: int,
-    rank: int = 0,
-    world_size: int = 1,
+    place: Place = Place(0, 1),
     summed: Callable[[list[float]], list[float]] = lambda values: values,
     autocast: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
+    stopped: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
-    """Measures by source and over all of them; ranks share the rows. An empty dictionary when there is no text."""
+    """Measures by source and over all of them; ranks share the rows. An empty dictionary when there is no text.
+
+    Stopped, on every rank, once `stopped` says so; it is asked by all ranks together.
+    """
     was_training = model.training
     model.eval()
     with torch.inference_mode(), autocast():
-        own = {name: tally_of(model, kept, tokenizer, seq_length, slice(rank, None, world_size)) for name, kept in texts.items() if kept}
-    model.train(was_training)
+        try:
+            own = {name: tally_of(model, kept, tokenizer, seq_length, place, stopped) for name, kept in texts.items() if kept}
+        finally:
+            model.train(was_training)
     everywhere = iter(summed([number for tally in own.values() for number in tally]))
     tallies = {name: Tally(*(next(everywhere) for _ in Tally._fields)) for name in own}
     tallies = {name: tally for name, tally in tallies.items() if tally.tokens and tally.bytes}

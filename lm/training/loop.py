@@ -79,7 +79,7 @@ class Loop:
         self.smooth_loss = float("nan")
         self.evaluation: dict[str, Any] = {}
         self.stepped_at = time.monotonic()
-        self.pace: list[tuple[float, int]] = [(self.stepped_at, 0)]  # (when, tokens of this session so far)
+        self.pace: list[tuple[float, int]] = [(self.stepped_at, 0)]  # (when, tokens read until then)
 
     def run_out(self) -> Summary:
         """Train until the budget is read, the sources end, or a stop is asked for. Saves at the end."""
@@ -101,12 +101,16 @@ class Loop:
     def look_around(self, turn: Turn, before: int) -> None:
         """What is due after a step, when the run stood at `before` tokens: a sample, a snapshot, an evaluation."""
         evaluates = self.crossed(before, self.train.evaluate_every_tokens) and self.run.tokens < self.run.budget
-        if self.crossed(before, self.train.sample_every_tokens):
+        samples = self.crossed(before, self.train.sample_every_tokens)
+        if samples:
             self.session.write_sample()
         if turn.save or evaluates:
             self.save(last=False)
         if evaluates:
-            self.evaluation = self.session.evaluate(brief=True)
+            self.evaluation = self.session.evaluate(brief=True, should_stop=self.should_stop) or self.evaluation
+        if samples or turn.save or evaluates:  # what took time beside the steps is no part of their pace
+            self.stepped_at = time.monotonic()
+            self.pace = [(self.stepped_at, 0)]
 
     def next_turn(self) -> Turn:
         """The next batch of every rank, and what to do with it. Halted when the sources of a rank have all failed."""
@@ -185,7 +189,7 @@ class Loop:
         self.save(last=True)
         stopped = turn is not None and turn.stop
         if not stopped:
-            self.evaluation = self.session.evaluate(brief=False) or self.evaluation
+            self.evaluation = self.session.evaluate(brief=False, should_stop=self.should_stop) or self.evaluation
             self.session.archive()
         ended = "every source has been read to its end" if self.run.tokens < self.run.budget else "the run's tokens are read"
         self.session.report({"event": "end", "reason": "stopped" if stopped else ended, "tokens": self.run.tokens, "loss": self.smooth_loss})

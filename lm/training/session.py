@@ -17,7 +17,7 @@ from data_sources.prefetch import Prefetch
 from data_sources.stream import Stream
 from lm.generation import generate
 from lm.training.distribution import Ranks
-from lm.training.evaluation import encoded, evaluate, first_texts
+from lm.training.evaluation import Place, Stopped, encoded, evaluate, first_texts
 from lm.training.journal import write_life
 from lm.training.run import Run
 from lm.training.snapshots import Snapshots
@@ -117,15 +117,27 @@ class Session:
             except OSError as error:
                 self.report({"event": "notice", "text": f"held-out text can't be kept: {error.strerror}"})
 
-    def evaluate(self, brief: bool) -> dict[str, Any]:
-        """Measures on held-out text: the first of each source's when `brief`, else all. Saved before, always."""
+    def evaluate(self, brief: bool, should_stop: Callable[[], bool]) -> dict[str, Any]:
+        """Measures on held-out text: the first of each source's when `brief`, else all. Saved before, always. Empty when stopped."""
         names = {source.name for source in self.run.preset.data.sources}
         kept = {name: self.store.texts(name) for name in self.store.sources() if name in names}
         texts = self.ranks.from_first({name: first_texts(texts, self.tokenizer, BRIEF_TOKENS) if brief else texts for name, texts in kept.items()})
         self.report({"event": "phase", "text": "evaluating on held-out text"})
-        seq_length = self.run.preset.model.seq_length
-        ranks = self.ranks
-        measures = evaluate(self.run.learner.model, self.tokenizer, texts, seq_length, ranks.rank, ranks.size, ranks.summed, ranks.accelerator.autocast)
+        seq_length, ranks = self.run.preset.model.seq_length, self.ranks
+        try:
+            measures = evaluate(
+                self.run.learner.model,
+                self.tokenizer,
+                texts,
+                seq_length,
+                Place(ranks.rank, ranks.size),
+                ranks.summed,
+                ranks.accelerator.autocast,
+                stopped=lambda: bool(ranks.highest([float(should_stop())])[0]),
+            )
+        except Stopped:
+            self.report({"event": "notice", "text": "the evaluation was stopped"})
+            return {}
         if measures:
             self.report({"event": "evaluation", **measures, "tokens": self.run.tokens})
         return measures

@@ -68,7 +68,7 @@ class Teacher:
             fits = True
             try:
                 found = self._gradients(batch, tokens, num_sources)
-            except (torch.OutOfMemoryError, RuntimeError) as error:
+            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error):
                     raise
                 fits = False
@@ -102,4 +102,4 @@ class Teacher:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether torch could not get memory: on the host it says so in words only."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)

@@ -96,3 +96,15 @@ def test_a_torn_line_is_passed_over(tmp_path: Path) -> None:
     (file,) = tmp_path.glob("*.jsonl")
     file.write_text(file.read_text() + json.dumps({"source": "a", "text": "torn", "tokens": 4})[:-3] + "\n[]\n")
     assert HeldOutStore(tmp_path, 100).texts("a") == ["first\u2028line", "second\nline"]
+
+
+def test_what_could_not_be_written_is_written_by_the_next_call(tmp_path: Path) -> None:
+    folder = tmp_path / "held"
+    folder.write_text("in the way")
+    store = HeldOutStore(folder, 100)
+    with pytest.raises(OSError):
+        store.extend([("a", "first"), ("b", "other")], len)
+    folder.unlink()
+    store.extend([], len)
+    held = HeldOutStore(folder, 100)
+    assert held.texts("a") == ["first"] and held.texts("b") == ["other"]

@@ -155,6 +155,21 @@ def test_odd_sizes_train_and_resume(tiny: Tiny, tmp_path: Path, sections: dict[s
     assert summary.tokens >= budget
 
 
+def test_a_stop_ends_the_last_evaluation_too(tiny: Tiny, tmp_path: Path) -> None:
+    recorder, asked = Recorder(), 0
+
+    def stop() -> bool:
+        nonlocal asked
+        asked += any(event.get("text") == "evaluating on held-out text" for event in recorder.events)
+        return asked > 2
+
+    summary = train(tiny(), tmp_path, budget_tokens=40 * STEP, observers=(recorder,), should_stop=stop)
+    assert asked == 3
+    assert summary.evaluation == {} and not recorder.of("evaluation")
+    assert recorder.of("notice")[-1]["text"] == "the evaluation was stopped"
+    assert recorder.of("end") and Snapshots(tmp_path).newest().run["tokens"] == summary.tokens
+
+
 def test_snapshots_come_by_tokens_too(tiny: Tiny, tmp_path: Path) -> None:
     recorder = trained(tiny(train={"snapshot_every_tokens": 5 * STEP}), tmp_path, 20)
     assert len(recorder.of("snapshot")) >= 4
