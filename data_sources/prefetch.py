@@ -62,6 +62,11 @@ class Prefetch:
             time.sleep(min(GLANCE, seconds) / 10)
         return not self._ready.empty() or self._over is not None
 
+    def peek(self) -> list[Any]:
+        """The items that are ready now, in order. They stay."""
+        with self._ready.mutex:
+            return [item for item, error in self._ready.queue if error is None]
+
     def close(self) -> None:
         """End the thread, then close the stream. Returns within seconds whatever the thread waits for. Safe to call twice."""
         self._closing.set()

@@ -53,6 +53,9 @@ class Place(NamedTuple):
     world_size: int
 
 
+ALONE = Place(0, 1)
+
+
 class Rows(NamedTuple):
     """Held-out text in rows: each (R, T)."""
 
@@ -111,7 +114,7 @@ def evaluate(
     tokenizer: Any,
     texts: Mapping[str, Sequence[str]],
     seq_length: int,
-    place: Place = Place(0, 1),
+    place: Place = ALONE,
     summed: Callable[[list[float]], list[float]] = lambda values: values,
     autocast: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
     stopped: Callable[[], bool] = lambda: False,

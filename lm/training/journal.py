@@ -62,10 +62,15 @@ def _cut_torn_line(path: Path) -> None:
             file.write(b"\n")
 
 
-def write_life(folder: Path, run: Run, parameters: int, vocab_size: int) -> None:
-    """life.json, written aside and renamed. The menu reads it in place of opening a snapshot."""
+def life_in_numbers(run: Run, vocab_size: int) -> dict[str, Any]:
+    """What the menu shows of a life, as it stands now."""
     about = {"born": run.life["born"], "runs": len(run.life["runs"]), "life_tokens": run.life["tokens"], "last_preset": run.preset.name}
-    about |= {"run_tokens": run.tokens, "budget": run.budget, "parameters": parameters, "vocab_size": vocab_size}
+    parameters = sum(parameter.numel() for parameter in run.learner.model.parameters())
+    return about | {"run_tokens": run.tokens, "budget": run.budget, "parameters": parameters, "vocab_size": vocab_size}
+
+
+def write_life(folder: Path, about: Mapping[str, Any]) -> None:
+    """life.json, written aside and renamed. The menu reads it in place of opening a snapshot."""
     aside = folder / f"{LIFE}.new"
     try:
         aside.write_text(json.dumps(about), encoding="utf-8")

@@ -90,10 +90,12 @@ class Loop:
                 break
             before, run.cursor = run.tokens, turn.cursor
             step = self.session.teacher.step(turn.batch, len(run.preset.data.sources), run.tokens, run.budget)
+            self.session.drawn = None
             if not step.tokens:
                 continue  # a step of lanes that have ended, near the end of a finite mix
             run.counted(step.tokens, self.session.by_name(step.read))
             self.tell(step, turn)
+            self.session.compare(turn.batch_hash)
             self.halt_when_unsound(step)
             self.look_around(turn, before)
         return self.close(turn)
@@ -105,8 +107,9 @@ class Loop:
         if samples:
             self.session.write_sample()
         if turn.save or evaluates:
-            self.save(last=False)
+            self.begin_save()
         if evaluates:
+            self.session.tell_saved(wait=True)
             self.evaluation = self.session.evaluate(brief=True, should_stop=self.should_stop) or self.evaluation
         if samples or turn.save or evaluates:  # what took time beside the steps is no part of their pace
             self.stepped_at = time.monotonic()
@@ -118,11 +121,12 @@ class Loop:
         batch, cursor, failure = self.session.next_batch(self.should_stop)
         waited = (time.monotonic() - asked) / max(time.monotonic() - self.stepped_at, 1e-9)
         self.session.tell_sources()
+        self.session.tell_saved()
         alive = batch is not None and not batch.last
         mine = (batch.digests() if batch else [], cursor, failure, alive, self.should_stop(), self.save_is_due())
         digests, cursors, failures, alive, stops, saves = zip(*self.session.ranks.gathered(mine), strict=True)
         if any(failures):
-            self.save(last=True)
+            self.last_save()
             raise Halted(next(filter(None, failures)))
         if not any(alive):
             return Turn(None, None, "", any(stops), False, 0.0)
@@ -138,14 +142,14 @@ class Loop:
         """Whether the run has passed a multiple of `every` tokens since it stood at `before`."""
         return self.run.tokens // every > before // every
 
-    def save(self, last: bool) -> None:
-        """A snapshot. When it fails the run goes on, and says so, unless it was the last chance."""
-        try:
-            self.session.save()
-        except SnapshotError as error:
-            if last:
-                raise
-            self.session.report({"event": "notice", "text": f"{error}; training goes on, the snapshots there are stay"})
+    def last_save(self) -> None:
+        """A snapshot that must be on disk before anything else is done. SnapshotError, on all ranks, when it can't be written."""
+        self.begin_save()
+        self.session.finish_save()
+
+    def begin_save(self) -> None:
+        """A snapshot, written while training goes on."""
+        self.session.begin_save()
         self.saved_at, self.saved_tokens = time.monotonic(), self.run.tokens
 
     def halt_when_unsound(self, step: Step) -> None:
@@ -186,7 +190,7 @@ class Loop:
     def close(self, turn: Turn | None) -> Summary:
         """Save; then the last events of the run: how good the model is now, and why it ends."""
         self.run.ended = turn is not None and turn.batch is None and not turn.stop
-        self.save(last=True)
+        self.last_save()
         stopped = turn is not None and turn.stop
         if not stopped:
             self.evaluation = self.session.evaluate(brief=False, should_stop=self.should_stop) or self.evaluation

@@ -1,12 +1,14 @@
 """What a run is: everything that a snapshot must hold, and nothing else."""
 
-from dataclasses import dataclass
+import copy
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
 import torch
 
 from lm.preset import Preset
+from lm.training.growth import Fit, fit, fitted, fitted_moments
 from lm.training.learner import Learner
 from lm.training.optimizer import load_optimizer_tensors, optimizer_tensors
 from lm.training.snapshots import Snapshot
@@ -26,6 +28,7 @@ class Run:
     tokens: int = 0
     cursor: dict[str, Any] | None = None
     ended: bool = False  # whether every source was read to its end before the budget was
+    certificate: dict[str, Any] = field(default_factory=dict)  # of the last snapshot
 
     def counted(self, tokens: int, by_source: dict[str, int]) -> None:
         """Note that an optimizer step has read `tokens`."""
@@ -37,7 +40,7 @@ class Run:
             self.life["sources"][name] = self.life["sources"].get(name, 0) + count
 
     def snapshot(self) -> Snapshot:
-        """The run as it stands. The tensors are its own, not copies."""
+        """The run as it stands. The tensors are its own, not copies; the history is a copy, since each step adds to it."""
         return Snapshot(
             preset=self.preset,
             tokenizer=self.tokenizer,
@@ -46,7 +49,8 @@ class Run:
             random=random_states(),
             cursor=self.cursor,
             run={"tokens": self.tokens, "budget": self.budget, "global_rows": self.global_rows, "ended": self.ended},
-            life=self.life,
+            life=copy.deepcopy(self.life),
+            certificate=self.certificate,
         )
 
 
@@ -76,16 +80,13 @@ def random_states() -> dict[str, torch.Tensor]:
     return {"cpu": torch.get_rng_state(), **on_gpu}
 
 
-def restore(run: Run, snapshot: Snapshot) -> list[str]:
-    """Take over all of `snapshot` that fits the run's model. Lines that say what did not fit; none when all did."""
+def restore(run: Run, snapshot: Snapshot) -> Fit:
+    """Take over all of `snapshot` that fits the run's model."""
     ours = run.learner.state_dict()
-    kept = {name: tensor for name, tensor in snapshot.weights.items() if name in ours and ours[name].shape == tensor.shape}
-    run.learner.load_state_dict(kept, strict=False)
-    load_optimizer_tensors(run.optimizer, run.learner, snapshot.optimizer)
+    how = fit(ours, snapshot.weights)
+    run.learner.load_state_dict(fitted(ours, snapshot.weights, how), strict=False)
+    load_optimizer_tensors(run.optimizer, run.learner, fitted_moments(snapshot.optimizer, how))
     torch.set_rng_state(snapshot.random["cpu"])
     if torch.cuda.is_available() and "cuda" in snapshot.random:
         torch.cuda.set_rng_state(snapshot.random["cuda"])
-    new, left = len(ours) - len(kept), len(snapshot.weights) - len(kept)
-    if not new and not left:
-        return []
-    return [f"another model than the snapshot's: {len(kept)} tensors kept, {new} begin anew, {left} left behind"]
+    return how

@@ -2,7 +2,6 @@
 
 import hashlib
 import math
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,11 +15,13 @@ from data_sources.held_out import HeldOutStore
 from data_sources.prefetch import Prefetch
 from data_sources.stream import Stream
 from lm.generation import generate
+from lm.training.certificate import PROBE_TOKENS, certified
 from lm.training.distribution import Ranks
 from lm.training.evaluation import Place, Stopped, encoded, evaluate, first_texts
-from lm.training.journal import write_life
+from lm.training.journal import life_in_numbers, write_life
 from lm.training.run import Run
-from lm.training.snapshots import Snapshots
+from lm.training.saving import Saved, Saver
+from lm.training.snapshots import NAMES, SnapshotError, Snapshots
 from lm.training.step import Step, Teacher
 
 BRIEF_TOKENS = 8_192  # read from each source in the evaluations along the way; all of it at the end
@@ -40,7 +41,10 @@ class Session:
     ahead: Prefetch  # the stream's batches, some steps early
     store: HeldOutStore  # written on rank 0
     snapshots: Snapshots
+    saver: Saver  # used on rank 0
     report: Callable[[Mapping[str, Any]], None]  # tells the observers of rank 0
+    expected: list[str]  # hashes of the batches that come next, where a snapshot told them
+    drawn: Batch | None = None  # taken from the stream, and not trained on yet
 
     def next_batch(self, should_stop: Callable[[], bool]) -> tuple[Batch | None, dict[str, Any] | None, str | None]:
         """This rank's next batch and its cursor; no batch at the end, and a line when all sources failed."""
@@ -48,12 +52,12 @@ class Session:
             while not self.ahead.wait(GLANCE):
                 if should_stop():  # a source may be waited for: a person must not be
                     return None, None, None
-            batch, cursor = next(self.ahead)
+            self.drawn, cursor = next(self.ahead)
         except StopIteration:
             return None, None, None
         except SourcesFailed as failure:
             return None, None, str(failure)
-        return batch, cursor, None
+        return self.drawn, cursor, None
 
     def joined(self, cursors: Sequence[dict[str, Any] | None]) -> dict[str, Any]:
         """One cursor for the whole step out of those of the ranks that still read."""
@@ -93,20 +97,51 @@ class Session:
             return torch.cuda.max_memory_allocated(self.ranks.device)
         return psutil.Process().memory_info().rss
 
-    def save(self) -> None:
-        """A snapshot, with the held-out text gathered until now beside it. SnapshotError, on all ranks, when it can't be written."""
+    def begin_save(self) -> None:
+        """Have a snapshot written in the background, with the held-out text gathered until now beside it."""
         self.keep_held_out()
-        began = time.monotonic()
-        self.ranks.first_does(self._write_snapshot)
-        path = self.snapshots.folder / "lm_current.pth"
+        ahead = [self.drawn] * (self.drawn is not None) + [batch for batch, _ in self.ahead.peek()]
+        coming = self.ranks.gathered([batch.digests() for batch in ahead])
         if self.ranks.is_first:
-            size = path.stat().st_size
-            self.report({"event": "snapshot", "path": str(path), "tokens": self.run.tokens, "seconds": time.monotonic() - began, "bytes": size})
+            self.tell_saved(wait=True)
+            probe = self.run.certificate.get("probe") or self._probe(ahead)
+            hashes = [batch_hash(digests) for digests in zip(*coming, strict=False)]  # as many as every rank has ready
+            self.run.certificate = certified(self.run.learner.model, probe, self.ranks) | {"coming": hashes}
+            life = life_in_numbers(self.run, len(self.tokenizer))
+            self.saver.begin(self.run.snapshot(), then=lambda: write_life(self.snapshots.folder, life))
 
-    def _write_snapshot(self) -> None:
-        self.snapshots.save(self.run.snapshot())
-        count = sum(parameter.numel() for parameter in self.run.learner.model.parameters())
-        write_life(self.snapshots.folder, self.run, count, len(self.tokenizer))
+    def _probe(self, ahead: Sequence[Batch]) -> list[int]:
+        """The tokens whose loss stands in every certificate of a life: held out, or while nothing is, a row that comes next."""
+        for text in (text for name in self.store.sources() for text in self.store.texts(name)[:1]):
+            return encoded(self.tokenizer, text[: 16 * PROBE_TOKENS])[:PROBE_TOKENS]
+        return next((batch.tokens[0, :PROBE_TOKENS].tolist() for batch in ahead if len(batch.tokens)), [])
+
+    def compare(self, found: str) -> None:
+        """Hold the hash of a batch against what the snapshot said would come. Told once, when all are compared or one differs."""
+        if not self.expected:
+            return
+        same, self.expected = self.expected[0] == found, self.expected[1:]
+        if not same:
+            self.expected = []
+            text = "the data goes on otherwise than it would have: some documents may come twice or not at all"
+            self.report({"event": "certificate", "exact": False, "text": text})
+        elif not self.expected:
+            self.report({"event": "certificate", "exact": True, "text": "the data goes on exactly as it would have"})
+
+    def finish_save(self) -> None:
+        """Wait until the snapshot is on disk. SnapshotError, on all ranks, when it can't be written."""
+        self.ranks.first_does(lambda: self._tell(self.saver.outcome(wait=True)))
+
+    def tell_saved(self, wait: bool = False) -> None:
+        """Pass on what became of the snapshot under way, if it is known by now. One that failed is only told: training goes on."""
+        try:
+            self._tell(self.saver.outcome(wait))
+        except SnapshotError as error:
+            self.report({"event": "notice", "text": f"{error}; training goes on, the snapshots there are stay"})
+
+    def _tell(self, saved: Saved | None) -> None:
+        if saved:
+            self.report({"event": "snapshot", "path": str(self.snapshots.folder / NAMES["current"]), **saved._asdict()})
 
     def keep_held_out(self) -> None:
         """Put what all ranks have held out since the last time into the store."""

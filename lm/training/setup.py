@@ -15,18 +15,21 @@ from data_sources.stream import Stream
 from data_sources.tokenizer import build_tokenizer, tokenizer_from_json, tokenizer_to_json
 from lm.model import build_model
 from lm.preset import Preset, plan_in_words
+from lm.training.certificate import certified, differences
 from lm.training.distribution import Ranks, device_in_words
 from lm.training.evaluation import HELD_OUT
 from lm.training.journal import opened_journal
 from lm.training.learner import Learner
 from lm.training.optimizer import build_optimizer
 from lm.training.run import Run, begin_run, is_under_way, new_life, restore
+from lm.training.saving import Saver
 from lm.training.session import Session
-from lm.training.snapshots import Snapshot, Snapshots
+from lm.training.snapshots import Snapshot, SnapshotError, Snapshots
 from lm.training.step import Teacher
 
 HELD_OUT_TOKENS = 200_000  # of a source, at most
 BATCHES_AHEAD = 4
+DIFFERENCES_SHOWN = 3
 Observer = Callable[[Mapping[str, Any]], None]
 
 
@@ -72,8 +75,9 @@ def open_session(preset: Preset, folder: Path, budget: int, observers: Sequence[
         report.phase("building the model")
         run = _born_run(preset, tokenizer_json, len(tokenizer), budget, ranks)
         _tell_run(run, ranks, report)
+        expected: list[str] = []
         if snapshot:
-            _go_on(run, snapshot, snapshots, ranks, report)
+            expected = _go_on(run, snapshot, snapshots, ranks, report)
         else:
             begin_run(run.life, preset, budget)
         report.phase("opening the sources")
@@ -81,7 +85,15 @@ def open_session(preset: Preset, folder: Path, budget: int, observers: Sequence[
         ahead = stack.enter_context(Prefetch(stream, BATCHES_AHEAD))
         store = HeldOutStore(folder / HELD_OUT, min(preset.train.eval_tokens, HELD_OUT_TOKENS))
         teacher = Teacher(ranks, run.learner, run.optimizer, preset.train, {})
-        yield Session(ranks, run, teacher, tokenizer, stream, ahead, store, snapshots, report)
+        saver = Saver(snapshots)
+        stack.callback(_let_finish, saver)
+        yield Session(ranks, run, teacher, tokenizer, stream, ahead, store, snapshots, saver, report, expected)
+
+
+def _let_finish(saver: Saver) -> None:
+    """The folder stays locked until the last snapshot is written; whether it was is told before, where it matters."""
+    with contextlib.suppress(SnapshotError):
+        saver.outcome(wait=True)
 
 
 def _born_tokenizer(preset: Preset, report: Reporter) -> str:
@@ -101,14 +113,20 @@ def _born_run(preset: Preset, tokenizer_json: str, vocab_size: int, budget: int,
     return Run(preset, tokenizer_json, learner, optimizer, new_life(), budget, preset.step_rows * ranks.size)
 
 
-def _go_on(run: Run, snapshot: Snapshot, snapshots: Snapshots, ranks: Ranks, report: Reporter) -> None:
-    """Put `snapshot` into `run`: the run it was taken in where that goes on, else a new run of the same model."""
-    misfits = restore(run, snapshot)
-    if misfits and ranks.is_first:
-        snapshots.archive("before", snapshot.life["tokens"], snapshot.path)
-    run.life, run.cursor = snapshot.life, snapshot.cursor
+def _go_on(run: Run, snapshot: Snapshot, snapshots: Snapshots, ranks: Ranks, report: Reporter) -> list[str]:
+    """Put `snapshot` into `run`: the run it was taken in where that goes on, else a new run of the same model.
+
+    The hashes of the batches that should come next, where they are known.
+    """
+    how = restore(run, snapshot)
+    if not how.is_whole:
+        if ranks.is_first:
+            snapshots.archive("before", snapshot.life["tokens"], snapshot.path)
+        report.notice(how.in_words())
+        report({"event": "fit", **how._asdict()})
+    run.life, run.cursor, run.certificate = snapshot.life, snapshot.cursor, snapshot.certificate
     if snapshot.preset.data.tokenizer != run.preset.data.tokenizer:
-        misfits.append(f"the model keeps the tokenizer it was born with ({snapshot.preset.data.tokenizer})")
+        report.notice(f"the model keeps the tokenizer it was born with ({snapshot.preset.data.tokenizer})")
     under_way = is_under_way(snapshot, run.preset, run.budget)
     if under_way:
         run.tokens = snapshot.run["tokens"]
@@ -117,12 +135,15 @@ def _go_on(run: Run, snapshot: Snapshot, snapshots: Snapshots, ranks: Ranks, rep
     else:
         begin_run(run.life, run.preset, run.budget)
         run.cursor = reopened(run.cursor) if run.cursor else None
-    for line in misfits:
-        report.notice(line)
+    differs = []
+    if run.certificate:
+        differs = differences(run.certificate, certified(run.learner.model, run.certificate["probe"], ranks), snapshot.preset, run.preset)
+    exact = under_way and how.is_whole and bool(run.certificate) and not differs
     text = f"goes on at {run.tokens:,} of {run.budget:,} tokens" if under_way else f"a new run of {run.budget:,} tokens on the same model"
-    same = not misfits and snapshot.preset == run.preset
-    about = {"from": snapshot.path.name, "tokens": run.tokens, "life_tokens": run.life["tokens"], "exact": same and under_way}
+    text += ", exactly as it was" * exact + "".join(f"; {line}" for line in differs[:DIFFERENCES_SHOWN])
+    about = {"from": snapshot.path.name, "tokens": run.tokens, "life_tokens": run.life["tokens"], "exact": exact, "differs": differs}
     report({"event": "resume", **about, "text": f"{snapshot.path.name}: {text}"})
+    return run.certificate.get("coming", []) if exact else []
 
 
 def _tell_run(run: Run, ranks: Ranks, report: Reporter) -> None:

@@ -14,7 +14,7 @@ import os
 import pickle
 import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
@@ -50,6 +50,7 @@ class Snapshot:
     cursor: dict[str, Any] | None  # place in the data
     run: dict[str, Any]  # tokens, budget, global_rows, ended
     life: dict[str, Any]  # the model's history
+    certificate: dict[str, Any] = field(default_factory=dict)  # see lm/training/certificate.py
     path: Path | None = None
 
     @property
@@ -193,7 +194,7 @@ def _write(path: Path, snapshot: Snapshot) -> None:
         f"{part}.{name}": tensor.detach().cpu().contiguous() for part in ("weights", "optimizer", "random") for name, tensor in getattr(snapshot, part).items()
     }
     about = {"preset": snapshot.preset.model_dump(mode="json"), "tokenizer": snapshot.tokenizer}
-    meta = json.dumps({**about, "cursor": snapshot.cursor, "run": snapshot.run, "life": snapshot.life})
+    meta = json.dumps({**about, "cursor": snapshot.cursor, "run": snapshot.run, "life": snapshot.life, "certificate": snapshot.certificate})
     checksums = {name: checksum(tensor) for name, tensor in tensors.items()} | {"meta": hashlib.sha256(meta.encode()).hexdigest()}
     with path.open("wb") as file:
         torch.save({"format": FORMAT, "meta": meta, "tensors": tensors, "checksums": checksums}, file)
@@ -247,4 +248,5 @@ def _built(path: Path, meta: dict[str, Any], tensors: dict[str, Tensor]) -> Snap
         preset = preset_from_json(json.dumps(meta["preset"]), str(path))
     except PresetError as error:
         raise SnapshotError(f"{error} (in the preset that the snapshot holds)") from None
-    return Snapshot(preset, meta["tokenizer"], **parts, cursor=meta["cursor"], run=meta["run"], life=meta["life"], path=path)
+    rest = {name: meta[name] for name in ("tokenizer", "cursor", "run", "life")}
+    return Snapshot(preset, **rest, **parts, certificate=meta.get("certificate", {}), path=path)

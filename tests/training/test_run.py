@@ -12,7 +12,7 @@ import torch
 import lm.training.step as step_module
 from lm.preset import Preset
 from lm.training import Halted, train
-from lm.training.snapshots import Snapshots
+from lm.training.snapshots import SnapshotError, Snapshots
 
 Tiny = Callable[..., Preset]
 STEP = 4 * 64  # tokens of a step
@@ -269,3 +269,66 @@ def test_two_runs_in_one_folder_are_refused(tiny: Tiny, tmp_path: Path) -> None:
         other.kill()
         other.wait()
     trained(tiny(), tmp_path, 2)
+
+
+def test_a_resume_is_certified(tiny: Tiny, tmp_path: Path) -> None:
+    trained(tiny(), tmp_path, 30, stop_after=6)
+    held = Snapshots(tmp_path).read("current").certificate
+    assert held["probe_loss"] > 0 and len(held["probe"]) > 60 and held["environment"]["torch"] == torch.__version__
+    second = trained(tiny(generation={"temperature": 0.1}), tmp_path, 30, stop_after=9)
+    (resume,) = second.of("resume")
+    assert resume["exact"] and resume["differs"] == [] and "exactly as it was" in resume["text"]
+    assert [(event["exact"], event["text"]) for event in second.of("certificate")] == [(True, "the data goes on exactly as it would have")]
+    third = trained(tiny(train={"weight_decay": 0.2}), tmp_path, 30, stop_after=2)
+    assert third.of("resume")[0]["differs"] == ["train.weight_decay was 0.1 and is 0.2"]
+    assert not third.of("resume")[0]["exact"]
+
+
+def test_other_text_is_noticed(tiny: Tiny, tmp_path: Path, corpus: Path) -> None:
+    folder = tmp_path / "text"
+    folder.mkdir()
+    for file in corpus.glob("*.txt"):
+        (folder / file.name).write_bytes(file.read_bytes())
+    preset = tiny(data={"sources": [{"type": "files", "path": str(folder)}]})
+    trained(preset, tmp_path / "checkpoints", 30, stop_after=6)
+    for file in folder.glob("*.txt"):
+        file.write_text(file.read_text(encoding="utf-8").swapcase(), encoding="utf-8")
+    again = trained(preset, tmp_path / "checkpoints", 30, stop_after=3)
+    assert [event["exact"] for event in again.of("certificate")] == [False]
+
+
+def test_another_device_is_said(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained(tiny(), tmp_path, 30, stop_after=6)
+    import lm.training.certificate as certificate_module
+
+    monkeypatch.setattr(certificate_module, "device_in_words", lambda ranks: "another device")
+    honest = certificate_module.probe_loss
+    monkeypatch.setattr(certificate_module, "probe_loss", lambda *given: honest(*given) * (1 + 1e-6))
+    (resume,) = trained(tiny(), tmp_path, 30, stop_after=2).of("resume")
+    assert not resume["exact"]
+    assert [line.split(" ")[0] for line in resume["differs"]] == ["device", "the"]
+    assert resume["differs"][1].endswith("close enough for another device")
+
+
+def test_saving_goes_on_beside_training(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps are taken while a snapshot is being written; the file holds the run as it was when the save began; failures are told."""
+    import time
+
+    honest, written = Snapshots.save, []
+
+    def slow(self: Snapshots, snapshot: Any) -> Path:
+        written.append(snapshot.run["tokens"])
+        if len(written) == 2:
+            raise SnapshotError("no room")
+        time.sleep(0.5)
+        return honest(self, snapshot)
+
+    monkeypatch.setattr(Snapshots, "save", slow)
+    recorder = trained(tiny(train={"snapshot_every_tokens": 20 * STEP}), tmp_path, 70)
+    kinds = [event["event"] for event in recorder.events]
+    began, told = 20, kinds.index("snapshot")
+    assert kinds[:told].count("step") > began, "training went on"
+    assert recorder.of("snapshot")[0]["tokens"] == written[0]
+    assert recorder.of("snapshot")[0]["stall"] < 0.4 < recorder.of("snapshot")[0]["seconds"]
+    assert "no room; training goes on" in recorder.of("notice")[0]["text"]
+    assert Snapshots(tmp_path).read("current").run["tokens"] == recorder.of("step")[-1]["tokens"]

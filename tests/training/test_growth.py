@@ -1,0 +1,92 @@
+"""A snapshot of one model in another: what is kept, what grows, and that grown models compute what the old ones did."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lm.model import build_model
+from lm.preset import Preset
+from lm.training import train
+from lm.training.growth import fit, fitted, fitted_moments
+from lm.training.learner import Learner
+from lm.training.snapshots import Snapshots
+
+Tiny = Callable[..., Preset]
+V = 53
+
+
+def grown(old: Preset, new: Preset, vocab: int = V, new_vocab: int = V) -> tuple[Any, Any, Any]:
+    """A model with random weights, the same weights in the model of `new`, and how they fit."""
+    torch.manual_seed(0)
+    before = Learner(build_model(old, vocab))
+    for parameter in before.parameters():
+        parameter.data.normal_(std=0.3)
+    after = Learner(build_model(new, new_vocab))
+    how = fit(after.state_dict(), before.state_dict())
+    after.load_state_dict(fitted(after.state_dict(), before.state_dict(), how), strict=False)
+    return before.model.double(), after.model.double(), how
+
+
+def tokens(length: int) -> torch.Tensor:
+    return torch.randint(V, (2, length), generator=torch.Generator().manual_seed(1))
+
+
+def test_a_deeper_model_computes_the_same(tiny: Tiny) -> None:
+    before, after, how = grown(tiny(), tiny(model={"num_layers": 5}))
+    assert how.new and not how.left and not how.grown
+    assert {name.split(".")[2] for name in how.new} == {"2", "3", "4"}
+    torch.testing.assert_close(after(tokens(31)).logits, before(tokens(31)).logits, rtol=1e-12, atol=1e-12)
+
+
+def test_more_places_compute_the_same_where_there_were_some(tiny: Tiny) -> None:
+    learned = {"position": "learned", "seq_length": 16}
+    before, after, how = grown(tiny(model=learned), tiny(model=learned | {"seq_length": 37}))
+    assert how.grown == {"model.positions.weight": ((16, 32), (37, 32))}
+    torch.testing.assert_close(after(tokens(16)).logits, before(tokens(16)).logits, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(after.positions.weight[16:32], before.positions.weight, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_more_words_leave_the_scores_of_the_others(tiny: Tiny, tied: bool) -> None:
+    preset = tiny(model={"tie_embeddings": tied})
+    before, after, how = grown(preset, preset, V, V + 7)
+    assert len(how.grown) == 2 - tied
+    torch.testing.assert_close(after(tokens(9)).logits[..., :V], before(tokens(9)).logits, rtol=1e-12, atol=1e-12)
+
+
+def test_what_can_not_become_ours_is_left(tiny: Tiny) -> None:
+    before, after, how = grown(tiny(), tiny(model={"hidden_size": 48}))
+    assert not how.kept or all(before.state_dict()[n.removeprefix("model.")].shape == after.state_dict()[n.removeprefix("model.")].shape for n in how.kept)
+    assert how.new and how.left and not how.is_whole
+    shallower = grown(tiny(), tiny(model={"num_layers": 1}))[2]
+    assert shallower.left and not shallower.new
+
+
+def test_moments_of_grown_tables_grow_with_nothing(tiny: Tiny) -> None:
+    preset = tiny(model={"position": "learned", "seq_length": 16})
+    how = grown(preset, tiny(model={"position": "learned", "seq_length": 20}))[2]
+    steps = {f"model.{name}.weight/step": torch.tensor(3.0) for name in ("positions", "norm")}
+    moments = steps | {"model.positions.weight/exp_avg": torch.ones(16, 32)}
+    found = fitted_moments(moments, how)
+    assert found["model.positions.weight/exp_avg"].shape == (20, 32)
+    assert found["model.positions.weight/exp_avg"][16:].abs().sum() == 0
+    assert found["model.positions.weight/step"] == found["model.norm.weight/step"] == 3
+
+
+def test_a_life_goes_on_in_a_larger_model(tiny: Tiny, tmp_path: Path) -> None:
+    """Two runs, the second deeper: said, archived, kept moments, and no jump in the loss."""
+    events: list[Any] = []
+    train(tiny(), tmp_path, budget_tokens=80 * 256)
+    old = Snapshots(tmp_path).read("current")
+    train(tiny(model={"num_layers": 4}), tmp_path, budget_tokens=81 * 256, observers=(events.append,))
+    notices = [event["text"] for event in events if event["event"] == "notice"]
+    assert any("tensors kept, 0 grown" in line for line in notices)
+    assert next(event for event in events if event["event"] == "resume")["exact"] is False
+    archived = [path.name for path in (tmp_path / "archive").glob("before-*.pth")]
+    assert len(archived) == 1
+    losses = [event["loss"] for event in events if event["event"] == "step"]
+    assert losses[0] < old.certificate["probe_loss"] + 1.5
+    assert Snapshots(tmp_path).read("current").life["tokens"] > old.life["tokens"]
