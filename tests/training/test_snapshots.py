@@ -2,6 +2,9 @@
 
 import os
 import pickle
+import random
+import signal
+import time
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -239,3 +242,36 @@ def test_a_legacy_file_of_another_program_stays(tmp_path: Path) -> None:
     (tmp_path / LEGACY).write_bytes(b"not ours")
     saved(tmp_path, 2)
     assert (tmp_path / LEGACY).read_bytes() == b"not ours"
+
+
+def test_killed_at_any_instant_the_newest_whole_one_is_found(tmp_path: Path) -> None:
+    """A process that saves one after the other, ended by SIGKILL 200 times."""
+    chance, last, ends = random.Random(0), 1, set()
+    saved(tmp_path, 1)
+    for _ in range(200):
+        reading, writing = os.pipe()
+        child = os.fork()
+        if child == 0:  # nothing of pytest may run in here
+            try:
+                for number in range(last + 1, last + 1000):
+                    Snapshots(tmp_path).save(snapshot(number))
+                    os.write(writing, number.to_bytes(4, "big"))
+            finally:
+                os._exit(1)
+        os.close(writing)
+        time.sleep(chance.uniform(0.0, 0.04))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        told = b""
+        while part := os.read(reading, 4096):
+            told += part
+        os.close(reading)
+        done = int.from_bytes(told[-4:], "big") if told else last
+        ends.add(tuple(sorted(path.name for path in tmp_path.iterdir())))
+        found = Snapshots(tmp_path).newest()
+        assert found is not None
+        # What was told to be saved is there, or the one after it, whose rename was the last thing done.
+        assert done <= found.run["tokens"] <= done + 1
+        assert found.weights["w"][0, 0] == found.run["tokens"]
+        last = found.run["tokens"]
+    assert len(ends) >= 3, f"the kills hit too few different moments: {ends}"
