@@ -16,9 +16,10 @@ from rich.table import Table
 from rich.text import Text
 
 from lm.app.commands import COMMANDS, CommandError, changed, command_in, named_snapshot
-from lm.app.terminal import CHECKPOINTS, quieted
+from lm.app.flow import flow
+from lm.app.terminal import CHECKPOINTS, quieted, unechoed
 from lm.app.text import ACCENT, LABEL, QUIET
-from lm.app.words import clean, counted, one_line
+from lm.app.words import counted, one_line
 from lm.generation.chat import Conversation
 from lm.preset import Preset
 from lm.preset.switches import GenerationConfig
@@ -129,15 +130,8 @@ class Chat:
         if not message.strip() and not conversation.turns:
             return
         answer = conversation.say(message)
-        started = False
-        try:
-            for piece in answer:
-                shown = clean(piece) if started else clean(piece).lstrip()
-                started = started or bool(shown)
-                sys.stdout.write(shown.encode(sys.stdout.encoding, "replace").decode(sys.stdout.encoding))
-                sys.stdout.flush()
-        except KeyboardInterrupt:
-            pass
+        with unechoed():  # what is typed meanwhile stands at the next prompt, not in the answer
+            started = flow(answer, sys.stdout, lambda: _size().columns)
         conversation.settle(answer)
         self.console.print("" if started else Text("(no words)", style=QUIET))
         if answer.finished_by in ENDINGS:

@@ -6,7 +6,8 @@ They wait on the store that torchrun keeps, outside any collective, so that a me
 import os
 import signal
 from datetime import timedelta
-from typing import Any, NamedTuple
+from functools import cached_property
+from typing import Any
 
 from lm.preset import Preset, preset_from_json
 
@@ -14,11 +15,11 @@ LONG = timedelta(days=20)  # milliseconds that still fit into 32 bits
 QUIT = "quit"
 
 
-class Company(NamedTuple):
-    """This process among those that were started together."""
+class Company:
+    """This process among those that were started together. It may serve the store, which then ends with it."""
 
-    rank: int
-    size: int
+    def __init__(self, rank: int, size: int) -> None:
+        self.rank, self.size = rank, size
 
     @property
     def is_first(self) -> bool:
@@ -31,27 +32,23 @@ class Company(NamedTuple):
     def tell(self, preset: Preset | None) -> None:
         """The choice for the others: what to train, or None to end. Nothing when there are no others."""
         if not self.is_alone:
-            self._store().set(_key(), preset.model_dump_json() if preset else QUIT)
+            self._store.set(_key(), preset.model_dump_json() if preset else QUIT)
 
     def told(self) -> Preset | None:
         """Wait for the choice. Ctrl-C ends the wait and the process."""
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_DFL)  # Python's own handler would not run inside the wait
-        text = self._store().get(_key()).decode()
+        text = self._store.get(_key()).decode()
         signal.signal(signal.SIGINT, signal.default_int_handler)
         return None if text == QUIT else preset_from_json(text, "the preset from rank 0")
 
+    @cached_property
     def _store(self) -> Any:
         from torch.distributed import TCPStore
 
         by_agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
         address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        store = TCPStore(address, port, self.size, is_master=self.is_first and not by_agent, timeout=LONG, multi_tenant=True)
-        _OPEN.append(store)
-        return store
-
-
-_OPEN: list[Any] = []  # a store that this process serves ends with its object
+        return TCPStore(address, port, self.size, is_master=self.is_first and not by_agent, timeout=LONG, multi_tenant=True)
 
 
 def company_of(environment: dict[str, str]) -> Company:

@@ -42,8 +42,8 @@ def lines_of(facts: Facts, width: int, height: int) -> Lines:
         return [fitted(line, width) for line in filled(lines, height)]
     inner = width - 2
     draw = _wide if width >= WIDE and height >= 30 else _narrow
-    lines = [*panels.head(facts, inner), *draw(facts, inner, height - 4), keys(facts, inner)]
-    return [fitted(Text.assemble(" ", line, no_wrap=True, end=""), width) for line in filled(lines, height)]
+    lines = [*panels.head(facts, inner), *filled(draw(facts, inner, height - 4), height - 4), keys(facts, inner)]
+    return [fitted(Text.assemble(" ", line, no_wrap=True, end=""), width) for line in lines]
 
 
 def keys(facts: Facts, width: int) -> Text:

@@ -58,9 +58,10 @@ def _sources(data: DataConfig, width: int) -> Fragments:
     weighted = data.mix_strategy == "weighted"
     in_order = not weighted and len(data.sources) > 1
     out = row("reads", ORDERS[data.mix_strategy], width) if in_order else []
+    widest = max(len(f"{100 * weight:.0f}") for weight in data.weights)
     name_width = min(max(len(source.name) for source in data.sources), 24)
     for number, (source, weight) in enumerate(zip(data.sources, data.weights, strict=True)):
-        share = f"{100 * weight:>3.0f}%  " if weighted else ""
+        share = f"{100 * weight:>{widest}.0f}%  " if weighted else ""
         first = ("class:quiet", f"{'' if number or in_order else 'reads':<{MARGIN}}")
         line = f"{share}{one_line(source.name):<{name_width}}"
         origin = textwrap.shorten(_origin(source), max(width - MARGIN - len(line) - 2, 1), placeholder="…")

@@ -1,22 +1,23 @@
 """Evaluate: how well the newest snapshot predicts text that it never trained on."""
 
-import contextlib
 from collections.abc import Mapping
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
+from lm.app.pager import Pager
 from lm.app.terminal import CHECKPOINTS, quieted
 from lm.app.text import ACCENT, LABEL, QUIET
 from lm.app.words import counted, figure, one_line
 
+MEANING = "cross entropy in nats a token; bits per byte do not depend on the tokenizer"
 COLUMNS = ("cross entropy", "perplexity", "bits per byte", "held-out tokens")
 
 
 def evaluate() -> str:
-    """Show the table and wait for Enter. A line for the menu when there is nothing to show."""
+    """Show the table until the person goes back. A line for the menu when there is nothing to show."""
     console = Console(highlight=False, markup=False, emoji=False)
     console.clear()
     try:
@@ -26,12 +27,7 @@ def evaluate() -> str:
         return ""
     if not event.get("sources"):
         return event.get("text", "No text is held out yet: it is gathered while the model trains.")
-    console.print(Text.assemble(("Perennial", f"bold {ACCENT}"), ("  evaluation of the current snapshot", "bold")))
-    console.print()
-    console.print(table_of(event))
-    console.print(Text("\ncross entropy in nats a token; bits per byte do not depend on the tokenizer\n\nEnter goes back", style=QUIET))
-    with contextlib.suppress(EOFError, KeyboardInterrupt):
-        input()
+    Pager("evaluation of the current snapshot", lambda width: Group(table_of(event), Text(""), Text(MEANING, style=QUIET))).run()
     return ""
 
 

@@ -53,6 +53,7 @@ class Facts:
     world_size: int = 1
     budget: int = 0
     begun_at: int = 0  # tokens that the run had read before this sitting
+    life_tokens: int | None = None
     phase: str = "starting"
     is_training: bool = False
     step: Event = field(default_factory=dict)  # the last step
@@ -102,9 +103,10 @@ class Facts:
         """Show that the run was asked to stop."""
         self.stopping = True
 
-    def remember(self, points: Iterable[Point]) -> None:
-        """Losses of the run before this sitting, for the curve."""
+    def remember(self, points: Iterable[Point], saved_at: float | None) -> None:
+        """What was before this sitting: losses of the run, for the curve, and when the model was last saved."""
         with self.lock:
+            self.saved_at = self.saved_at or saved_at
             for x, y in points:
                 self.curve.add(x, y)
 
@@ -119,11 +121,12 @@ class Facts:
         self.sources = {name: SourceFacts(one_line(name)) for name in event["sources"]}
 
     def _on_resume(self, event: Event) -> None:
-        self.begun_at = event["tokens"]
+        self.begun_at, self.life_tokens = event["tokens"], event["life_tokens"]
         self.say(event["text"], "good")
 
     def _on_step(self, event: Event) -> None:
         self.step, self.phase, self.is_training = event, "training", True
+        self.life_tokens = event["life_tokens"]
         self.loss = _smoothed(self.loss, event["loss"])
         self.pace = _smoothed(self.pace, event["tokens_per_second"])
         self.curve.add(event["tokens"], event["loss"])
@@ -163,7 +166,7 @@ class Facts:
 
     def state_of(self, source: SourceFacts) -> str:
         """A source's state in words: "waiting: no route to host; next try in 12 s"."""
-        words = source.state or "not read yet"
+        words = source.state or "not opened yet"
         if source.reason and source.state != "reading":
             words += f": {source.reason}"
         if source.next_try is not None and source.state == "waiting":

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from types import FrameType, TracebackType
 
 TWICE_WITHIN = 3.0  # seconds
+HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # the last: the terminal was closed
 STATUS = 130
 
 
@@ -28,6 +29,10 @@ class Interrupts:
     def asked(self) -> bool:
         return self._asked.is_set()
 
+    def ask(self) -> None:
+        """Stop, without a key or a signal."""
+        self._asked.set()
+
     def pressed(self) -> None:
         """Ctrl-C that came as a key."""
         self._count(signal.SIGINT, time.monotonic())
@@ -35,7 +40,7 @@ class Interrupts:
     def __enter__(self) -> "Interrupts":
         self._reading, self._writing = os.pipe()
         os.set_blocking(self._writing, False)
-        self._before = {number: signal.signal(number, _seen_elsewhere) for number in (signal.SIGINT, signal.SIGTERM)}
+        self._before = {number: signal.signal(number, _seen_elsewhere) for number in HANDLED if signal.getsignal(number) != signal.SIG_IGN}
         signal.set_wakeup_fd(self._writing, warn_on_full_buffer=False)
         self._watcher = threading.Thread(target=self._watch, name="interrupts", daemon=True)
         self._watcher.start()
@@ -56,7 +61,7 @@ class Interrupts:
 
     def _count(self, number: int, now: float) -> None:
         twice = number == signal.SIGINT and now - self._last < TWICE_WITHIN
-        self.ends |= number == signal.SIGTERM
+        self.ends |= number != signal.SIGINT
         self._last = now if number == signal.SIGINT else self._last
         if twice:
             with contextlib.suppress(Exception):

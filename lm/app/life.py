@@ -37,7 +37,7 @@ class Life:
             return f"A snapshot is there, saved {ago} ago."
         runs = "1 run" if self.runs == 1 else f"{self.runs} runs"
         last = f"{self.last_preset} at {counted(self.run_tokens)} of {counted(self.budget)}"
-        return f"{counted(self.life_tokens)} tokens read in {runs} since {self.born[:10]} · {last} · saved {ago} ago"
+        return f"{counted(self.life_tokens)} tokens in {runs} · {last} · saved {ago} ago"
 
 
 def read_life(folder: Path) -> Life:

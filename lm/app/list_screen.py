@@ -15,12 +15,13 @@ from prompt_toolkit.filters import Condition
 from prompt_toolkit.formatted_text.utils import fragment_list_width
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.layout import ConditionalContainer, DynamicContainer, FormattedTextControl, HSplit, Layout, VSplit, Window
+from prompt_toolkit.layout.margins import ConditionalMargin, ScrollbarMargin
 from prompt_toolkit.styles import Style
 
 from lm.app.details import Fragments
 
 WIDE, LEAST_WIDTH, LEAST_HEIGHT = 100, 40, 14
-LIST_WIDTH, GAP, DETAILS_HEIGHT = 30, 3, 11
+LIST_WIDTH, GAP, DETAILS_HEIGHT = 30, 3, 9  # the details of a preset with four sources
 BACK = "back"
 
 STYLE = Style.from_dict(
@@ -106,9 +107,11 @@ class ListScreen:
     # Drawing
 
     def _layout(self) -> Layout:
-        entries = Window(FormattedTextControl(self._list, focusable=True, show_cursor=False, get_cursor_position=self._place), width=self._list_width)
+        listed = FormattedTextControl(self._list, focusable=True, show_cursor=False, get_cursor_position=self._place)
+        bar = ConditionalMargin(ScrollbarMargin(), Condition(self._has_bar))
+        entries = Window(listed, width=self._list_width, right_margins=[bar])
         about = Window(FormattedTextControl(self._about), width=None)
-        roomy = Condition(lambda: _width() >= LEAST_WIDTH and _height() >= LEAST_HEIGHT)
+        roomy = Condition(_is_roomy)
         side_by_side = VSplit([entries, Window(width=GAP), about])
         stacked = HSplit(
             [
@@ -116,7 +119,7 @@ class ListScreen:
                 ConditionalContainer(HSplit([Window(height=1, char="─", style="class:quiet"), about]), roomy),
             ]
         )
-        body = DynamicContainer(lambda: side_by_side if _width() >= WIDE and _height() >= LEAST_HEIGHT else stacked)
+        body = DynamicContainer(lambda: side_by_side if _is_wide() else stacked)
         head = Window(FormattedTextControl(lambda: self._head(_width() - 2)), height=lambda: self._head_height(), dont_extend_height=True)
         foot = ConditionalContainer(Window(FormattedTextControl([("class:quiet", self._keys)]), height=1), roomy)
         inside = HSplit([head, body, foot])
@@ -126,20 +129,27 @@ class ListScreen:
         return Point(0, self._cursor)
 
     def _list_width(self) -> int | None:
-        return LIST_WIDTH if _width() >= WIDE and _height() >= LEAST_HEIGHT else None
+        return LIST_WIDTH if _is_wide() else None
 
     def _list_height(self) -> int | None:
         """All entries, or what the details leave."""
-        if _width() < LEAST_WIDTH or _height() < LEAST_HEIGHT:
-            return None
-        return max(min(len(self._entries), _height() - self._head_height() - DETAILS_HEIGHT - 2), 3)
+        return min(len(self._entries), self._list_room()) if _is_roomy() else None
+
+    def _list_room(self) -> int:
+        """Lines that a list may have."""
+        below = 0 if not _is_roomy() else 1 if _is_wide() else DETAILS_HEIGHT + 2
+        return max(_height() - self._head_height() - below, 3)
+
+    def _has_bar(self) -> bool:
+        """Whether a bar beside the list shows that there is more of it."""
+        return _is_roomy() and self._list_room() < len(self._entries)
 
     def _head_height(self) -> int:
         return sum(text.count("\n") for _, text in self._head(_width() - 2)) or 1
 
     def _list(self) -> Fragments:
         out: Fragments = []
-        room = (LIST_WIDTH if _width() >= WIDE else _width() - 2) - 2
+        room = (LIST_WIDTH if _is_wide() else _width() - 2) - 2 - self._has_bar()
         for number, entry in enumerate(self._entries):
             chosen = number == self._cursor
             style = "class:chosen" if chosen else "" if entry.can_be_picked else "class:quiet"
@@ -149,7 +159,7 @@ class ListScreen:
         return out
 
     def _about(self) -> Fragments:
-        room = _width() - 2 - (LIST_WIDTH + GAP if _width() >= WIDE else 0)
+        room = _width() - 2 - (LIST_WIDTH + GAP if _is_wide() else 0)
         return self._entries[self._cursor].about(min(room, 96))
 
 
@@ -160,6 +170,16 @@ def _cut(text: str, width: int) -> str:
     while text and fragment_list_width([("", text)]) > width - 1:
         text = text[:-1]
     return text + "…"
+
+
+def _is_roomy() -> bool:
+    """Whether there is room for more than the list."""
+    return _width() >= LEAST_WIDTH and _height() >= LEAST_HEIGHT
+
+
+def _is_wide() -> bool:
+    """Whether there is room for it beside the list."""
+    return _width() >= WIDE and _height() >= LEAST_HEIGHT
 
 
 def _width() -> int:

@@ -11,14 +11,15 @@ from lm.app.terminal import CHECKPOINTS
 from lm.app.words import one_line
 from lm.preset import Preset
 
-KEYS = "↑ ↓ choose    Enter start    q quit"
+KEYS = "↑↓ choose   Enter start   q quit"
 ACTIONS = {
     "chat": ("Chat", "Talk with the model as it is now."),
     "evaluate": ("Evaluate", "Measure the newest snapshot on held-out text: cross entropy, perplexity and bits per byte, by source."),
+    "reading": ("What it has read", "Its sources over its whole life: documents, tokens, epochs and shares, and what went wrong with each last."),
     "presets": ("Presets", "Look at a preset with every default written out, or open one in your editor."),
     "quit": ("Quit", "The model stays in checkpoints/ and goes on from there next time."),
 }
-NEEDS_A_MODEL = ("chat", "evaluate")
+NEEDS_A_MODEL = ("chat", "evaluate", "reading")
 
 
 class Choice(NamedTuple):

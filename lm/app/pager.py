@@ -1,35 +1,36 @@
-"""A text to scroll through, coloured as JSON."""
+"""A page to scroll through."""
+
+import io
+import os
+from collections.abc import Callable
 
 from prompt_toolkit.application import Application, get_app
+from prompt_toolkit.formatted_text import ANSI, to_formatted_text
 from prompt_toolkit.formatted_text.utils import split_lines
 from prompt_toolkit.key_binding import KeyBindings
 from prompt_toolkit.layout import FormattedTextControl, HSplit, Layout, VSplit, Window
-from pygments import lex
-from pygments.lexers.data import JsonLexer
-from pygments.token import Keyword, Name, Number, String, Token
+from rich.console import Console, RenderableType
 
 from lm.app.details import Fragments
 from lm.app.list_screen import STYLE
-from lm.app.words import clean
 
-KEYS = "↑ ↓ scroll    q back"
-COLOURS = ((Name.Tag, "class:good"), (String, ""), (Number, "class:warning"), (Keyword, "class:warning"), (Token, "class:quiet"))
-AROUND = 4  # lines of head and keys
+KEYS = "q back"
+AROUND = 3  # lines of head and keys
+MOVES = {"up": -1, "k": -1, "down": 1, "j": 1, "pageup": -20, "pagedown": 20, " ": 20, "home": -1_000_000, "end": 1_000_000}
 
 
 class Pager:
-    """Shows `text` under `title` until the person goes back."""
+    """Shows under `title` what `content` draws for a width, until the person goes back."""
 
-    def __init__(self, title: str, text: str) -> None:
-        self._title = title
-        coloured = [(next(colour for kind, colour in COLOURS if token in kind), part) for token, part in lex(clean(text), JsonLexer())]
-        self._lines = list(split_lines(coloured))
-        self._top = 0
+    def __init__(self, title: str, content: Callable[[int], RenderableType]) -> None:
+        self._title, self._content = title, content
+        self._lines: list[Fragments] = []
+        self._width = self._top = 0
 
     def run(self) -> None:
         body = Window(FormattedTextControl(self._seen, focusable=True, show_cursor=False))
         head: Fragments = [("class:accent", "Perennial"), ("class:strong", f"  {self._title}\n")]
-        foot = Window(FormattedTextControl([("class:quiet", KEYS)]), height=1)
+        foot = Window(FormattedTextControl(self._foot), height=1)
         inside = HSplit([Window(FormattedTextControl(head), height=2), body, foot])
         layout = Layout(VSplit([Window(width=1), inside, Window(width=1)]))
         app: Application[None] = Application(layout=layout, key_bindings=self._bindings(), style=STYLE, full_screen=True)
@@ -38,16 +39,37 @@ class Pager:
 
     def _bindings(self) -> KeyBindings:
         bindings = KeyBindings()
-        moves = {"up": -1, "k": -1, "down": 1, "j": 1, "pageup": -20, "pagedown": 20, " ": 20, "home": -len(self._lines), "end": len(self._lines)}
-        for key, distance in moves.items():
+        for key, distance in MOVES.items():
             bindings.add(key)(lambda event, distance=distance: self._scroll(distance))
         for key in ("q", "escape", "c-c", "c-d", "enter"):
             bindings.add(key, eager=True)(lambda event: event.app.exit())
         return bindings
 
     def _seen(self) -> Fragments:
-        return [fragment for line in self._lines[self._top :] for fragment in (*line, ("", "\n"))]
+        """The lines in view, drawn anew when the width has changed."""
+        width = max(get_app().output.get_size().columns - 2, 1)
+        if width != self._width:
+            self._lines, self._width = drawn(self._content(width), width), width
+        self._scroll(0)
+        return [fragment for line in self._lines[self._top : self._top + _room()] for fragment in (*line, ("", "\n"))]
+
+    def _foot(self) -> Fragments:
+        last = min(self._top + _room(), len(self._lines))
+        place = f"↑↓ scroll   {KEYS}   lines {self._top + 1} to {last} of {len(self._lines)}"
+        return [("class:quiet", place if len(self._lines) > _room() else KEYS)]
 
     def _scroll(self, distance: int) -> None:
-        room = get_app().output.get_size().rows - AROUND
-        self._top = max(min(self._top + distance, len(self._lines) - room), 0)
+        self._top = max(min(self._top + distance, len(self._lines) - _room()), 0)
+
+
+def drawn(content: RenderableType, width: int) -> list[Fragments]:
+    """Lines as prompt_toolkit takes them."""
+    console = Console(file=io.StringIO(), width=width, force_terminal=True, color_system="standard", no_color="NO_COLOR" in os.environ, _environ={})
+    with console.capture() as capture:
+        console.print(content)
+    return list(split_lines(to_formatted_text(ANSI(capture.get().rstrip("\n")))))
+
+
+def _room() -> int:
+    """Lines between head and keys."""
+    return max(get_app().output.get_size().rows - AROUND, 1)

@@ -53,7 +53,7 @@ def time_left(facts: Facts) -> str:
 def loss(facts: Facts, width: int, height: int) -> Lines:
     """The loss curve under its title."""
     points = facts.curve.points
-    heading = title("loss", width, f"{figure(facts.loss, 3)} nats a token")
+    heading = title("loss", width, "" if facts.loss is None else f"{figure(facts.loss, 3)} nats a token")
     if len(points) < 2 or height < 4:
         waiting = spans((facts.phase if not facts.step else "the curve begins with the next steps", QUIET))
         return filled([heading, waiting], max(height, 1))
@@ -67,12 +67,12 @@ def numbers(facts: Facts, width: int, height: int) -> Lines:
     step = facts.step
     saved = NOTHING if facts.saved_at is None else f"{duration(max(facts.clock() - facts.saved_at, 0))} ago"
     rows = [
-        ("speed", f"{figure(facts.pace, 0)} tokens/s", ""),
+        ("speed", NOTHING if facts.pace is None else f"{figure(facts.pace, 0)} tokens/s", ""),
         ("learning rate", rate(step.get("learning_rate")), ""),
         ("gradient", figure(step.get("gradient_norm"), 3), ""),
         ("memory", size(step.get("memory_bytes")), ""),
         ("step", f"{step['step']:,}" if step else NOTHING, ""),
-        ("life", f"{counted(step['life_tokens'])} tokens" if step else NOTHING, ""),
+        ("life", NOTHING if facts.life_tokens is None else f"{counted(facts.life_tokens)} tokens", ""),
         ("saved", saved, ""),
         ("data wait", f"{100 * step['data_wait']:.0f}%" if step else NOTHING, ""),
         ("skipped steps", str(step.get("skipped", 0)), "yellow"),
@@ -88,7 +88,7 @@ def sources(facts: Facts, width: int, height: int) -> Lines:
     known = list(facts.sources.values())
     urgent = sorted(known, key=lambda source: source.state in ("reading", "", "finished"))
     shown = known if len(known) <= room else [source for source in known if source in urgent[: room - 1]]
-    name_width = min(max((len(source.name) for source in known), default=0), max(width // 4, 10))
+    name_width = min(max((len(source.name) for source in known), default=0), max(width // 4, 17))  # the longest built-in name
     after = f"{'':{max(name_width - 7, 0)}}{'loss':>7}{'share':>7}{'tokens':>9}"
     heading = spans(("sources", f"bold {ACCENT}"), (after, LABEL), ("  ", ""))
     heading.append("─" * max(width - heading.cell_len, 0), style=QUIET)

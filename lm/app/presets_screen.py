@@ -7,14 +7,22 @@ import shutil
 import subprocess
 from collections.abc import Callable
 
+from pygments import lex
+from pygments.lexers.data import JsonLexer
+from pygments.token import Keyword, Name, Number, String, Token
+from rich.console import Group
+from rich.padding import Padding
+from rich.text import Text
+
 from lm.app.details import Fragments, details, paragraph
 from lm.app.list_screen import BACK, Entry, ListScreen
 from lm.app.pager import Pager
 from lm.app.shelf import CONFIGS, Shelved, read_one, read_shelf
-from lm.app.words import one_line
+from lm.app.words import clean, one_line
 
-KEYS = "↑ ↓ choose    Enter view    e edit    q back"
+KEYS = "↑↓ choose  Enter view  e edit  q back"
 EDITORS = ("nano", "vi")
+COLOURS = ((Name.Tag, "green"), (String, ""), (Number, "yellow"), (Keyword, "yellow"), (Token, "dim"))
 
 
 def presets() -> str:
@@ -27,7 +35,8 @@ def presets() -> str:
         if picked.action == BACK:
             return ""
         if picked.action == "view":
-            Pager(one_line(str(shelf[cursor].path)), written_out(shelf[cursor])).run()
+            page = coloured(written_out(shelf[cursor]))
+            Pager(one_line(str(shelf[cursor].path)), lambda width, page=page: page).run()
         else:
             said = edit(shelf[cursor])
     return f"{CONFIGS}: there are no presets"
@@ -47,6 +56,17 @@ def written_out(shelved: Shelved) -> str:
     if shelved.preset is None:
         return shelved.path.read_text(encoding="utf-8", errors="replace")
     return json.dumps(shelved.preset.model_dump(mode="json"), indent=2, ensure_ascii=False)
+
+
+def coloured(text: str) -> Group:
+    """JSON in colours; what is longer than a line goes on below its own beginning."""
+    whole = Text.assemble(*((part, next(colour for kind, colour in COLOURS if token in kind)) for token, part in lex(clean(text), JsonLexer())))
+    return Group(*(_indented(line) for line in whole.split("\n", allow_blank=True)))
+
+
+def _indented(line: Text) -> Padding:
+    margin = len(line.plain) - len(line.plain.lstrip())
+    return Padding(line[margin:] if line.plain else line, (0, 0, 0, margin), expand=False)
 
 
 def edit(shelved: Shelved) -> str:

@@ -13,8 +13,8 @@ SECONDS_BETWEEN_STEPS = 10.0
 class Printed:
     """An observer that prints what happens, and a line about the steps now and then."""
 
-    def __init__(self, facts: Facts, out: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
-        self._facts, self._out, self._clock = facts, out, clock
+    def __init__(self, facts: Facts, out: TextIO, clock: Callable[[], float] = time.monotonic, on_deaf: Callable[[], None] = lambda: None) -> None:
+        self._facts, self._out, self._clock, self._on_deaf = facts, out, clock, on_deaf
         self._next = float("-inf")
 
     def __call__(self, event: Event) -> None:
@@ -32,8 +32,13 @@ class Printed:
             self._step(event)
 
     def line(self, text: str) -> None:
-        """One line with the time of day."""
-        print(time.strftime("%H:%M:%S"), one_line(text), file=self._out, flush=True)
+        """One line with the time of day. `on_deaf` is called where nobody reads any more; what can't be written otherwise ends no run."""
+        try:
+            print(time.strftime("%H:%M:%S"), one_line(text), file=self._out, flush=True)
+        except BrokenPipeError:
+            self._on_deaf()
+        except OSError:
+            return
 
     def _step(self, event: Event) -> None:
         facts = self._facts

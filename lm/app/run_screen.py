@@ -7,6 +7,7 @@ from typing import NamedTuple, TextIO
 
 from lm.app.facts import Event, Facts
 from lm.app.interrupts import Interrupts
+from lm.app.life import read_life
 from lm.app.past import past_losses
 from lm.app.printed import Printed
 from lm.app.terminal import CHECKPOINTS, LEAVE_SCREEN, Keyboard, diverted, in_a_line, log_traceback
@@ -14,6 +15,7 @@ from lm.app.words import counted, figure, one_line
 from lm.preset import Preset
 
 DRAWINGS_A_SECOND = 2
+LEFT_AT_ONCE = "Left at once, without saving: training goes on from the last snapshot."
 
 
 class Outcome(NamedTuple):
@@ -42,9 +44,10 @@ def train_with_lines(preset: Preset) -> Outcome:
     """The same for a log file or a pipe."""
     facts = Facts(preset=one_line(preset.name))
     with diverted() as screen:
-        printed = Printed(facts, screen)
-        printed.line(f'no terminal: training the preset "{preset.name}"')
-        outcome = _trained(preset, facts, printed, Interrupts(lambda: printed.line("stopping and saving"), lambda: None))
+        interrupts = Interrupts(lambda: printed.line("stopping and saving"), lambda: None)
+        printed = Printed(facts, screen, on_deaf=interrupts.ask)
+        printed.line(f'nobody to ask: training the preset "{preset.name}"')
+        outcome = _trained(preset, facts, printed, interrupts)
         printed.line(outcome.line)
         return outcome
 
@@ -59,7 +62,7 @@ def _trained(preset: Preset, facts: Facts, observer: Callable[[Event], None], in
     def with_past(event: Event) -> None:
         observer(event)
         if event["event"] == "resume" and event["tokens"]:
-            facts.remember(past_losses(CHECKPOINTS / "run.jsonl", event["tokens"], event["life_tokens"]))
+            facts.remember(past_losses(CHECKPOINTS / "run.jsonl", event["tokens"], event["life_tokens"]), read_life(CHECKPOINTS).saved_at)
 
     with interrupts:
         try:
@@ -72,9 +75,9 @@ def _trained(preset: Preset, facts: Facts, observer: Callable[[Event], None], in
         except Exception as error:
             log_traceback(error)
             return Outcome(f"Stopped by an error. {in_a_line(error)}", 1, interrupts.ends)
-    so_far = f"{counted(summary.tokens)} of {counted(facts.budget)} tokens, loss {figure(facts.loss, 3)}"
+    so_far = f"{counted(summary.tokens)} of {counted(facts.budget)} tokens" + (f", loss {figure(facts.loss, 3)}" if facts.loss else "")
     if summary.stopped:
-        return Outcome(f"Stopped and saved at {so_far}. Training goes on from here.", 0, interrupts.ends)
+        return Outcome(f"Stopped and saved at {so_far}; goes on from here.", 0, interrupts.ends)
     perplexity = summary.evaluation.get("perplexity") if summary.evaluation else None
     return Outcome(f"The run is done: {so_far}, held-out perplexity {figure(perplexity, 1)}.", 0, interrupts.ends)
 
@@ -97,11 +100,11 @@ def _live(facts: Facts, screen: TextIO) -> Iterator[None]:
         redirect_stderr=False,
         vertical_overflow="crop",
     )
-    with live:
+    with contextlib.suppress(OSError), live:  # a terminal that was closed can't be left in good order
         yield
 
 
 def _left(screen: TextIO, keyboard: Keyboard) -> None:
     """The terminal as it was, by the shortest way: the process ends right after."""
-    os.write(screen.fileno(), LEAVE_SCREEN.encode())
+    os.write(screen.fileno(), f"{LEAVE_SCREEN}{LEFT_AT_ONCE}\n".encode())
     keyboard.put_back()

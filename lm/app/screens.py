@@ -44,4 +44,10 @@ def _presets() -> str:
     return presets()
 
 
-SCREENS: dict[str, Callable[[], str]] = {"chat": _chat, "evaluate": _evaluate, "presets": _presets}
+def _reading() -> str:
+    from lm.app.reading_screen import reading
+
+    return reading()
+
+
+SCREENS: dict[str, Callable[[], str]] = {"chat": _chat, "evaluate": _evaluate, "reading": _reading, "presets": _presets}

@@ -16,13 +16,15 @@ from typing import TextIO
 
 CHECKPOINTS = Path("checkpoints")
 LOG = CHECKPOINTS / "perennial.log"
+CANT_DRAW = ("dumb", "unknown")
 INTERRUPT = b"\x03"
 LEAVE_SCREEN = "\x1b[?1049l\x1b[?25h\x1b[0m"
 
 
 def is_terminal() -> bool:
-    """Whether a person can be asked: both ends are a terminal."""
-    return sys.stdin is not None and sys.stdin.isatty() and sys.stdout is not None and sys.stdout.isatty()
+    """Whether a person can be asked: both ends are a terminal, and it can be drawn on."""
+    ends = sys.stdin is not None and sys.stdin.isatty() and sys.stdout is not None and sys.stdout.isatty()
+    return ends and os.environ.get("TERM") not in CANT_DRAW
 
 
 @contextlib.contextmanager
@@ -94,12 +96,33 @@ def in_a_line(error: BaseException) -> str:
     return f"{type(error).__name__}{': ' if said else ''}{said[:200]} (the whole story is in {LOG})"
 
 
+@contextlib.contextmanager
+def unechoed() -> Iterator[None]:
+    """Inside, keys are kept for later and not echoed."""
+    before = termios.tcgetattr(0)
+    _set_without(termios.ECHO)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(0, termios.TCSANOW, before)
+
+
+def _set_without(flags: int) -> None:
+    """Switch off `flags` of the terminal's local modes."""
+    modes = termios.tcgetattr(0)
+    modes[3] &= ~flags
+    termios.tcsetattr(0, termios.TCSANOW, modes)
+
+
 class Keyboard:
-    """The keyboard while nothing is typed: keys are neither echoed nor kept for later. A context manager."""
+    """The keyboard while nothing is typed: keys are neither echoed nor kept for later. A context manager.
+
+    Only the echo is off, so that little is amiss in a terminal whose program was killed.
+    """
 
     def __enter__(self) -> "Keyboard":
         self._before = termios.tcgetattr(0)
-        self._set(termios.ECHO | termios.ICANON)
+        _set_without(termios.ECHO)
         self._closing = threading.Event()
         self._watcher: threading.Thread | None = None
         return self
@@ -108,7 +131,8 @@ class Keyboard:
         self._closing.set()
         if self._watcher:
             self._watcher.join()
-        termios.tcsetattr(0, termios.TCSAFLUSH, self._before)
+        with contextlib.suppress(termios.error):  # the terminal was closed
+            termios.tcsetattr(0, termios.TCSAFLUSH, self._before)
 
     def put_back(self) -> None:
         """As it was, at once, when the process is about to end."""
@@ -116,14 +140,9 @@ class Keyboard:
 
     def take_interrupts(self, pressed: Callable[[], None]) -> None:
         """From now on Ctrl-C is a key like others and calls `pressed`. torchrun, which would get the signal, does not hear of it."""
-        self._set(termios.ECHO | termios.ICANON | termios.ISIG)
+        _set_without(termios.ICANON | termios.ISIG)
         self._watcher = threading.Thread(target=self._watch, args=(pressed,), name="keyboard", daemon=True)
         self._watcher.start()
-
-    def _set(self, without: int) -> None:
-        silent = termios.tcgetattr(0)
-        silent[3] &= ~without
-        termios.tcsetattr(0, termios.TCSANOW, silent)
 
     def _watch(self, pressed: Callable[[], None]) -> None:
         while not self._closing.is_set():

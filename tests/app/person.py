@@ -74,6 +74,15 @@ class Person:
         self.child.setwinsize(height, width)
         self.screen.resize(height, width)
 
+    def hangs_up(self, seconds: float) -> None:
+        """Close the terminal, as a lost connection does, and wait for the program's end."""
+        self.child.ptyproc.fileobj.close()
+        until = time.monotonic() + seconds
+        while self.child.isalive():
+            assert time.monotonic() < until, f"still running after {seconds} s"
+            time.sleep(0.1)
+        self.child.closed = self.child.ptyproc.closed = True
+
     def ends(self, seconds: float = 30) -> int:
         """Wait for the program's end: its exit status."""
         until = time.monotonic() + seconds

@@ -2,7 +2,10 @@
 
 import io
 import math
+import os
 import random
+import signal
+import time
 
 import pytest
 from rich.console import Console
@@ -10,6 +13,7 @@ from rich.console import Console
 from lm.app import curve
 from lm.app.dashboard import Dashboard, lines_of
 from lm.app.facts import Facts
+from lm.app.interrupts import Interrupts
 from lm.app.past import past_losses
 from lm.app.printed import Printed
 from lm.app.text import spans, wrapped
@@ -159,6 +163,43 @@ def test_printed_lines():
     assert any("10.5M parameters" in line for line in lines) and any("fineweb_edu is waiting: no route" in line for line in lines)
     assert 40 <= sum(" of 100M tokens · loss " in line for line in lines) <= 60
     assert any("it writes: The history" in line for line in lines) and any("held-out text: perplexity" in line for line in lines)
+
+
+def test_a_reader_that_goes_away_is_noticed_and_a_full_disk_is_not():
+    class Deaf(io.StringIO):
+        def write(self, text):
+            raise self.error
+
+    deaf, gone = Deaf(), []
+    printed = Printed(Facts(), deaf, on_deaf=lambda: gone.append(True))
+    deaf.error = OSError(28, "No space left on device")
+    printed.line("to a full disk")
+    assert not gone
+    deaf.error = BrokenPipeError()
+    printed.line("to nobody")
+    assert gone
+
+
+def test_a_closed_terminal_asks_to_stop_and_ends():
+    said = []
+    with Interrupts(lambda: said.append("asked"), lambda: said.append("left")) as interrupts:
+        os.kill(os.getpid(), signal.SIGHUP)
+        for _ in range(100):
+            time.sleep(0.02)
+            if interrupts.asked():
+                break
+        assert interrupts.asked() and interrupts.ends and said == ["asked"]
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
+
+
+def test_keys_and_log_stay_where_there_is_little_room(run):
+    for height in (14, 16, 20):
+        assert "Ctrl-C" in screen(run, 60, height).splitlines()[-1]
+
+
+def test_what_is_not_known_yet_is_a_dash():
+    text = screen(told(opening()), 80, 24)
+    assert "– nats" not in text and "– tokens/s" not in text and "not opened yet" in text
 
 
 def test_the_picture_needs_no_rare_font():

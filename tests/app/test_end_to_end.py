@@ -37,7 +37,7 @@ def test_train_stop_go_on_talk_and_leave(small_folder):
         assert "typed while" not in person.raw
         person.types("ctrl-c")
         text = person.waits_for("(?s)Stopped and saved at.*q quit", 20)
-        assert "1 run since" in text
+        assert "tokens in 1 run" in text
         stopped_at = events(small_folder, "step")[-1]["tokens"]
 
         person.types("enter")
@@ -45,11 +45,25 @@ def test_train_stop_go_on_talk_and_leave(small_folder):
         person.waits_for("● training", 30)
         person.resizes(60, 20)
         person.waits_for(lambda text: events(small_folder, "step")[-1]["tokens"] > stopped_at, 30)
+        assert events(small_folder, "resume")[-1]["tokens"] == stopped_at
+        in_a_second_window(small_folder)
+        person.look(0.5)
+        assert "● training" in person.text
+
         person.types("ctrl-c")
         person.waits_for("(?s)Stopped and saved at.*q quit", 20)
-        assert events(small_folder, "resume")[-1]["tokens"] == stopped_at
+        person.types("q")
+        assert person.ends() == 0
+        assert "Traceback" not in person.raw
 
-        person.resizes(100, 30)
+
+def in_a_second_window(small_folder):
+    """While a run uses the folder: no other run, and chat, what it has read and evaluation from the last snapshot."""
+    with Person(MAIN, small_folder, 100, 30) as person:
+        person.waits_for("q quit")
+        person.types("enter")
+        assert "checkpoints: " in person.waits_for("(?s)Halted: .*another run is using this folder.*q quit", 30)
+
         person.types("down", "enter")
         person.waits_for("›", 30)
         for line, answer in [
@@ -64,9 +78,14 @@ def test_train_stop_go_on_talk_and_leave(small_folder):
         person.waits_for(lambda text: text != before and "it go on)" in text, 20)
         person.types("ctrl-d")
         person.waits_for("q quit", 10)
+
+        person.types("down", "down", "down", "enter")
+        assert "texts" in person.waits_for("as of the last snapshot", 10)
+        person.types("q")
+        person.waits_for("q quit", 10)
         person.types("down", "down", "enter")
         if "bits per byte" in person.waits_for("bits per byte|No text is held out yet", 30):
-            person.types("enter")
+            person.types("q")
         person.waits_for("q quit", 10)
         person.types("q")
         assert person.ends() == 0
@@ -141,7 +160,7 @@ def test_a_second_ctrl_c_leaves_at_once_and_puts_the_terminal_back(small_folder)
         person.waits_for("looking for|building|tokenizer|opening|training", 30)
         person.types("ctrl-c", "ctrl-c")
         assert person.ends(5) == 130
-        assert person.raw.rstrip().endswith("\x1b[?25h\x1b[0m")
+        assert person.raw.rstrip().endswith("\x1b[?25h\x1b[0mLeft at once, without saving: training goes on from the last snapshot.")
 
 
 @pytest.mark.timeout(60)
@@ -149,3 +168,33 @@ def test_a_folder_that_is_a_file_is_one_line(small_folder):
     (small_folder / "checkpoints").write_text("another program's")
     done = subprocess.run(MAIN, cwd=small_folder, env=environment(), stdin=subprocess.DEVNULL, capture_output=True, text=True)
     assert done.returncode == 1 and "checkpoints" in done.stdout.splitlines()[-1] and "Traceback" not in done.stdout + done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(60)
+def test_a_terminal_that_is_closed_saves_the_run(small_folder):
+    with Person(MAIN, small_folder, 100, 30) as person:
+        person.waits_for("q quit")
+        person.types("enter")
+        person.waits_for(lambda text: len(losses(small_folder)) > 2, 60)
+        assert not (small_folder / "checkpoints" / "lm_current.pth").exists()
+        person.hangs_up(20)
+        assert (small_folder / "checkpoints" / "lm_current.pth").exists() and events(small_folder, "end")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(60)
+def test_a_reader_that_goes_away_ends_the_run_in_good_order(small_folder):
+    child = subprocess.Popen(MAIN, cwd=small_folder, env=environment(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    child.stdout.readline()
+    child.stdout.close()
+    assert child.wait(timeout=40) == 0 and child.stderr.read() == ""
+    assert (small_folder / "checkpoints" / "lm_current.pth").exists()
+
+
+@pytest.mark.timeout(60)
+def test_a_terminal_that_can_not_draw_gets_lines(small_folder):
+    with Person(MAIN, small_folder, 100, 30, TERM="dumb") as person:
+        person.waits_for("nobody to ask: training the preset", 30)
+        person.types("ctrl-c", "ctrl-c")
+        assert person.ends(20) == 130 and "\x1b" not in person.raw

@@ -36,13 +36,13 @@ def test_main_is_short():
 def test_all_of_it_stands_on_80_by_24(folder):
     with Person(MAIN, folder) as person:
         text = person.waits_for("q quit")
-        for words in ("Perennial", "No model yet", "❯ best_general", "best_qa", "my_documents", "Chat", "Evaluate", "Presets", "Quit"):
+        for words in ("Perennial", "No model yet", "❯ best_general", "best_qa", "my_documents", "Chat", "Evaluate", "What it has read", "Presets", "Quit"):
             assert words in text
         for words in ("The world in general", "M parameters", "8 x (attention, swiglu)", "35%  wikipedia", "5%  installed_docs"):
             assert words in text
         person.types("down")
         assert "❯ best_qa" in person.text and "Questions and answers first" in person.text
-        person.types("down", "down", "down", "down", "down", "down", "down")
+        person.types(*["down"] * 8)
         assert "❯ Quit" in person.text
         person.types("enter")
         assert person.ends() == 0
@@ -123,7 +123,7 @@ def test_presets_are_viewed_and_edited(folder):
     editor.write_text("import sys; path = sys.argv[1]; text = open(path).read(); open(path, 'w').write(text.replace('48', '47'))")
     with Person(MAIN, folder, EDITOR=f"{sys.executable} {editor}") as person:
         person.waits_for("q quit")
-        person.types(*["down"] * 5)
+        person.types(*["down"] * 6)
         assert "❯ Presets" in person.text
         person.types("enter")
         person.waits_for("e edit")
@@ -141,7 +141,7 @@ def test_presets_are_viewed_and_edited(folder):
 def test_a_missing_editor_is_named(folder, editor, said):
     with Person(MAIN, folder, EDITOR=editor, PATH="/nowhere") as person:
         person.waits_for("q quit")
-        person.types(*["down"] * 5, "enter")
+        person.types(*["down"] * 6, "enter")
         person.waits_for("e edit")
         person.types("e")
         person.waits_for(said)
@@ -173,4 +173,4 @@ def test_the_life_in_a_line(tmp_path):
     told |= {"run_tokens": 12_400_000, "budget": 100_000_000, "parameters": 5, "vocab_size": 600}
     (tmp_path / "life.json").write_text(json.dumps(told))
     line = life.read_life(tmp_path).in_words(saved + 5)
-    assert line == "112M tokens read in 2 runs since 2026-11-20 · best_qa at 12.4M of 100M · saved 5 s ago"
+    assert line == "112M tokens in 2 runs · best_qa at 12.4M of 100M · saved 5 s ago"
