@@ -9,6 +9,8 @@ from typing import Any
 PLACES = {
     "Batch": "data_sources.batch",
     "open_stream": "data_sources.stream",
+    "Options": "data_sources.stream",
+    "WeightSchedule": "data_sources.weights",
     "merge_cursors": "data_sources.cursor",
     "reopened": "data_sources.cursor",
     "SourcesFailed": "data_sources.documents",
@@ -16,7 +18,7 @@ PLACES = {
     "HeldOutStore": "data_sources.held_out",
 }
 
-__all__ = ["Batch", "HeldOutStore", "Prefetch", "SourcesFailed", "merge_cursors", "open_stream", "reopened"]  # noqa: F822 - served by __getattr__
+__all__ = ["Batch", "HeldOutStore", "Options", "Prefetch", "SourcesFailed", "WeightSchedule", "merge_cursors", "open_stream", "reopened"]  # noqa: F822 - served by __getattr__
 
 
 def __getattr__(name: str) -> Any:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from data_sources.documents import Document
+from data_sources.documents import Document, Span
 from data_sources.order import LANES, draw, permutation
 
 Key = tuple[int, int, int, int]  # source, epoch, shard, block
@@ -21,10 +21,12 @@ class Block:
     def __init__(self, documents: list[Document], shuffle: bool, *key: str | int):
         order = permutation(len(documents), *key, "documents") if shuffle else range(len(documents))
         self.texts = [documents[index].text for index in order]
+        self.scored: list[Span | None] = [documents[index].scored for index in order]
         # The offset moves from block to block: without it small blocks would all go to the first lanes.
         self.offset = draw(*key, "lanes") % LANES
         self.chosen: dict[int, bool] = {}  # whether a document is read by this part of the data; found out once
         self.ids: dict[int, np.ndarray | None] = {}  # tokenised ahead; None once handed out
+        self.marks: dict[int, np.ndarray] = {}  # which of those ids are scored, where not all are
         self.bytes = sum(len(text) for text in self.texts) + DOCUMENT_BYTES * (len(self.texts) + 1)
 
     def index(self, lane: int, taken: int) -> int:

@@ -34,6 +34,9 @@ class TableSource(Source):
         None, description='Columns that `format` puts together, such as ["question", "answer"].'
     )
     format: str | None = Field(None, min_length=1, description='Text made of each row, such as "Q: {question}\\nA: {answer}". Plain {names} only.')
+    loss_on: Literal["all", "answer"] = Field(
+        "all", description="What is learned of each row: all of its text, or what the last field says and that it ends there."
+    )
 
     @model_validator(mode="after")
     def _format_names_fields(self) -> "TableSource":
@@ -45,6 +48,12 @@ class TableSource(Source):
         missing = [name for name in names if self.fields is not None and name not in self.fields]
         if missing:
             raise ValueError(f"format uses {{{missing[0]}}}, which is not in fields {list(self.fields or ())}")
+        return self
+
+    @model_validator(mode="after")
+    def _answer_follows_something(self) -> "TableSource":
+        if self.loss_on == "answer" and len(self.columns) < 2:
+            raise ValueError('loss_on "answer" needs two fields or more; give "fields" and a "format" such as "Q: {question}\\nA: {answer}"')
         return self
 
     @property
@@ -80,7 +89,7 @@ class HubSource(TableSource):
 
 
 class FilesSource(TableSource):
-    """A file, or a folder with all below it: txt, md, jsonl, parquet, each of the text kinds also as gz."""
+    """A file, or a folder with all below it: txt, md, jsonl, json, parquet, each of the text kinds also as gz and zst."""
 
     type: Literal["files"]
     path: str = Field(min_length=1, description="File or folder, relative to the folder of main.py.")
@@ -123,6 +132,18 @@ AnySource = Annotated[
 Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
+class CacheConfig(Config):
+    """A folder that keeps what was fetched from the Hub."""
+
+    path: str = Field("./cache", min_length=1, description="Folder, relative to the folder of main.py. Several runs may share one.")
+    gigabytes: float = Field(10.0, gt=0, allow_inf_nan=False, description="Size past which what was not used for longest is removed.")
+
+
+def _switched(cache: Any) -> Any:
+    """true is the cache as it is by default, false is none."""
+    return ({} if cache else None) if isinstance(cache, bool) else cache
+
+
 class DataConfig(Config):
     """Where the text comes from, how sources are mixed, and how text becomes tokens."""
 
@@ -145,6 +166,10 @@ class DataConfig(Config):
     vocab_size: int = Field(16_384, ge=300, le=1_000_000, description="Entries of the tokenizer that is trained.")
     packing: Literal["documents", "pad"] = Field(
         "documents", description="documents: rows filled to the end, boundaries kept; pad: one document a row, padded."
+    )
+    cache: Annotated[CacheConfig | None, BeforeValidator(_switched, json_schema_input_type=bool | CacheConfig | None)] = Field(
+        None,
+        description="Keep what is fetched from the Hub on disk, and go on from there where it can't be reached: true, or an object with a path and a size.",
     )
     shuffle: bool = Field(True, description="Read shards, row groups and rows in a seeded random order.")
 

@@ -1,22 +1,30 @@
 """The cursor: where the data stands, as plain JSON.
 
-    {"version": 1, "seed": 0, "next_row": 96, "sources": [["wikipedia", "3f2a..."], ...],
+    {"version": 1, "seed": 0, "next_row": 96, "shuffle": true, "packing": "documents",
+     "sources": [["wikipedia", "3f2a..."], ...],
      "lanes": {"0": [turn, under way, status, epoch, shard, block, taken, offset, documents, tokens, credit, ...], ...},
-     "events": [[row, "wikipedia", "aside"], ...]}
+     "parked": {"c4": {"fingerprint": "90b1...", "lanes": {"0": [status, ..., credit], ...}}},
+     "events": [[row, "wikipedia", "aside", rank, world size], ...],
+     "weights": [0.5, ...]}
 
-A rank's cursor holds its own lanes; `merge_cursors` joins the ranks' into one that any number of processes can go on from.
+`parked` holds the places of sources that an earlier preset named and this one does not, for life. `weights` are those in force,
+where sources are chosen by weights. A rank's cursor holds its own lanes; `merge_cursors` joins the ranks' into one that any number of
+processes can go on from.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import chain
+from typing import Any, NamedTuple
 
-from data_sources.lane import FINISHED, HEAD, NOTHING, READING, WIDTH, Standing, State
+from data_sources.events import united
+from data_sources.lane import ASIDE, FINISHED, HEAD, NOTHING, READING, WIDTH, Standing, State
 from data_sources.order import LANES
 
 VERSION = 1
-EVENTS_KEPT = 64
 
 Cursor = dict[str, Any]
+Parked = dict[str, dict[str, Any]]
 
 
 def merge_cursors(cursors: Sequence[Cursor]) -> Cursor:
@@ -30,17 +38,32 @@ def merge_cursors(cursors: Sequence[Cursor]) -> Cursor:
     names = [name for name, _ in first["sources"]]
     if any([name for name, _ in cursor["sources"]] != names for cursor in cursors):
         raise ValueError("the ranks' cursors have different sources; take those of one run")
-    lanes = {lane: state for cursor in cursors for lane, state in cursor["lanes"].items()}
-    fingerprints = [next((mark for mark in marks if mark), "") for marks in zip(*([mark for _, mark in cursor["sources"]] for cursor in cursors), strict=True)]
-    events = sorted({tuple(event) for cursor in cursors for event in cursor["events"]})
-    return {
-        "version": first["version"],
-        "seed": first["seed"],
-        "next_row": first["next_row"],
-        "sources": [list(pair) for pair in zip(names, fingerprints, strict=True)],
-        "lanes": {str(lane): lanes[str(lane)] for lane in sorted(map(int, lanes))},
-        "events": [list(event) for event in events[-EVENTS_KEPT:]],
+    if any(cursor.get("weights") != first.get("weights") for cursor in cursors):
+        raise ValueError("the ranks' cursors have different weights; take those of one batch")
+    marks = zip(*([mark for _, mark in cursor["sources"]] for cursor in cursors), strict=True)
+    return {key: first[key] for key in ("version", "seed", "next_row", "shuffle", "packing", "weights") if key in first} | {
+        "sources": [[name, _first_of(mark)] for name, mark in zip(names, marks, strict=True)],
+        "lanes": _merged(cursor["lanes"] for cursor in cursors),
+        "parked": _merged_parked([cursor.get("parked", {}) for cursor in cursors]),
+        "events": united([event for cursor in cursors for event in cursor["events"]]),
     }
+
+
+def _merged(lanes: Iterable[Mapping[str, State]]) -> dict[str, State]:
+    together = {int(lane): state for part in lanes for lane, state in part.items()}
+    return {str(lane): together[lane] for lane in sorted(together)}
+
+
+def _merged_parked(parts: Sequence[Parked]) -> Parked:
+    names = sorted({name for part in parts for name in part})
+    held = {name: [part[name] for part in parts if name in part] for name in names}
+    return {
+        name: {"fingerprint": _first_of(part["fingerprint"] for part in held[name]), "lanes": _merged(part["lanes"] for part in held[name])} for name in names
+    }
+
+
+def _first_of(marks: Iterable[str]) -> str:
+    return next((mark for mark in marks if mark), "")
 
 
 def check_cursor(cursor: Cursor, lanes: Sequence[int]) -> None:
@@ -53,37 +76,103 @@ def check_cursor(cursor: Cursor, lanes: Sequence[int]) -> None:
     wrong = [lane for lane, state in cursor["lanes"].items() if len(state) != HEAD + WIDTH * len(cursor["sources"])]
     if wrong:
         raise ValueError(f"the cursor is damaged at lane {wrong[0]}; start the data anew")
+    checks = {
+        "events": lambda: all(_is_event(event) for event in cursor["events"]),
+        "parked": lambda: all(_is_parked(held) for held in cursor.get("parked", {}).values()),
+        "weights": lambda: "weights" not in cursor or _are_weights(cursor["weights"], len(cursor["sources"])),
+    }
+    for key, is_sound in checks.items():
+        try:
+            sound = is_sound()
+        except (AttributeError, KeyError, TypeError, ValueError):
+            sound = False
+        if not sound:
+            raise ValueError(f"the cursor is damaged at {key}; start the data anew")
 
 
-def adapted(cursor: Cursor, names: Sequence[str], repeats: Sequence[bool], tell: Callable[[dict], None]) -> dict[int, State]:
-    """The lanes of `cursor` for today's sources: those of the same name keep their places, new ones start, others are forgotten."""
+def _is_event(event: Any) -> bool:
+    return len(event) in (3, 5) and _are_numbers([event[0], *event[3:]]) and isinstance(event[1], str) and isinstance(event[2], str)
+
+
+def _is_parked(held: Any) -> bool:
+    places = held["lanes"].items()
+    return isinstance(held["fingerprint"], str) and all(0 <= int(lane) < LANES and len(place) == WIDTH and _are_numbers(place) for lane, place in places)
+
+
+def _are_numbers(values: Iterable[Any]) -> bool:
+    return all(isinstance(value, int) and not isinstance(value, bool) for value in values)
+
+
+def _are_weights(weights: Any, count: int) -> bool:
+    return len(weights) == count and all(isinstance(weight, float) and math.isfinite(weight) and weight > 0 for weight in weights)
+
+
+class Adapted(NamedTuple):
+    """What of a cursor goes on under today's sources."""
+
+    lanes: dict[int, State]
+    joining: list[int]  # sources that were not in the cursor's mix
+    parked: Parked
+
+
+def adapted(cursor: Cursor, names: Sequence[str], repeats: Sequence[bool], lanes: Sequence[int], tell: Callable[[dict], None]) -> Adapted:
+    """Those of `lanes` for today's sources: each goes on where it was when a mix named it last, new ones start, others are parked."""
     before = [name for name, _ in cursor["sources"]]
+    parked: Parked = cursor.get("parked", {})
     for name in names:
         if name not in before:
-            tell({"event": "notice", "source": name, "text": "new in this mix: read from its start"})
+            text = "back in this mix: goes on where it was" if name in parked else "new in this mix: read from its start"
+            tell({"event": "notice", "source": name, "text": text})
     for name in before:
         if name not in names:
-            tell({"event": "notice", "source": name, "text": "no longer in this mix: its place is forgotten"})
+            tell({"event": "notice", "source": name, "text": "no longer in this mix: its place is kept"})
+    held = {lane: _standings(cursor, before, lane) for lane in lanes}
     origin = [before.index(name) if name in before else None for name in names]
-    return {int(lane): _adapted(state, origin, repeats) for lane, state in cursor["lanes"].items()}
+    states = {lane: _adapted(cursor["lanes"][str(lane)], [held[lane].get(name) for name in names], origin, repeats) for lane in lanes}
+    kept = {}
+    for name in [*parked, *before]:
+        if name not in names:
+            mark = dict(cursor["sources"])[name] if name in before else parked[name]["fingerprint"]
+            kept[name] = {"fingerprint": mark, "lanes": {str(lane): held[lane][name] for lane in lanes if name in held[lane]}}
+    return Adapted(states, [number for number, place in enumerate(origin) if place is None], kept)
 
 
-def _adapted(state: State, origin: Sequence[int | None], repeats: Sequence[bool]) -> State:
+def _standings(cursor: Cursor, before: Sequence[str], lane: int) -> dict[str, State]:
+    """All that a lane knows of sources, by name. A parked one is no longer waited for, and its documents are at rest."""
+    state = cursor["lanes"][str(lane)]
+    known = {name: held["lanes"][str(lane)] for name, held in cursor.get("parked", {}).items() if str(lane) in held["lanes"]}
+    known = {name: [READING if place[0] == ASIDE else place[0], *place[1:]] for name, place in known.items()}
+    return known | dict(zip(before, _places(state), strict=True))
+
+
+def _places(state: State) -> list[State]:
+    return [state[start : start + WIDTH] for start in range(HEAD, len(state), WIDTH)]
+
+
+def _adapted(state: State, held: Sequence[State | None], origin: Sequence[int | None], repeats: Sequence[bool]) -> State:
     turn, under_way = state[:HEAD]
     numbers: State = []
-    for source, repeat in zip(origin, repeats, strict=True):
-        standing = Standing() if source is None else Standing.of(state[HEAD + WIDTH * source : HEAD + WIDTH * (source + 1)])
-        if standing.status == FINISHED and repeat:  # the preset now says to go round again
-            standing.status, standing.place = READING, standing.place._replace(epoch=standing.place.epoch + 1, shard=0, block=0, taken=0)
-        numbers += standing.numbers()
+    for place, repeat in zip(held, repeats, strict=True):
+        numbers += _reopened(place, repeat) if place else Standing().numbers()
     moved = {before: now for now, before in enumerate(origin) if before is not None}
     return [moved.get(turn, len(origin) - 1), moved.get(under_way, NOTHING), *numbers]
 
 
+def _reopened(numbers: State, repeat: bool) -> State:
+    """A source that was read to its end, before its next epoch where it goes round again; any other as it is."""
+    standing = Standing.of(numbers)
+    if standing.status == FINISHED and repeat:
+        standing.status, standing.place = READING, standing.place._replace(epoch=standing.place.epoch + 1, shard=0, block=0, taken=0)
+    return standing.numbers()
+
+
 def reopened(cursor: Cursor) -> Cursor:
     """The cursor with every source that was read to its end put before its next epoch: a new run reads finite sources again."""
-    count = len(cursor["sources"])
-    return cursor | {"lanes": {lane: _adapted(state, range(count), [True] * count) for lane, state in cursor["lanes"].items()}}
+    lanes = {lane: [*state[:HEAD], *chain(*(_reopened(place, True) for place in _places(state)))] for lane, state in cursor["lanes"].items()}
+    parked = {
+        name: held | {"lanes": {lane: _reopened(place, True) for lane, place in held["lanes"].items()}} for name, held in cursor.get("parked", {}).items()
+    }
+    return cursor | {"lanes": lanes, "parked": parked}
 
 
 def lanes_of(rank: int, world_size: int) -> list[int]:
@@ -94,3 +183,14 @@ def lanes_of(rank: int, world_size: int) -> list[int]:
     if not 0 <= rank < world_size:
         raise ValueError(f"rank {rank} is not one of {world_size} processes; ranks count from 0")
     return list(range(rank, LANES, world_size))
+
+
+def read_so_far(cursor: Cursor) -> dict[str, dict[str, int]]:
+    """By source, parked ones included, over all lanes that the cursor holds: documents begun, and the epoch of the lane furthest on, from 0."""
+    found: dict[str, list[Standing]] = {name: [] for name, _ in cursor["sources"]}
+    for state in cursor["lanes"].values():
+        for (name, _), place in zip(cursor["sources"], _places(state), strict=True):
+            found[name].append(Standing.of(place))
+    for name, held in cursor.get("parked", {}).items():
+        found[name] = [Standing.of(place) for place in held["lanes"].values()]
+    return {name: {"documents": sum(s.documents for s in all_), "epochs": max(s.place.epoch for s in all_)} for name, all_ in found.items() if all_}

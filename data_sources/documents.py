@@ -7,12 +7,15 @@ integers and going back to it is a seek.
 
 from typing import NamedTuple, Protocol
 
+Span = tuple[int, int]  # characters of a text, from the first to one past the last
+
 
 class Document(NamedTuple):
     """A text, and where it stands, in words a person can follow ("guide.pdf, page 12")."""
 
     text: str
     place: str
+    scored: Span | None = None  # the characters that are learned; None for all
 
 
 class SourceError(Exception):
@@ -29,6 +32,14 @@ class PassingFault(SourceError):
     def __init__(self, reason: str, retry_after: float | None = None):
         super().__init__(reason)
         self.retry_after = retry_after  # seconds that the server asked to wait
+
+
+class Unreadable(Exception):
+    """A file, or a part of one, is of no use, and the rest of its source may be. The message is the reason."""
+
+
+class Stopped(Exception):
+    """Asked to stop, it stopped before it was done."""
 
 
 class Reader(Protocol):

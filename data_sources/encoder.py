@@ -2,15 +2,19 @@
 
 Lanes run nearly in step, so what the others need next stands in the same block: a batch of documents is tokenised at once, by
 all threads that `tokenizers` has, and only those documents that this process reads.
+
+Of some documents a part alone is learned (a question is read, its answer is learned). A token of theirs is scored where any of its
+characters is in that part, and so is the end of the document, which is to be learned too.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from tokenizers import Tokenizer
 
 from data_sources.blocks import Block
+from data_sources.documents import Span
 from data_sources.feed import Feed, Found
 from data_sources.order import LANES
 from data_sources.tokenizer import with_special_tokens
@@ -18,6 +22,13 @@ from data_sources.tokenizer import with_special_tokens
 AHEAD = 64  # documents tokenised at once
 AHEAD_CHARACTERS = 2_000_000
 PIECE = 200_000  # characters: a text of 50 MB in one piece would take gigabytes
+
+
+class Tokens(NamedTuple):
+    """A document as the lanes read it: [bos, t1 .. tn, eos], and which of these are scored, (n + 2,) bool; None for all but bos."""
+
+    ids: np.ndarray
+    scored: np.ndarray | None
 
 
 class Encoder:
@@ -31,15 +42,25 @@ class Encoder:
         self._rounds = -(-AHEAD // max(1, len(self._lanes)))
 
     def ids(self, feed: Feed, found: Found) -> np.ndarray:
-        """The tokens of `found`, and with them those of the documents that follow in its block."""
+        """The tokens of `found`, whichever of them are scored."""
+        return self.tokens(feed, found).ids
+
+    def tokens(self, feed: Feed, found: Found) -> Tokens:
+        """The tokens of `found`; those of the documents that follow in its block are made along with them."""
         block, index = found.block, found.index
         if block.ids.get(index) is None:
-            ahead = self._ahead(feed, block, index)
-            for number, ids in zip(ahead, self.encode([block.texts[number] for number in ahead]), strict=True):
-                block.ids[number] = ids
+            self._encode_ahead(block, self._ahead(feed, block, index))
         ids, block.ids[index] = block.ids[index], None
         assert ids is not None
-        return ids
+        return Tokens(ids, block.marks.pop(index, None))
+
+    def _encode_ahead(self, block: Block, ahead: Sequence[int]) -> None:
+        whole = [number for number in ahead if block.scored[number] is None]
+        for number, ids in zip(whole, self.encode([block.texts[number] for number in whole]), strict=True):
+            block.ids[number] = ids
+        spans = {number: span for number in ahead if (span := block.scored[number]) is not None}
+        for number, tokens in zip(spans, self.encode_scored([block.texts[number] for number in spans], list(spans.values())), strict=True):
+            block.ids[number], block.marks[number] = tokens.ids, tokens.scored
 
     def _ahead(self, feed: Feed, block: Block, index: int) -> list[int]:
         """`index` and what the lanes of this process read next in the block, up to a number of characters."""
@@ -61,6 +82,24 @@ class Encoder:
             parts = [next(encoded) for _ in pieces_of(text)]
             ids.append(np.concatenate([[self.bos], *parts, [self.eos]]).astype(np.int32))
         return ids
+
+    def encode_scored(self, texts: Sequence[str], spans: Sequence[Span]) -> list[Tokens]:
+        """The same ids as `encode` gives, and which of them are scored. ValueError where the tokenizer can't tell."""
+        if not texts:
+            return []
+        if self._fast is None:
+            raise ValueError(f'{type(self._tokenizer).__name__} does not tell where its tokens stand; loss_on "answer" wants one that has a tokenizer.json')
+        encoded = iter(self._fast.encode_batch([piece for text in texts for piece in pieces_of(text)], add_special_tokens=False))
+        found = []
+        for text, (begin, end) in zip(texts, spans, strict=True):
+            ids, scored, start = [self.bos], [False], 0
+            for piece in pieces_of(text):
+                part = next(encoded)
+                ids += part.ids
+                scored += [start + first < end and start + last > begin for first, last in part.offsets]
+                start += len(piece)
+            found.append(Tokens(np.array([*ids, self.eos], np.int32), np.array([*scored, True])))
+        return found
 
     def _encode(self, pieces: list[str]) -> list[list[int]]:
         if self._fast is not None:  # without offsets and word numbers, which nobody reads here

@@ -22,6 +22,7 @@ PATIENCE = 60.0  # seconds a source that has been read before is waited for
 FIRST_PATIENCE = 3.0  # seconds for one that has not: the others can begin without it
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 10.0
 FIRST_RETRY, LONGEST_RETRY = 30.0, 600.0
+GLANCE = 0.1
 
 Result = TypeVar("Result")
 
@@ -48,7 +49,11 @@ class Found(NamedTuple):
 
 
 class Aside(Exception):
-    """The source can't be read for now: the order goes on without it."""
+    """Source number `source` can't be read for now: the order goes on without it."""
+
+    def __init__(self, source: int):
+        super().__init__(source)
+        self.source = source
 
 
 class Closed(Exception):
@@ -74,6 +79,7 @@ class Feed:
         self.name, self.rules = name, rules
         self.state, self.reason, self.next_try = "reading", "", None
         self.closing = threading.Event()
+        self.patient = False  # whether a source that may come back is waited for however long
         self._number, self._reader, self._cache, self._held_out, self._tell = number, reader, cache, held_out, tell
         self._opened = self._reached = False
         self._pause = FIRST_RETRY
@@ -90,7 +96,9 @@ class Feed:
     def find(self, lane: int, place: Place) -> Found | None:
         """The document of `lane` at `place` or the next after it, None where the source ends. Aside when it can't be read."""
         if not self._opened:
-            raise Aside
+            self._wait_for_return()
+            if not self._opened:  # stopped while it was reached for
+                raise Closed
         started = place
         while True:
             if place.shard >= self._shards:
@@ -168,7 +176,7 @@ class Feed:
             self._has_text = any(self.chosen(block, index) for block in self._walk(epoch) for index in range(len(block.texts)))
         if not self._has_text:
             self._give_up("holds no text" if self.rules.shortest <= 1 else f"holds no text of {self.rules.shortest} characters or more")
-            raise Aside
+            raise Aside(self._number)
 
     # Faults
 
@@ -205,7 +213,7 @@ class Feed:
     def _ask(self, method: Callable[..., Result], *numbers: int) -> Result:
         """What the reader answers, waiting through passing faults. Aside when patience ends or there is no use in it."""
         if self.state in ("waiting", "given up"):
-            raise Aside
+            self._wait_for_return()
         question = (method.__name__, numbers)
         if question in self._answers:
             return self._answers.pop(question)
@@ -220,7 +228,7 @@ class Feed:
                 pause = min(2 * pause, LONGEST_PAUSE)
             except (GivenUp, OSError) as error:
                 self._give_up(str(error))
-                raise Aside from None
+                raise Aside(self._number) from None
             else:
                 self.reason = ""
                 self._pass_on_notices()
@@ -228,12 +236,20 @@ class Feed:
 
     def _wait(self, fault: PassingFault, pause: float, deadline: float) -> None:
         pause = max(pause, fault.retry_after or 0.0)
-        if time.monotonic() + pause > deadline:
+        if time.monotonic() + pause > deadline and not self.patient:
             self._set_aside(fault)
-            raise Aside from None
+            raise Aside(self._number) from None
         self.reason = str(fault)
         if self.closing.wait(pause):
             raise Closed from None
+
+    def _wait_for_return(self) -> None:
+        """Aside, but for a patient feed, which waits for the thread that asks again."""
+        while self.patient and self.state == "waiting":
+            if self.closing.wait(GLANCE):
+                raise Closed
+        if self.state in ("waiting", "given up"):
+            raise Aside(self._number)
 
     def _set_aside(self, fault: PassingFault) -> None:
         self.next_try = time.time() + max(self._pause, fault.retry_after or 0.0)

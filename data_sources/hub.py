@@ -5,83 +5,201 @@ ranges come straight from huggingface_hub's session (endpoint, token and proxy a
 again inside for half a minute, silently, where the stream must know of a fault at once and of how long the server asks to wait.
 """
 
+import json
 import logging
 import threading
-from collections.abc import Callable
-from typing import TypeVar
+import time
+from typing import NamedTuple
 from urllib.parse import unquote
 
 import httpx2
 from huggingface_hub import HfApi, hf_hub_url
-from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, RepositoryNotFoundError
-from huggingface_hub.utils import build_hf_headers, disable_progress_bars, get_session, hf_raise_for_status
+from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
-from data_sources.config import HubSource
+from data_sources.config import CacheConfig, HubSource
+from data_sources.disk_cache import DiskCache
 from data_sources.documents import GivenUp, PassingFault
+from data_sources.hub_faults import CONTACT_SECONDS, Offline, explained, hush, one_line, within
+from data_sources.ranges import Changed
 from data_sources.rows import Notes, RowFormat
 from data_sources.shards import FileReader, kind_of
 
-CONTACT_SECONDS = 3.0  # a name server that never answers knows no timeout of its own
 RESOLVE_SECONDS = 60.0
 TIMEOUT = httpx2.Timeout(10.0, connect=CONTACT_SECONDS)
-TOKEN_HELP = "set HF_TOKEN to a token that may read it, after asking for access on its page where it is gated"
+SLOW_SECONDS, SLOWEST = 30.0, 1000  # bytes a second on the whole, past so many seconds; a server may drip for ever
 IMPORTING = threading.Lock()  # sources are reached in threads, and a package half imported by another thread breaks
+FIRST_RANGES = 2  # of a file: they hold the description of a parquet file, without which the others are of no use
 
-Result = TypeVar("Result")
 
-
-def hub_reader(source: HubSource) -> FileReader:
-    """Reader of one configuration and split of a data set of the Hub."""
+def hub_reader(source: HubSource, cache: CacheConfig | None = None) -> FileReader:
+    """Reader of one configuration and split of a data set of the Hub, by way of `cache` where there is one."""
     notes = Notes()
-    return FileReader(lambda: _listed(source, notes), RemoteFile, RowFormat(source, notes), notes, strict=True)
+    rows = RowFormat(source, notes)
+    if cache is None:
+        return FileReader(lambda: _listed(source, notes), RemoteFile, rows, notes, strict=True)
+    kept = DiskCache(cache.path, int(cache.gigabytes * 1e9), notes.say)
+    return FileReader(lambda: _listed_or_kept(source, kept, notes), lambda name: CachedFile(name, kept, _listing_key(source)), rows, notes, strict=True)
+
+
+class About(NamedTuple):
+    """What a server says of a file: its bytes, and a mark that changes with them."""
+
+    size: int
+    etag: str
 
 
 class RemoteFile:
-    """A file of the Hub, `datasets/owner/name@revision/path`, read by ranges."""
+    """A file of the Hub, `datasets/owner/name@revision/path`, read by ranges. `about`: what is known of it already."""
 
-    def __init__(self, name: str):
+    def __init__(self, name: str, about: About | None = None):
         repo, _, place = name.removeprefix("datasets/").partition("@")
         revision, _, path = place.partition("/")
         self._url = hf_hub_url(repo, path, repo_type="dataset", revision=unquote(revision))
-        self._size: int | None = None
+        self._about = about
+
+    def about(self) -> About:
+        if self._about is None:
+            self._about = self._fetch(0, 1)[1]
+        return self._about
 
     def size(self) -> int:
-        if self._size is None:
-            answer = self._get(0, 1)
-            self._size = int(answer.headers["Content-Range"].rpartition("/")[2]) if answer.status_code == 206 else 0
-        return self._size
+        return self.about().size
 
     def read(self, start: int, end: int) -> bytes:
         end = min(end, self.size())
         if end <= start:
             return b""
-        data = self._get(start, end).content
-        if len(data) != end - start:
-            raise PassingFault(f"the answer was cut at {len(data)} of {end - start} bytes")
+        data, about = self._fetch(start, end)
+        if about != self._about:
+            raise Changed("the file is another than it was when it was opened")
         return data
 
-    def _get(self, start: int, end: int) -> httpx2.Response:
-        headers = {**build_hf_headers(), "Range": f"bytes={start}-{end - 1}"}
-        answer = _explained(lambda: _answered(get_session().get(self._url, headers=headers, timeout=TIMEOUT)))
-        if answer.status_code == 200 and int(answer.headers.get("Content-Length", 0)) > 0:
-            raise PassingFault("the server sent a whole file where a part was asked for")
-        return answer
+    def _fetch(self, start: int, end: int) -> tuple[bytes, About]:
+        # Packed on the way, ranges would be those of what is packed.
+        headers = {**build_hf_headers(), "Range": f"bytes={start}-{end - 1}", "Accept-Encoding": "identity"}
+        return explained(lambda: self._answered(headers, start, end))
+
+    def _answered(self, headers: dict[str, str], start: int, end: int) -> tuple[bytes, About]:
+        with get_session().stream("GET", self._url, headers=headers, timeout=TIMEOUT) as answer:
+            if answer.is_error and answer.status_code != 416:
+                answer.read()
+                hf_raise_for_status(answer)
+            size = _whole_size(answer)
+            if size == 0 or answer.status_code == 416:  # no such byte: the file is empty, or shorter than it was
+                return b"", About(size, _etag(answer))
+            return _body(answer, start, end), About(size, _etag(answer))
 
     def close(self) -> None:
         pass  # the session is shared by all
 
 
-def _answered(answer: httpx2.Response) -> httpx2.Response:
-    if answer.status_code != 416:  # the first byte of an empty file
-        hf_raise_for_status(answer)
-    return answer
+def _whole_size(answer: httpx2.Response) -> int:
+    """Bytes of the file that a part was asked of."""
+    if answer.status_code == 200:
+        if answer.headers.get("Content-Length") == "0":
+            return 0
+        raise PassingFault("the server sent a whole file where a part was asked for")
+    size = answer.headers.get("Content-Range", "").rpartition("/")[2]
+    if not (size.isascii() and size.isdigit()):
+        raise PassingFault(f"the server's answer ({answer.status_code}) does not say which part of the file it is")
+    return int(size)
+
+
+def _etag(answer: httpx2.Response) -> str:
+    """The mark of the content: where the Hub leads on to a store of its own, what it said itself, which no store's copy changes."""
+    linked = [step.headers["X-Linked-ETag"] for step in answer.history if "X-Linked-ETag" in step.headers]
+    return (linked or [answer.headers.get("ETag", "")])[0].removeprefix("W/").strip('"')
+
+
+def _body(answer: httpx2.Response, start: int, end: int) -> bytes:
+    pieces, size, began = [], 0, time.monotonic()
+    for piece in answer.iter_bytes():
+        pieces.append(piece)
+        size += len(piece)
+        seconds = time.monotonic() - began
+        if seconds > SLOW_SECONDS and size < SLOWEST * seconds:
+            raise PassingFault(f"the Hub sends less than {SLOWEST} bytes a second")
+        if size > end - start:
+            break
+    if size < end - start:
+        raise PassingFault(f"the answer was cut at {size} of {end - start} bytes")
+    if size > end - start or not answer.headers["Content-Range"].startswith(f"bytes {start}-{end - 1}/"):
+        raise PassingFault("the server sent another part of the file than was asked for")
+    return b"".join(pieces)
+
+
+class CachedFile:
+    """A RemoteFile whose parts are kept on disk, under the mark of its content: a new revision with the same file finds them."""
+
+    def __init__(self, name: str, cache: DiskCache, listing: str):
+        repository, _, rest = name.partition("@")
+        self._name, self._place = name, f"{repository}/{rest.partition('/')[2]}"
+        self._cache, self._about_key = cache, f"about {name}"
+        self._in_use = [listing, self._about_key]  # goes no earlier than what needs it
+        self._file = RemoteFile(name, self._kept_about())
+
+    def _kept_about(self) -> About | None:
+        kept = self._cache.get(self._about_key)
+        return None if kept is None else About(*json.loads(kept))
+
+    def _about(self) -> About:
+        about = self._file.about()
+        if self._cache.get(self._about_key) is None:
+            self._cache.put(self._about_key, json.dumps(about).encode())
+        return about
+
+    def size(self) -> int:
+        return self._about().size
+
+    def read(self, start: int, end: int) -> bytes:
+        about = self._about()
+        end = min(end, about.size)
+        if end <= start:
+            return b""
+        key = f"bytes {start}-{end} of {self._place} {about.etag or self._name}"
+        data = self._cache.get(key)
+        if data is None:
+            data = self._fetched(start, end)
+            self._cache.put(key, data)
+        if len(self._in_use) < 2 + FIRST_RANGES:
+            self._in_use.append(key)
+        self._cache.touch(self._in_use)
+        return data
+
+    def _fetched(self, start: int, end: int) -> bytes:
+        try:
+            return self._file.read(start, end)
+        except Changed:
+            self._cache.drop(self._about_key)
+            raise
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _listing_key(source: HubSource) -> str:
+    return f"files of {json.dumps([source.dataset, source.config, source.split])}"
+
+
+def _listed_or_kept(source: HubSource, cache: DiskCache, notes: Notes) -> list[str]:
+    """The names that the Hub gives, or those that it gave last where it can't be reached."""
+    try:
+        names = _listed(source, notes)
+    except (PassingFault, Offline) as fault:
+        kept = cache.get(_listing_key(source))
+        if kept is None:
+            raise
+        notes.say(f"{fault}; read from the cache as far as that goes")
+        return json.loads(kept)
+    cache.put(_listing_key(source), json.dumps(names).encode())
+    return names
 
 
 def _listed(source: HubSource, notes: Notes) -> list[str]:
     """Names of the files of `source`, in the order that the data set gives them."""
-    _hush()
-    _within(CONTACT_SECONDS, lambda: _explained(lambda: HfApi().dataset_info(source.dataset, timeout=CONTACT_SECONDS)))
-    splits = _within(RESOLVE_SECONDS, lambda: _explained(lambda: _splits(source)))
+    hush()
+    within(CONTACT_SECONDS, lambda: explained(lambda: HfApi().dataset_info(source.dataset, timeout=CONTACT_SECONDS)))
+    splits = within(RESOLVE_SECONDS, lambda: explained(lambda: _splits(source)))
     if source.split not in splits:
         raise GivenUp(f'no split "{source.split}" in {source.dataset}; there are: {", ".join(splits) or "none"}')
     names = [name.removeprefix("hf://") for name in splits[source.split]]
@@ -99,71 +217,12 @@ def _splits(source: HubSource) -> dict[str, list[str]]:
     datasets.disable_progress_bars()
     try:
         builder = datasets.load_dataset_builder(source.dataset, source.config)
+    except FileNotFoundError as error:  # no data files
+        raise GivenUp(f"{source.dataset} can't be read: {one_line(error)}") from None
+    except (OSError, httpx2.HTTPError, json.JSONDecodeError):  # of the way there
+        raise
     except ValueError as error:  # "BuilderConfig 'x' not found. Available: [...]", "Config name is missing. ..."
-        raise GivenUp(f"{source.dataset}: {_one_line(error)}") from None
-    except (FileNotFoundError, RuntimeError) as error:  # no data files, or a data set that is a script
-        raise GivenUp(f"{source.dataset} can't be read: {_one_line(error)}") from None
+        raise GivenUp(f"{source.dataset}: {one_line(error)}") from None
+    except Exception as error:  # a data set that is a script, or a card that `datasets` does not understand
+        raise GivenUp(f"{source.dataset} can't be read: {one_line(error)}") from None
     return {str(split): list(files) for split, files in (builder.config.data_files or {}).items()}
-
-
-def _explained(call: Callable[[], Result]) -> Result:
-    """What `call` gives, its failures sorted into those that pass and those that stay."""
-    try:
-        return call()
-    except GatedRepoError:
-        raise GivenUp(f"access is restricted; {TOKEN_HELP}") from None
-    except HFValidationError as error:
-        raise GivenUp(f"not the name of a data set: {_one_line(error)}") from None
-    except RepositoryNotFoundError:
-        raise GivenUp(f"the Hub has no such data set, or it is private; check the name, or {TOKEN_HELP}") from None
-    except HfHubHTTPError as error:
-        raise _by_status(error.response) from None
-    except OfflineModeIsEnabled:
-        raise GivenUp("HF_HUB_OFFLINE is set; unset it to read from the Hub") from None
-    except httpx2.TimeoutException:
-        raise PassingFault("the Hub did not answer in time") from None
-    except (httpx2.TransportError, ConnectionError) as error:
-        raise PassingFault(f"the Hub can't be reached: {_one_line(error)}") from None
-
-
-def _by_status(answer: httpx2.Response) -> GivenUp | PassingFault:
-    status = answer.status_code
-    if status in (401, 403):
-        return GivenUp(f"the Hub refused access ({status}); {TOKEN_HELP}")
-    if status in (404, 410):
-        return GivenUp(f"the Hub has no {answer.url.path} ({status})")
-    if status in (408, 429) or status >= 500:
-        asked = answer.headers.get("Retry-After", "")
-        return PassingFault(f"the Hub is busy ({status})", float(asked) if asked.isdigit() else None)
-    return GivenUp(f"the Hub answered {status} to {answer.url.path}")
-
-
-def _within(seconds: float, call: Callable[[], Result]) -> Result:
-    """What `call` gives or raises, or PassingFault after `seconds`; the call is then left to end by itself."""
-    results: list[Result] = []
-    errors: list[BaseException] = []
-
-    def work() -> None:
-        try:
-            results.append(call())
-        except BaseException as error:  # handed on below
-            errors.append(error)
-
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if errors:
-        raise errors[0]
-    if not results:
-        raise PassingFault(f"the Hub did not answer in {seconds:.0f} seconds")
-    return results[0]
-
-
-def _hush() -> None:
-    """The screen belongs to the trainer: faults are told once, in its own words."""
-    logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)
-    disable_progress_bars()
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:500] or type(error).__name__

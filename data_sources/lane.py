@@ -13,9 +13,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data_sources.encoder import Encoder
+from data_sources.encoder import Encoder, Tokens
 from data_sources.feed import Aside, Feed, Found, Place
 from data_sources.order import draw
+from data_sources.packed import NOT_SCORED, RowView
 
 READING, FINISHED, ASIDE = 0, 1, 2
 NOTHING = -1
@@ -35,7 +36,12 @@ class Standing:
     offset: int = 0  # positions of the document at `place` that are in rows already
     documents: int = 0
     tokens: int = 0
-    credit: int = 0  # tokens it is taken to have had at the start, and while it was set aside, so that it need not catch up
+    credit: int = 0  # tokens it is taken to have had beside those, so that it need not catch up with what others had before or without it
+
+    @property
+    def half(self) -> float:
+        """Half a document, in tokens."""
+        return self.tokens / (2 * max(1, self.documents))
 
     def numbers(self) -> list[int]:
         return [self.status, *self.place, self.offset, self.documents, self.tokens, self.credit]
@@ -46,15 +52,6 @@ class Standing:
         return cls(status, Place(epoch, shard, block, taken), *rest)
 
 
-class RowView(NamedTuple):
-    """One row of a batch, each (T,), written in place."""
-
-    tokens: np.ndarray
-    targets: np.ndarray
-    restart: np.ndarray
-    source: np.ndarray
-
-
 class Mix(NamedTuple):
     """How the preset mixes its sources."""
 
@@ -63,40 +60,70 @@ class Mix(NamedTuple):
     one_document_a_row: bool
 
 
-class Lane:
-    """Lane `number`. `state` is a cursor's list of integers, None for a fresh start."""
+class Document(NamedTuple):
+    """The document under way: what is read at each of its positions, and what is to be predicted there."""
 
-    def __init__(
-        self, number: int, feeds: Sequence[Feed], mix: Mix, encoder: Encoder | None, moved: Callable[[int, int, str], None], state: State | None = None
-    ):
-        """`encoder` may be None where only texts are asked for. `moved(lane, source, what)` hears of "aside", "back" and "finished"."""
+    tokens: np.ndarray
+    targets: np.ndarray
+
+    @classmethod
+    def of(cls, tokens: Tokens) -> "Document":
+        targets = tokens.ids[1:]
+        return cls(tokens.ids[:-1], targets if tokens.scored is None else np.where(tokens.scored[1:], targets, NOT_SCORED))
+
+
+class Lane:
+    """Lane `number`. `state` is a cursor's list of integers, None for a fresh start.
+
+    Aside, from whatever asks a source for a document, leaves the lane in the middle of something: `rewind` mends that.
+    """
+
+    def __init__(self, number: int, feeds: Sequence[Feed], mix: Mix, encoder: Encoder | None, state: State | None = None):
+        """`encoder` may be None where only texts are asked for."""
         self.number = number
-        self._feeds, self._mix, self._encoder, self._moved = feeds, mix, encoder, moved
+        self._feeds, self._mix, self._encoder = feeds, mix, encoder
         width = len(feeds)
         # Lanes begin with different sources, else the first rows would all be of the first, and the next all of the second.
         self.turn, self._under_way = (number - 1) % width, NOTHING
         self.standings = [Standing(credit=_head_start(number, source)) for source in range(width)]
         if state is not None:
-            self.turn, self._under_way = state[:HEAD]
-            self.standings = [Standing.of(state[HEAD + WIDTH * s : HEAD + WIDTH * (s + 1)]) for s in range(width)]
-        self._ids: np.ndarray | None = None  # of the document under way
+            self._stand(state)
+        self._document: Document | None = None  # the one under way
         self._fresh = False  # whether its first position is still to be written
+        self._kept: tuple[State, Document | None] = self._numbers(), None
 
-    def state(self) -> State:
-        """The lane's cursor."""
+    def keep(self) -> State:
+        """The lane's cursor, which is where `rewind` goes back to. Called between rows."""
+        self._kept = self._numbers(), self._document
+        return self._kept[0]
+
+    def rewind(self) -> None:
+        """Stand where the lane stood when `keep` was called last."""
+        state, self._document = self._kept
+        self._stand(state)
+
+    def _numbers(self) -> State:
         return [self.turn, self._under_way, *(number for standing in self.standings for number in standing.numbers())]
+
+    def _stand(self, state: State) -> None:
+        self.turn, self._under_way = state[:HEAD]
+        self.standings = [Standing.of(state[start : start + WIDTH]) for start in range(HEAD, len(state), WIDTH)]
 
     @property
     def ended(self) -> bool:
         """Whether nothing is left that could be read now."""
         return self._under_way == NOTHING and all(standing.status != READING for standing in self.standings)
 
+    @property
+    def stranded(self) -> bool:
+        """Whether everything it reads is set aside."""
+        return all(standing.status == ASIDE for standing in self.standings)
+
     def fill(self, row: RowView) -> int:
         """Fill a row from the left and return how many positions hold text: fewer than T only where the lane ends, or in a padded row."""
-        self._take_back()
         self._pick_up()
         position, size = 0, len(row.tokens)
-        while position < size and (self._ids is not None or self._begin()):
+        while position < size and (self._document is not None or self._begin()):
             position += self._copy(row, position)
             if self._mix.one_document_a_row:
                 break
@@ -104,20 +131,20 @@ class Lane:
 
     def _copy(self, row: RowView, position: int) -> int:
         """Copy from the document under way what fits. Returns how much."""
-        ids, standing = self._ids, self.standings[self._under_way]
-        assert ids is not None
+        document, standing = self._document, self.standings[self._under_way]
+        assert document is not None
         offset = standing.offset
-        size = min(len(row.tokens) - position, len(ids) - 1 - offset)
+        size = min(len(row.tokens) - position, len(document.tokens) - offset)
         to = slice(position, position + size)
-        row.tokens[to] = ids[offset : offset + size]
-        row.targets[to] = ids[offset + 1 : offset + size + 1]
+        row.tokens[to] = document.tokens[offset : offset + size]
+        row.targets[to] = document.targets[offset : offset + size]
         row.source[to] = self._under_way
         row.restart[position] |= self._fresh
         self._fresh = False
         standing.offset += size
-        if standing.offset == len(ids) - 1:
+        if standing.offset == len(document.tokens):
             standing.place = standing.place._replace(taken=standing.place.taken + 1)
-            standing.offset, self._under_way, self._ids = 0, NOTHING, None
+            standing.offset, self._under_way, self._document = 0, NOTHING, None
         return size
 
     def _begin(self) -> bool:
@@ -129,42 +156,43 @@ class Lane:
         return False
 
     def _pick_up(self) -> None:
-        """After a resume: go on in the document that was under way; where its source is gone, leave it for its return."""
+        """After a resume: go on in the document that was under way."""
         self._fresh = False
-        if self._under_way != NOTHING and self._ids is None and not self._open(self._under_way):
+        if self._under_way != NOTHING and self._document is None and not self._open(self._under_way):
             self._under_way = NOTHING
 
     def _open(self, source: int) -> bool:
-        """Tokenise the next document of a source. False where there is none, for this lane or for now."""
+        """Tokenise the next document of a source. False where there is none for this lane."""
         standing = self.standings[source]
         found = self._find(source)
         if found is None:
             return False
         assert self._encoder is not None
-        ids = self._encoder.ids(self._feeds[source], found)
-        if found.place != standing.place or standing.offset >= len(ids) - 1:
+        document = Document.of(self._encoder.tokens(self._feeds[source], found))
+        if found.place != standing.place or standing.offset >= len(document.tokens):
             standing.offset = 0
         if standing.offset == 0:
             standing.documents += 1
-            standing.tokens += len(ids) - 1
-        standing.place, self._ids = found.place, ids
+            standing.tokens += len(document.tokens)
+        standing.place, self._document = found.place, document
         return True
 
     def _find(self, source: int) -> Found | None:
-        """The next document of a source, or None, noted, where the source has none for this lane, or none for now."""
-        try:
-            found = self._feeds[source].find(self.number, self.standings[source].place)
-        except Aside:
-            self._move(source, ASIDE)
-            return None
+        """The next document of a source, or None, noted, where it has none for this lane."""
+        found = self._feeds[source].find(self.number, self.standings[source].place)
         if found is None:
-            self._move(source, FINISHED)
+            self.standings[source].status = FINISHED
         return found
 
     def next_text(self) -> str | None:
         """The lane's next document as text; for the mix its characters count in place of its tokens. None at the end."""
         while (source := self._choose()) is not None:
-            found, standing = self._find(source), self.standings[source]
+            standing = self.standings[source]
+            try:
+                found = self._find(source)
+            except Aside:
+                self.set_aside(source)
+                continue
             if found is not None:
                 self.turn = source
                 standing.place = found.place._replace(taken=found.place.taken + 1)
@@ -173,17 +201,53 @@ class Lane:
                 return found.text
         return None
 
-    def _take_back(self) -> None:
-        """At the start of a row: sources that were set aside and can be read again come back where they were."""
-        for source, standing in enumerate(self.standings):
-            if standing.status == ASIDE and self._feeds[source].state in ("reading", "finished"):
-                floor = min((self._lag(s) for s in self._living()), default=0.0)
-                standing.credit += max(0, round(floor * self._mix.weights[source]) - standing.tokens - standing.credit)
-                self._move(source, READING)
+    # Sources that leave and come back, and weights that change: between rows
 
-    def _move(self, source: int, status: int) -> None:
-        self.standings[source].status = status
-        self._moved(self.number, source, {READING: "back", FINISHED: "finished", ASIDE: "aside"}[status])
+    def set_aside(self, source: int) -> None:
+        """Go on without a source. A document of it that is under way stays where it is, for its return."""
+        standing = self.standings[source]
+        if standing.status == READING:
+            standing.status = ASIDE
+            if self._under_way == source:
+                self._under_way, self._document = NOTHING, None
+
+    def take_back(self, source: int) -> None:
+        """Go on with a source that was set aside, where it was. It takes its share again, and does not catch up."""
+        standing = self.standings[source]
+        if standing.status == ASIDE:
+            floor = min((self._lag(other) for other in self._living()), default=0.0)
+            standing.credit += max(0, round(floor * self._mix.weights[source]) - standing.tokens - standing.credit)
+            standing.status = READING
+
+    def join(self, sources: Sequence[int]) -> None:
+        """Sources that are new in this mix, or come from another one, have from now on their share of it."""
+        lags = [self._lag(source) for source in self._living() if source not in sources]
+        if not lags:
+            return self.begin_shares()
+        for source in sources:
+            self._level(source, min(lags))
+
+    def begin_shares(self) -> None:
+        """Shares by weights from now on, after another strategy: as if nothing had been read so far."""
+        for source, weight in enumerate(self._mix.weights):
+            self._level(source, _head_start(self.number, source) / weight)
+
+    def reweigh(self, weights: tuple[float, ...]) -> None:
+        """Other weights from now on. A source is as many tokens ahead of the one that lags most as before, which is a document or so:
+        nobody makes up for the shares of the past."""
+        before = self._mix.weights
+        if weights == before:
+            return
+        lags = [self._lag(source) for source in range(len(self.standings))]
+        floor = min((lags[source] for source in self._living()), default=0.0)
+        self._mix = self._mix._replace(weights=weights)
+        for source, lag in enumerate(lags):
+            self._level(source, (lag - floor) * before[source] / weights[source])
+
+    def _level(self, source: int, lag: float) -> None:
+        """Choose a source's credit so that it lags by `lag`."""
+        standing = self.standings[source]
+        standing.credit = round(lag * self._mix.weights[source] - standing.half) - standing.tokens
 
     def _living(self) -> list[int]:
         return [source for source, standing in enumerate(self.standings) if standing.status == READING]
@@ -198,8 +262,7 @@ class Lane:
         The half keeps sources of long documents from being ahead by half a document all the time (Webster's way to share out seats).
         """
         standing = self.standings[source]
-        half = standing.tokens / (2 * max(1, standing.documents))
-        return (standing.tokens + standing.credit + half) / self._mix.weights[source]
+        return (standing.tokens + standing.credit + standing.half) / self._mix.weights[source]
 
 
 def _head_start(lane: int, source: int) -> int:

@@ -5,14 +5,14 @@ another process opens it (`pdf_worker`), within limits of time and memory. A blo
 nothing that was read before it.
 """
 
-import os
 from bisect import bisect_right
-from collections.abc import Iterator
 from pathlib import Path
 
 from data_sources.documents import Document, GivenUp
+from data_sources.folders import files_below
 from data_sources.pdf_process import LIMITS, Extract, Limits, PdfProcess, Refused
 from data_sources.pdf_text import Paragraph, paragraphs
+from data_sources.rows import Notes, printable
 from data_sources.text import chunks
 
 PAGES = 32  # of a block, at most
@@ -27,11 +27,12 @@ class PdfFiles:
         self._files: list[str] = []
         self._pages: dict[int, int] = {}  # of the files opened so far; 0 where none can be read
         self._named: set[int] = set()
-        self._notices: list[str] = []
+        self._notes = Notes()
+        self._last_named = "all were passed over"
 
     def shards(self) -> list[str]:
         if not self._files:
-            self._files = [self._root.name] if self._root.is_file() else sorted(_pdfs_below(self._root))
+            self._files = [self._root.name] if self._root.is_file() else files_below(str(self._root), _is_pdf, self._notes)
             if not self._files:
                 raise GivenUp(self._nothing_there())
         return self._files
@@ -57,8 +58,7 @@ class PdfFiles:
         return documents
 
     def notices(self) -> list[str]:
-        lines, self._notices = self._notices, []
-        return lines
+        return self._notes.take()
 
     def close(self) -> None:
         self._process.close()
@@ -69,6 +69,8 @@ class PdfFiles:
     def _extract(self, shard: int, first: int, last: int) -> Extract:
         """Pages of a file that may turn out unreadable, now or in the middle: then it has none."""
         try:
+            if not self._path(shard).is_file():  # a link to nowhere, or a pipe, which would never end
+                raise Refused("is no file")
             extract = self._process.read(self._path(shard), first, last)
         except Refused as refusal:
             self._name(shard, str(refusal))
@@ -79,16 +81,16 @@ class PdfFiles:
         return extract
 
     def _nothing_there(self) -> str:
-        path = self._root.absolute()
+        path = printable(str(self._root.absolute()))
         return (
             f"{path} holds no PDF; put some there, or correct the source's path"
-            if path.is_dir()
+            if self._root.is_dir()
             else f"there is no {path}; make it, or correct the source's path"
         )
 
     def _nothing_readable(self) -> str:
-        last = self._notices[-1] if self._notices else "all were passed over"
-        return f"{self._root}: none of its {len(self._files)} PDFs can be read; the last: {last}" if len(self._files) > 1 else last
+        last = self._last_named
+        return f"{printable(str(self._root))}: none of its {len(self._files)} PDFs can be read; the last: {last}" if len(self._files) > 1 else last
 
     def _name_faults(self, shard: int, first: int, extract: Extract, has_text: bool) -> None:
         faults = [(first + index + 1, page.fault) for index, page in enumerate(extract.pages) if page.fault]
@@ -102,20 +104,12 @@ class PdfFiles:
         """A line for the log, one for each file."""
         if shard not in self._named:
             self._named.add(shard)
-            self._notices.append(f"{self.shards()[shard]} {reason}; passed over")
+            self._last_named = printable(f"{self.shards()[shard]} {reason}; passed over")
+            self._notes.say(self._last_named)
 
 
-def _pdfs_below(folder: Path) -> Iterator[str]:
-    """Relative names of all PDFs, also behind links; a folder that links lead to twice is read once."""
-    seen: set[tuple[int, int]] = set()
-    for here, below, names in os.walk(folder, followlinks=True):
-        state = os.stat(here)
-        if (state.st_dev, state.st_ino) in seen:
-            below.clear()
-            continue
-        seen.add((state.st_dev, state.st_ino))
-        below.sort()
-        yield from (Path(here, name).relative_to(folder).as_posix() for name in names if name.lower().endswith(".pdf") and Path(here, name).is_file())
+def _is_pdf(name: str) -> bool:
+    return name.lower().endswith(".pdf")
 
 
 def _documents(name: str, prose: list[Paragraph]) -> list[Document]:

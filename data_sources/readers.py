@@ -6,29 +6,29 @@ Each function imports its reader, and what that needs, when it is called and not
 from collections.abc import Callable
 from pathlib import Path
 
-from data_sources.config import AnySource, FilesSource, HubSource, InstalledDocsSource, PdfSource
+from data_sources.config import AnySource, CacheConfig, FilesSource, HubSource, InstalledDocsSource, PdfSource
 from data_sources.documents import Reader
 
 
-def _hub(source: HubSource) -> Reader:
+def _hub(source: HubSource, cache: CacheConfig | None) -> Reader:
     from data_sources.hub import hub_reader
 
-    return hub_reader(source)
+    return hub_reader(source, cache)
 
 
-def _files(source: FilesSource) -> Reader:
+def _files(source: FilesSource, cache: CacheConfig | None) -> Reader:
     from data_sources.files import files_reader
 
     return files_reader(source)
 
 
-def _pdf(source: PdfSource) -> Reader:
+def _pdf(source: PdfSource, cache: CacheConfig | None) -> Reader:
     from data_sources.pdf import PdfFiles
 
     return PdfFiles(Path(source.path))
 
 
-def _installed_docs(source: InstalledDocsSource) -> Reader:
+def _installed_docs(source: InstalledDocsSource, cache: CacheConfig | None) -> Reader:
     from data_sources.installed_docs import InstalledDocs
 
     return InstalledDocs()
@@ -37,6 +37,6 @@ def _installed_docs(source: InstalledDocsSource) -> Reader:
 READERS: dict[str, Callable[..., Reader]] = {"hf": _hub, "files": _files, "pdf": _pdf, "installed_docs": _installed_docs}
 
 
-def open_reader(source: AnySource) -> Reader:
-    """The reader of a source of the `data` section."""
-    return READERS[source.type](source)
+def open_reader(source: AnySource, cache: CacheConfig | None = None) -> Reader:
+    """The reader of a source of the `data` section. `cache` is that section's, for what comes over the network."""
+    return READERS[source.type](source, cache)

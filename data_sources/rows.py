@@ -1,11 +1,23 @@
-"""From a row of a table to a text: which columns, under which name, put together how."""
+"""From a row of a table to a text: which columns, under which name, put together how, and what of it is learned."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+import string
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from data_sources.catalogue import ALIASES
 from data_sources.config import TableSource
-from data_sources.documents import GivenUp
+from data_sources.documents import GivenUp, Span
+from data_sources.lines import LONGEST
+
+LONG = f"longer than {LONGEST >> 20} million characters and were passed over"
+DEEPEST = 4  # lists in lists; an answer stands in one
+
+
+class Passage(NamedTuple):
+    """The text of a row, and the characters of it that are learned; None for all."""
+
+    text: str
+    scored: Span | None = None
 
 
 class Notes:
@@ -20,7 +32,7 @@ class Notes:
         """Add `line`, unless it was said before."""
         if line not in self._said:
             self._said.add(line)
-            self._lines.append(line)
+            self._lines.append(printable(line))
 
     def count(self, what: str, number: int) -> None:
         """`number` more of `what`. A line at 1, 2, 4, 8...: a log must not grow as fast as the damage."""
@@ -40,7 +52,8 @@ class RowFormat:
 
     def __init__(self, source: TableSource, notes: Notes):
         self._wanted = source.columns
-        self._format = source.format
+        self._pieces = _pieces_of(source)
+        self._answer_only = source.loss_on == "answer"
         self._notes = notes
 
     def columns(self, present: Sequence[str]) -> dict[str, str]:
@@ -57,28 +70,64 @@ class RowFormat:
         self._notes.say(f'no column "{name}"; "{alias}" is read in its place')
         return alias
 
-    def text(self, row: Mapping[str, Any], columns: Mapping[str, str]) -> str | None:
+    def passage(self, row: Mapping[str, Any], columns: Mapping[str, str]) -> Passage | None:
         """The text of one row, or None where a column holds no text."""
         values = {name: as_text(row.get(column)) for name, column in columns.items()}
         if any(value is None for value in values.values()):
             return None
-        if self._format is not None:
-            return self._format.format_map(values)
-        return "\n".join(str(value) for value in values.values())
+        text, answer = "", (0, 0)
+        for literal, name in self._pieces:
+            text += literal
+            if name is not None:
+                answer = (len(text), len(text) + len(values[name]))
+                text += values[name]
+        return Passage(text, answer if self._answer_only else None)
 
-    def texts(self, rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> list[str]:
-        """The texts of `rows`; those without are counted."""
-        texts = [text for row in rows if (text := self.text(row, columns)) is not None]
-        self._notes.count("rows held no text and were passed over", len(rows) - len(texts))
-        return texts
+    def passages(self, rows: Iterable[Mapping[str, Any] | None], columns: Mapping[str, str]) -> list[Passage]:
+        """The texts of `rows`; those without are counted, and those that are too long."""
+        rows = list(rows)
+        found = [passage for row in rows if (passage := self.passage(row, columns)) is not None]
+        self._notes.count("rows held no text and were passed over", len(rows) - len(found))
+        return self.bounded(found)
+
+    def bounded(self, passages: Sequence[Passage]) -> list[Passage]:
+        """`passages` without those that are too long, which are counted."""
+        kept = [passage for passage in passages if len(passage.text) <= LONGEST]
+        self._notes.count(f"texts were {LONG}", len(passages) - len(kept))
+        return kept
 
 
-def as_text(value: Any) -> str | None:
+def _pieces_of(source: TableSource) -> list[tuple[str, str | None]]:
+    """What a source's text is put together from: what stands before a column, and the column."""
+    if source.format is None:
+        return [("\n" if number else "", name) for number, name in enumerate(source.columns)]
+    return [(literal, name) for literal, name, _, _ in string.Formatter().parse(source.format)]
+
+
+def as_text(value: Any, depth: int = DEEPEST) -> str | None:
     """What a cell says: a text, a number in a question's answer, the first of several answers. None for nothing."""
     if isinstance(value, dict):  # the shape of SQuAD: {"text": [...], "answer_start": [...]}
         value = value.get("text")
     if isinstance(value, (list, tuple)):
-        value = next((item for item in value if as_text(item) is not None), None)
+        return next((text for item in value if (text := as_text(item, depth - 1)) is not None), None) if depth else None
+    if isinstance(value, bytes):
+        value = value.decode("utf-8", "replace")
     if isinstance(value, (int, float)) and not isinstance(value, bool):
-        value = str(value)
-    return value if isinstance(value, str) and value.strip() else None
+        value = "" if value != value else str(value)  # NaN is how some writers say that there is nothing
+    if not isinstance(value, str) or not value or value.isspace():
+        return None
+    return without_halves(value)
+
+
+def without_halves(text: str) -> str:
+    """`text` with U+FFFD for each half of a pair of surrogates, which JSON can hold and UTF-8, hence no tokenizer, can not."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
+
+
+def printable(line: str) -> str:
+    """One line that any terminal can show: names of files may hold line ends, control characters and what is no Unicode."""
+    return "".join(letter if letter.isprintable() else "\ufffd" for letter in line)

@@ -3,8 +3,8 @@
 `KINDS` is the one table from a file's ending to what opens it. Adding a kind is adding a row.
 """
 
+import codecs
 import json
-import os
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from pathlib import PurePath
@@ -13,14 +13,17 @@ from typing import Any, Protocol
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_sources.documents import Document, GivenUp
-from data_sources.ranges import DAMAGE, DECOMPRESSORS, ByteRanges, PackedLines, PlainLines, Seekable
-from data_sources.rows import Notes, RowFormat
+from data_sources.documents import Document, GivenUp, Unreadable
+from data_sources.lines import PACKINGS, Damage, Either, Elements, Lines, PackedLines, PlainLines, is_array
+from data_sources.ranges import ByteRanges, Changed, Seekable
+from data_sources.rows import LONG, Notes, Passage, RowFormat
 from data_sources.text import chunks
 
 FOOTER_BYTES = 1 << 16  # fetched at once at a parquet file's end, which is enough for most
-
-Lines = PlainLines | PackedLines
+LARGEST_GROUP = 2 << 30  # characters of a row group, and bytes that are fetched for it: it is read in one piece
+TEXT_TYPES = {"string", "large_string", "string_view", "binary", "large_binary", "binary_view"}
+NO_ROWS = "it holds no rows, but one object; write one object a line, or a list of objects"
+BATCH_ROWS = 1024  # turned from Arrow's form to texts at a time
 
 
 class Shard(Protocol):
@@ -28,7 +31,7 @@ class Shard(Protocol):
 
     def blocks(self) -> int | None: ...
 
-    def texts(self, block: int) -> list[str] | None: ...
+    def passages(self, block: int) -> list[Passage] | None: ...
 
     def close(self) -> None: ...
 
@@ -43,6 +46,12 @@ class ParquetShard:
         # No pre-buffering and no threads: Arrow's own would call back into Python while the interpreter goes down.
         self._file = pq.ParquetFile(self._held, pre_buffer=False)
         self._columns = rows.columns(self._file.schema_arrow.names)
+        self._require_text(self._file.schema_arrow)
+
+    def _require_text(self, schema: pa.Schema) -> None:
+        for column in self._columns.values():
+            if not _may_hold_text(schema.field(column).type):
+                raise GivenUp(f'column "{column}" is no text ({str(schema.field(column).type)[:60]}); there are: {", ".join(schema.names)}')
 
     def _hold_footer(self) -> None:
         """The file's description stands at its end, followed by its length in four bytes and a mark of four."""
@@ -56,22 +65,36 @@ class ParquetShard:
     def blocks(self) -> int | None:
         return self._file.num_row_groups
 
-    def texts(self, block: int) -> list[str] | None:
+    def passages(self, block: int) -> list[Passage] | None:
         if block >= self._file.num_row_groups:
             return None
         columns = list(dict.fromkeys(self._columns.values()))
-        self._held.hold([(start, self._data.read(start, end)) for start, end in self._ranges(block, columns)])
+        ranges = self._ranges(block, columns)
+        if sum(end - start for start, end in ranges) > LARGEST_GROUP:
+            raise Unreadable(f"its row group {block} has more than {LARGEST_GROUP >> 30} GB")
+        self._held.hold([(start, self._data.read(start, end)) for start, end in ranges])
         try:
-            table = self._file.read_row_group(block, columns=columns, use_threads=False)
+            return self._decoded(block, columns)
         finally:
             self._held.hold([])
-        return self._rows.texts(_table_rows(table), self._columns)
+
+    def _decoded(self, block: int, columns: list[str]) -> list[Passage]:
+        """A row group's texts, some rows at a time: one value may stand for a million rows, and is as many texts."""
+        found: list[Passage] = []
+        characters = 0
+        for batch in self._file.iter_batches(BATCH_ROWS, row_groups=[block], columns=columns, use_threads=False):
+            passages = self._rows.passages(_table_rows(pa.Table.from_batches([batch])), self._columns)
+            characters += sum(len(passage.text) for passage in passages)
+            if characters > LARGEST_GROUP:
+                raise Unreadable(f"its row group {block} unpacks to more than {LARGEST_GROUP >> 30} GB")
+            found += passages
+        return found
 
     def _ranges(self, block: int, columns: Sequence[str]) -> list[tuple[int, int]]:
         """The bytes of `columns` in a row group."""
         group = self._file.metadata.row_group(block)
         chunks = [group.column(number) for number in range(group.num_columns)]
-        wanted = [chunk for chunk in chunks if chunk.path_in_schema.split(".")[0] in columns]
+        wanted = [chunk for chunk in chunks if any(f"{chunk.path_in_schema}.".startswith(f"{column}.") for column in columns)]
         starts = [min(filter(None, (chunk.dictionary_page_offset, chunk.data_page_offset))) for chunk in wanted]
         return [(start, start + chunk.total_compressed_size) for start, chunk in zip(starts, wanted, strict=True)]
 
@@ -81,41 +104,45 @@ class ParquetShard:
 
 
 class JsonShard:
-    """A file of JSON objects, one a line."""
+    """A file of JSON objects, one a line, or of one array of them."""
 
     def __init__(self, lines: Lines, rows: RowFormat, notes: Notes):
         self._lines, self._rows, self._notes = lines, rows, notes
-        self._columns: dict[tuple[str, ...], dict[str, str]] = {}
+        self._columns: dict[tuple[str, ...], dict[str, str] | None] = {}
 
     def blocks(self) -> int | None:
         return self._lines.blocks()
 
-    def texts(self, block: int) -> list[str] | None:
-        lines = self._lines.read(block)
+    def passages(self, block: int) -> list[Passage] | None:
+        lines = _counted(self._lines, block, self._notes)
         if lines is None:
             return None
         lines = [line for line in lines if line.strip()]
         rows = [row for line in lines if (row := _json_object(line)) is not None]
+        if block == 0 and lines and not rows and lines[0].lstrip().startswith(b"{"):
+            raise Unreadable(NO_ROWS)
         self._notes.count("lines were no JSON objects and were passed over", len(lines) - len(rows))
-        texts = [text for row in rows if (text := self._text(row)) is not None]
-        self._notes.count("rows held no text and were passed over", len(rows) - len(texts))
-        return texts
+        found = [passage for row in rows if (passage := self._passage(row)) is not None]
+        self._require_columns(rows)
+        self._notes.count("rows held no text and were passed over", len(rows) - len(found))
+        return self._rows.bounded(found)
 
-    def _text(self, row: dict[str, Any]) -> str | None:
+    def _passage(self, row: dict[str, Any]) -> Passage | None:
         present = tuple(row)
         if present not in self._columns:
-            self._columns[present] = self._columns_of(present)
+            try:
+                self._columns[present] = self._rows.columns(present)
+            except GivenUp:  # rows of one file may differ
+                self._columns[present] = None
         columns = self._columns[present]
-        return self._rows.text(row, columns) if columns else None
+        return self._rows.passage(row, columns) if columns is not None else None
 
-    def _columns_of(self, present: tuple[str, ...]) -> dict[str, str]:
-        """Rows of one file may differ: only where the first row lacks the column is the file of another kind."""
-        try:
-            return self._rows.columns(present)
-        except GivenUp:
-            if not self._columns:
-                raise
-            return {}
+    def _require_columns(self, rows: list[dict[str, Any]]) -> None:
+        """GivenUp where no row so far has the columns: the file is of another kind."""
+        if rows and not any(self._columns.values()):
+            if len(rows) == 1 and all(isinstance(value, dict) for value in rows[0].values()):
+                raise Unreadable(NO_ROWS)
+            self._rows.columns(tuple(rows[0]))
 
     def close(self) -> None:
         self._lines.close()
@@ -124,30 +151,52 @@ class JsonShard:
 class ProseShard:
     """A text or Markdown file, cut into chunks."""
 
-    def __init__(self, lines: Lines):
-        self._lines = lines
+    def __init__(self, lines: Lines, notes: Notes):
+        self._lines, self._notes = lines, notes
+        head = lines.head()
+        if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            raise Unreadable("it is UTF-16 text; save it as UTF-8")
+        if b"\0" in head:
+            raise Unreadable("it is no text, since it holds zero bytes")
 
     def blocks(self) -> int | None:
         return self._lines.blocks()
 
-    def texts(self, block: int) -> list[str] | None:
-        lines = self._lines.read(block)
-        return None if lines is None else chunks(b"\n".join(lines).decode("utf-8", "replace").replace("\r\n", "\n"))
+    def passages(self, block: int) -> list[Passage] | None:
+        lines = _counted(self._lines, block, self._notes)
+        return None if lines is None else [Passage(text) for text in chunks(_decoded(b"\n".join(lines)).replace("\r\n", "\n"))]
 
     def close(self) -> None:
         self._lines.close()
+
+
+def _counted(lines: Lines, block: int, notes: Notes) -> list[bytes] | None:
+    """The lines of a block, those that were too long told of."""
+    try:
+        return lines.read(block)
+    finally:
+        notes.count(f"lines were {LONG}", lines.too_long)
+        lines.too_long = 0
 
 
 def _parquet(data: ByteRanges, packing: str, rows: RowFormat, notes: Notes) -> Shard:
     return ParquetShard(data, rows)
 
 
-def _json(data: ByteRanges, packing: str, rows: RowFormat, notes: Notes) -> Shard:
+def _json_lines(data: ByteRanges, packing: str, rows: RowFormat, notes: Notes) -> Shard:
     return JsonShard(_lines(data, packing), rows, notes)
 
 
+def _json(data: ByteRanges, packing: str, rows: RowFormat, notes: Notes) -> Shard:
+    """Lines, or an array, which can be read from its start only."""
+    if packing:
+        return JsonShard(PackedLines(data, packing, Either), rows, notes)
+    lines = PlainLines(data)
+    return JsonShard(PackedLines(data, "", Elements) if is_array(lines.head()) else lines, rows, notes)
+
+
 def _prose(data: ByteRanges, packing: str, rows: RowFormat, notes: Notes) -> Shard:
-    return ProseShard(_lines(data, packing))
+    return ProseShard(_lines(data, packing), notes)
 
 
 def _lines(data: ByteRanges, packing: str) -> Lines:
@@ -156,9 +205,9 @@ def _lines(data: ByteRanges, packing: str) -> Lines:
 
 KINDS: dict[str, Callable[[ByteRanges, str, RowFormat, Notes], Shard]] = {
     ".parquet": _parquet,
-    ".jsonl": _json,
+    ".jsonl": _json_lines,
     ".json": _json,
-    ".ndjson": _json,
+    ".ndjson": _json_lines,
     ".txt": _prose,
     ".md": _prose,
 }
@@ -166,7 +215,7 @@ KINDS: dict[str, Callable[[ByteRanges, str, RowFormat, Notes], Shard]] = {
 
 def kind_of(name: str) -> tuple[str, str] | None:
     """(ending in KINDS, ".gz", ".zst" or "") of a file's name, or None for what can't be read. Parquet is packed inside."""
-    packing = next((ending for ending in DECOMPRESSORS if name.lower().endswith(ending)), "")
+    packing = next((ending for ending in PACKINGS if name.lower().endswith(ending)), "")
     kind = PurePath(name[: len(name) - len(packing)]).suffix.lower()
     return (kind, packing) if kind in KINDS and not (packing and kind == ".parquet") else None
 
@@ -194,19 +243,24 @@ class FileReader:
 
     def read(self, shard: int, block: int) -> list[Document] | None:
         opened = self._shard(shard)
-        texts = self._texts(opened, shard, block) if opened is not None else None
-        return None if texts is None else [Document(text, self.shards()[shard]) for text in texts]
+        passages = self._passages(opened, shard, block) if opened is not None else None
+        return None if passages is None else [Document(text, self.shards()[shard], scored) for text, scored in passages]
 
-    def _texts(self, opened: Shard, shard: int, block: int) -> list[str] | None:
+    def _passages(self, opened: Shard, shard: int, block: int) -> list[Passage] | None:
+        name = self.shards()[shard]
         try:
-            return opened.texts(block)
-        except DAMAGE:  # what stood before the damage is still to be had
-            self._notes.say(f"{self.shards()[shard]} is damaged; what is past the damage is passed over")
-            return opened.texts(block)
+            return opened.passages(block)
+        except Damage as damage:  # what stood before it is still to be had
+            self._notes.say(f"{name} {damage}")
+            return self._passages(opened, shard, block)
+        except Changed:
+            self._open.pop(shard).close()
+            self._notes.say(f"{name} was changed while it was read: some of its documents may come twice or not at all")
+            raise
         except (OSError, pa.ArrowException) as error:
-            self._notes.say(f"a part of {self.shards()[shard]} is damaged and passed over: {_one_line(error)}")
+            self._notes.say(f"a part of {name} is damaged and passed over: {_one_line(error)}")
             return []
-        except GivenUp as error:
+        except (GivenUp, Unreadable) as error:
             self._pass_over(shard, error)
             return None
 
@@ -229,7 +283,7 @@ class FileReader:
         assert kind is not None, name
         try:
             return KINDS[kind[0]](self._opened(name), kind[1], self._rows, self._notes)
-        except (GivenUp, OSError, pa.ArrowException) as error:
+        except (GivenUp, Unreadable, OSError, pa.ArrowException) as error:
             self._pass_over(shard, error)
         return None
 
@@ -256,28 +310,29 @@ def _table_rows(table: pa.Table) -> list[dict[str, Any]]:
         return [{k: v.decode("utf-8", "replace") if isinstance(v, bytes) else v for k, v in row.items()} for row in binary.to_pylist()]
 
 
+def _may_hold_text(kind: pa.DataType) -> bool:
+    """Whether `as_text` could find something in a column of this type."""
+    if pa.types.is_dictionary(kind):
+        return _may_hold_text(kind.value_type)
+    if pa.types.is_struct(kind):
+        return any(field.name == "text" and _may_hold_text(field.type) for field in kind)
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        return _may_hold_text(kind.value_type)
+    return str(kind) in TEXT_TYPES or pa.types.is_integer(kind) or pa.types.is_floating(kind)
+
+
 def _json_object(line: bytes) -> dict[str, Any] | None:
     try:
-        row = json.loads(line.decode("utf-8", "replace"))
-    except ValueError:
+        row = json.loads(_decoded(line))
+    except (ValueError, RecursionError):
         return None
     return row if isinstance(row, dict) else None
+
+
+def _decoded(text: bytes) -> str:
+    return text.decode("utf-8-sig", "replace")
 
 
 def _one_line(error: Exception) -> str:
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return " ".join(text.split())[:200] or type(error).__name__
-
-
-def readable_files(root: str) -> list[str]:
-    """Files below `root` that KINDS can read, relative and sorted. Hidden ones are skipped, link loops end."""
-    found, seen = [], set()
-    for folder, folders, files in os.walk(root, followlinks=True):
-        stat = os.stat(folder)
-        if (stat.st_dev, stat.st_ino) in seen:
-            folders.clear()
-            continue
-        seen.add((stat.st_dev, stat.st_ino))
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        found += [os.path.relpath(os.path.join(folder, name), root) for name in files if not name.startswith(".") and kind_of(name)]
-    return sorted(found)

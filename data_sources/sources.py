@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 from data_sources.blocks import BlockCache
@@ -15,6 +16,20 @@ from data_sources.feed import Feed, Rules
 from data_sources.held_out import HeldOut
 from data_sources.readers import open_reader
 
+
+@dataclass(frozen=True)
+class SourceState:
+    """What the screen shows of a source. Counts are of the lanes that are read here, over the whole life of the cursor."""
+
+    name: str
+    state: str  # "reading", "waiting", "finished" or "given up"
+    reason: str
+    next_try: float | None  # seconds since 1970
+    documents: int
+    tokens: int
+    epoch: int  # of the lane that is furthest, from 0
+
+
 LOCAL = (FilesSource, PdfSource)
 LONGEST_CLOSE = 2.0  # seconds
 
@@ -22,17 +37,17 @@ LONGEST_CLOSE = 2.0  # seconds
 class Sources:
     """The feeds of a preset's sources, in their order."""
 
-    def __init__(self, data: DataConfig, seed: int, part: str, open_one: Callable[[Any], Reader] = open_reader):
+    def __init__(self, data: DataConfig, seed: int, part: str, open_one: Callable[..., Reader] = open_reader):
         self.held_out = HeldOut()
         self._events: deque[dict[str, Any]] = deque()
-        self._closing = threading.Event()
+        self.closing = threading.Event()
         cache = BlockCache()
         self.feeds = [
-            Feed(source.name, number, open_one(source), _rules(source, data, seed, part), cache, self.held_out, self._events.append)
+            Feed(source.name, number, open_one(source, data.cache), _rules(source, data, seed, part), cache, self.held_out, self._events.append)
             for number, source in enumerate(data.sources)
         ]
         for feed in self.feeds:
-            feed.closing = self._closing
+            feed.closing = self.closing
         self._reach()
         self._watcher: threading.Thread | None = None
 
@@ -52,7 +67,7 @@ class Sources:
     def _retry_waiting(self) -> None:
         while waiting := [feed for feed in self.feeds if feed.state == "waiting"]:
             first = min(waiting, key=lambda feed: feed.next_try or 0.0)
-            if self._closing.wait(max(0.05, min(1.0, (first.next_try or 0.0) - time.time()))):
+            if self.closing.wait(max(0.05, min(1.0, (first.next_try or 0.0) - time.time()))):
                 return
             if time.time() >= (first.next_try or 0.0):
                 first.retry()
@@ -61,6 +76,11 @@ class Sources:
         """SourcesFailed when none is being read or finished."""
         if all(feed.state in ("waiting", "given up") for feed in self.feeds):
             raise SourcesFailed({feed.name: feed.reason for feed in self.feeds})
+
+    def be_patient(self, patient: bool) -> None:
+        """Whether a source that may come back is waited for however long, and not set aside."""
+        for feed in self.feeds:
+            feed.patient = patient
 
     def tell(self, event: dict[str, Any]) -> None:
         """Add an event for the log."""
@@ -72,7 +92,7 @@ class Sources:
 
     def stop(self) -> None:
         """End any waiting, from whatever thread."""
-        self._closing.set()
+        self.closing.set()
 
     def close(self) -> None:
         """End the threads and let go of the readers. Bounded in time: a thread inside a network wait is left behind."""

@@ -2,39 +2,38 @@
 
     sources -> 48 lanes -> rows of this rank -> (batch, cursor)
 
-Global row i comes from lane i mod 48, and rank r of W owns the rows with i mod W = r. Global batch n holds rows
-[n * B * W, (n + 1) * B * W). So the order of the data belongs to the data and the seed, and not to the machine.
-
-The end. A rank knows its own lanes only, and asks no other. On one process the stream stops when nothing is left. On more,
-every rank goes on with batches of padding, marked `last`, until the training loop sees `last` on all ranks and stops: all have then
-made equally many batches, and no collective is needed here.
+Global row i comes from lane i mod 48, and rank r of W owns the rows with i mod W = r. A global batch is the next G rows, whoever
+reads them. So the order of the data belongs to the data and the seed, and not to the machine: not to the number of ranks, and not to
+the number of loader processes of each, which share its lanes in the same way.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
-from data_sources.batch import Batch, Rows
+from data_sources.batch import Batch
 from data_sources.config import DataConfig
-from data_sources.cursor import EVENTS_KEPT, VERSION, Cursor, adapted, check_cursor, lanes_of
-from data_sources.encoder import Encoder
+from data_sources.cursor import Cursor, check_cursor, lanes_of
+from data_sources.events import Record
 from data_sources.held_out import HeldOut
-from data_sources.lane import FINISHED, Lane, Mix, State
 from data_sources.order import LANES
-from data_sources.sources import Sources
+from data_sources.reading import Job, Reading
+from data_sources.sources import SourceState
+from data_sources.weights import WeightSchedule
+from data_sources.workers import Workers
 
 
-@dataclass(frozen=True)
-class SourceState:
-    """What the screen shows of a source. Counts are of this rank's lanes, over the whole life of the cursor."""
+class Options(NamedTuple):
+    """What a stream can do beside reading on.
 
-    name: str
-    state: str  # "reading", "waiting", "finished" or "given up"
-    reason: str
-    next_try: float | None  # seconds since 1970
-    documents: int
-    tokens: int
-    epoch: int  # of the lane that is furthest, from 0
+    workers: loader processes beside this one, which do the reading and tokenising; 0 for none. schedule: weights that change while
+    reading; sources are then chosen by weights whatever `mix_strategy` says (equal ones for "round_robin"), except for "sequential".
+    replay: a later cursor of the same run. Up to its row only the events in it move a source: one that was read then is waited for
+    however long, and one that was set aside stays so, even where it could be read. From there on the clock decides again.
+    """
+
+    workers: int = 0
+    schedule: WeightSchedule | None = None
+    replay: Cursor | None = None
 
 
 def open_stream(
@@ -47,130 +46,96 @@ def open_stream(
     cursor: Cursor | None = None,
     part: str = "train",
     seed: int = 0,
+    global_rows: int | None = None,
+    options: Options = Options(),  # noqa: B008 - it can't be changed
 ) -> "Stream":
     """The stream of batches of `batch_size` rows of `seq_length` positions for this rank.
 
     part: "train", or "held_out" for what training never sees, found by reading through. cursor: goes on after the batch it came
-    with; its own seed then counts. SourcesFailed when no source can be read; ValueError for what can't be meant.
+    with; its own seed then counts. global_rows: rows of a batch over all ranks, when they can't be shared out evenly or must stay
+    what they were on another number of ranks; `batch_size` then says nothing, and a batch of this rank has a row more or less than
+    the one before, or none. SourcesFailed when no source can be read; ValueError for what can't be meant.
     """
-    if seq_length < 1 or batch_size < 1:
-        raise ValueError(f"seq_length {seq_length} and batch_size {batch_size} must be at least 1")
+    if seq_length < 1 or batch_size < 1 or (global_rows is not None and global_rows < 1):
+        raise ValueError(f"seq_length {seq_length}, batch_size {batch_size} and global_rows {global_rows} must be at least 1")
     if part not in ("train", "held_out"):
         raise ValueError(f'part is "train" or "held_out", not "{part}"')
-    lanes = lanes_of(rank, world_size)
-    if cursor is not None:
-        check_cursor(cursor, lanes)
-    return Stream(data, tokenizer, seq_length, batch_size, rank, world_size, cursor, part, seed)
+    job = Job(data, seq_length, global_rows or batch_size * world_size, rank, world_size, cursor, part, seed, options.replay, world_size > 1)
+    _check(job, options)
+    if options.workers:
+        return Stream(Workers(job, tokenizer, options.schedule, options.workers))
+    return Stream(Reading(job, tokenizer, options.schedule))
+
+
+def _check(job: Job, options: Options) -> None:
+    """ValueError, in one line, before anything is opened."""
+    lanes = lanes_of(job.rank, job.world_size)
+    readers = options.workers * job.world_size
+    if options.workers < 0 or (readers and LANES % readers):
+        allowed = [number for number in range(1, LANES + 1) if LANES % (number * job.world_size) == 0]
+        raise ValueError(f"{options.workers} loader processes for each of {job.world_size} ranks can't share {LANES} lanes evenly; use 0 or one of {allowed}")
+    if job.cursor is not None:
+        check_cursor(job.cursor, lanes)
+    if job.replay is not None:
+        check_cursor(job.replay, ())
+        if job.replay["seed"] != (job.cursor or {}).get("seed", job.seed):
+            raise ValueError(f"the cursor to replay has seed {job.replay['seed']}, reading goes on with another; take one of the same run")
+        if [name for name, _ in job.replay["sources"]] != [source.name for source in job.data.sources]:
+            raise ValueError("the cursor to replay has other sources than the preset; take one of the same run")
+        Record(job.replay, job.first_row)
+    if options.schedule is not None:
+        if options.schedule.sources != len(job.data.sources):
+            raise ValueError(f"the schedule has {options.schedule.sources} weights for {len(job.data.sources)} sources")
+        if options.schedule.interval_rows % job.global_rows:
+            raise ValueError(f"interval_rows {options.schedule.interval_rows} must be a multiple of the {job.global_rows} rows of a global batch")
 
 
 class Stream:
-    """An iterator over (batch, cursor), and a context manager. Made by `open_stream`."""
+    """An iterator over (batch, cursor), and a context manager. Made by `open_stream`.
 
-    def __init__(
-        self, data: DataConfig, tokenizer: Any, seq_length: int, batch_size: int, rank: int, world_size: int, cursor: Cursor | None, part: str, seed: int
-    ):
-        self._seq_length, self._batch_size, self._rank, self._world_size = seq_length, batch_size, rank, world_size
-        self._seed = seed if cursor is None else cursor["seed"]
-        self._next_row = 0 if cursor is None else cursor["next_row"]
-        self._log: list[list[Any]] = [] if cursor is None else [list(event) for event in cursor["events"]]
-        self._sources = Sources(data, self._seed, part)
-        numbers = lanes_of(rank, world_size)
-        self._encoder = Encoder(tokenizer, numbers)
-        states = {} if cursor is None else adapted(cursor, self._names(), [source.repeat for source in data.sources], self._sources.tell)
-        mix = Mix(data.mix_strategy, data.weights, data.packing == "pad")
-        self._lanes = {number: Lane(number, self._sources.feeds, mix, self._encoder, self._moved, states.get(number)) for number in numbers}
-        self._states: dict[str, State] = {str(number): lane.state() for number, lane in self._lanes.items()}
-        self._marks = self._compare_marks(cursor)
+    On one rank it stops when nothing is left. On more, each goes on with batches of padding, marked `last`, until all are there.
+    """
+
+    def __init__(self, reading: Reading | Workers):
+        self._reading = reading
 
     def __iter__(self) -> Iterator[tuple[Batch, Cursor]]:
         return self
 
     def __next__(self) -> tuple[Batch, Cursor]:
-        self._sources.require_one()
-        self._sources.watch()
-        first, size = self._next_row, self._batch_size * self._world_size
-        numbers = [row for row in range(first, first + size) if row % self._world_size == self._rank]
-        rows, valid = Rows(self._batch_size, self._seq_length, self._encoder.pad), 0
-        for index, number in enumerate(numbers):
-            valid += self._fill(rows, index, number % LANES)
-        last = valid == 0 and self.exhausted
-        if last and self._world_size == 1:
-            raise StopIteration
-        self._next_row += size
-        return rows.batch([number % LANES for number in numbers], numbers, valid, last), self.cursor()
-
-    def _fill(self, rows: Rows, index: int, number: int) -> int:
-        lane = self._lanes[number]
-        filled = lane.fill(rows.view(index))
-        if lane.ended:
-            self._sources.require_one()
-        self._states[str(number)] = lane.state()
-        return filled
+        rows, cursor = next(self._reading)
+        return Batch.of(rows), cursor
 
     @property
     def exhausted(self) -> bool:
         """Whether no lane of this rank has anything left to read."""
-        return all(lane.ended for lane in self._lanes.values())
+        return self._reading.exhausted
 
     def cursor(self) -> Cursor:
         """Goes on after the batch that came last."""
-        marks = [[feed.name, feed.fingerprint or self._marks.get(feed.name, "")] for feed in self._sources.feeds]
-        return {
-            "version": VERSION,
-            "seed": self._seed,
-            "next_row": self._next_row,
-            "sources": marks,
-            "lanes": dict(self._states),
-            "events": list(self._log),
-        }
-
-    def _moved(self, lane: int, source: int, what: str) -> None:
-        """A lane set a source aside, took it back, or read its share of it to the end."""
-        feed = self._sources.feeds[source]
-        if what == "finished" and all(other.standings[source].status == FINISHED for other in self._lanes.values()):
-            feed.finish()
-        event = [self._next_row, feed.name, what]
-        if event not in self._log:  # one line for all lanes of a batch
-            self._log = [*self._log, event][-EVENTS_KEPT:]
-
-    def _names(self) -> list[str]:
-        return [feed.name for feed in self._sources.feeds]
-
-    def _compare_marks(self, cursor: Cursor | None) -> dict[str, str]:
-        marks = {} if cursor is None else dict(cursor["sources"])
-        for feed in self._sources.feeds:
-            if feed.fingerprint and marks.get(feed.name) and marks[feed.name] != feed.fingerprint:
-                text = "its files are others than when it was last read: some documents may come twice or not at all"
-                self._sources.tell({"event": "notice", "source": feed.name, "text": text})
-        return marks
+        return self._reading.cursor()
 
     @property
     def sources(self) -> list[SourceState]:
         """The state of each source, in the order of the preset. Safe from another thread."""
-        states = []
-        for index, feed in enumerate(self._sources.feeds):
-            standings = [lane.standings[index] for lane in self._lanes.values()]
-            documents, tokens = sum(s.documents for s in standings), sum(s.tokens for s in standings)
-            epoch = max(s.place.epoch for s in standings)
-            states.append(SourceState(feed.name, feed.state, feed.reason, feed.next_try, documents, tokens, epoch))
-        return states
+        return self._reading.sources
 
     @property
     def held_out(self) -> HeldOut:
         """Held-out documents, gathered as they are met."""
-        return self._sources.held_out
+        return self._reading.held_out
 
     def events(self) -> list[dict[str, Any]]:
         """What happened since the last call, for the log. Safe from another thread."""
-        return self._sources.take_events()
+        return self._reading.events()
 
     def stop(self) -> None:
         """End any waiting, from whatever thread; the next batch may then fail with Closed."""
-        self._sources.stop()
+        self._reading.stop()
 
     def close(self) -> None:
-        """Let go of files, connections and threads. Safe to call twice."""
-        self._sources.close()
+        """Let go of files, connections, threads and processes. Safe to call twice."""
+        self._reading.close()
 
     def __enter__(self) -> Self:
         return self

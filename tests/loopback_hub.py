@@ -1,4 +1,4 @@
-"""A Hugging Face Hub of one's own on 127.0.0.1, made of folders: root/owner/name/... is the data set owner/name.
+"""A Hugging Face Hub of one's own on 127.0.0.1, made of folders: root/owner/name/... is the data set, or the model, owner/name.
 
 It speaks what `datasets` and `huggingface_hub` ask when they stream: the description of a data set and of a revision, the tree, the
 properties of paths, and the files with ranges. With HF_ENDPOINT set to `hub.endpoint` before they are imported, both work
@@ -32,8 +32,8 @@ import pyarrow
 import pyarrow.parquet
 import yaml
 
-API = re.compile(r"/api/datasets/(?P<repo>[^/]+/[^/]+)(?:/(?P<kind>revision|tree|paths-info)/(?P<revision>[^/]+)(?:/(?P<path>.*))?)?")
-FILE = re.compile(r"/datasets/(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<path>.+)")
+API = re.compile(r"/api/(?:datasets|models)/(?P<repo>[^/]+/[^/]+)(?:/(?P<kind>revision|tree|paths-info)/(?P<revision>[^/]+)(?:/(?P<path>.*))?)?")
+FILE = re.compile(r"/(?:datasets/)?(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<path>.+)")
 RANGE = re.compile(r"bytes=(\d*)-(\d*)")
 PIECE = 1 << 18
 
@@ -95,10 +95,11 @@ class _Server(ThreadingHTTPServer):
 
 
 class Answer(BaseHTTPRequestHandler):
-    """One connection. What a fault may call: `refuse`, `cut`, `stall`."""
+    """One connection. What a fault may call: `refuse`, `cut`, `stall`, `drip`, `lead_on`, `say`."""
 
     protocol_version = "HTTP/1.1"
     server: _Server
+    _pause = 0.0  # seconds between pieces of a file
 
     def do_HEAD(self) -> None:
         self._answer()
@@ -113,7 +114,7 @@ class Answer(BaseHTTPRequestHandler):
     def log_message(self, format: str, *args: Any) -> None:
         """Nothing on the terminal; the hub has its own log."""
 
-    def refuse(self, status: int, error_code: str | None = None, retry_after: float | None = None) -> None:
+    def refuse(self, status: int, error_code: str | None = None, retry_after: float | str | None = None) -> None:
         """An answer without a body. `error_code` as the Hub names it: RepoNotFound, GatedRepo, EntryNotFound, RevisionNotFound."""
         headers = {"X-Error-Code": error_code, "Retry-After": retry_after}
         self._send(status, {name: str(value) for name, value in headers.items() if value is not None})
@@ -124,6 +125,21 @@ class Answer(BaseHTTPRequestHandler):
         assert file is not None, f"{self._path} is no file"
         self._send_file(self.server.root / file["repo"] / file["path"], after)
         self.close_connection = True
+
+    def drip(self, seconds: float) -> None:
+        """The file that was asked for, with all headers, in pieces of 100 bytes with so many seconds between them."""
+        file = FILE.fullmatch(self._path)
+        assert file is not None, f"{self._path} is no file"
+        self._pause = seconds
+        self._send_file(self.server.root / file["repo"] / file["path"])
+
+    def lead_on(self, location: str, **headers: str) -> None:
+        """Answer that the file is to be had elsewhere. `headers`: with "_" for "-"."""
+        self._send(302, {"Location": location, **{name.replace("_", "-"): value for name, value in headers.items()}})
+
+    def say(self, status: int, body: bytes, **headers: str) -> None:
+        """Any answer at all."""
+        self._send(status, {name.replace("_", "-"): value for name, value in headers.items()}, [body], len(body))
 
     def stall(self, seconds: float) -> None:
         """Say nothing for so long, or until the hub stops."""
@@ -176,7 +192,15 @@ class Answer(BaseHTTPRequestHandler):
             return self._send(416, {"Content-Range": f"bytes */{size}"})
         if "Range" in self.headers:
             headers["Content-Range"] = f"bytes {part.start}-{part.stop - 1}/{size}"
-        self._send(206 if "Range" in self.headers else 200, headers, _pieces(path, part, cut_after), len(part))
+        self._send(206 if "Range" in self.headers else 200, headers, self._slowly(_pieces(path, part, cut_after)), len(part))
+
+    def _slowly(self, pieces: Iterator[bytes]) -> Iterator[bytes]:
+        for piece in pieces:
+            for start in range(0, len(piece), 100) if self._pause else ():
+                self.server.stopped.wait(self._pause)
+                yield piece[start : start + 100]
+            if not self._pause:
+                yield piece
 
     def _send_json(self, content: Any) -> None:
         body = json.dumps(content).encode()

@@ -42,7 +42,6 @@ NOT_BUILT = {
     "auxiliary.enable_value": lambda preset: preset.auxiliary.enable_value,
     "auxiliary.enable_dynamics": lambda preset: preset.auxiliary.enable_dynamics,
     "auxiliary.enable_span_contrastive": lambda preset: preset.auxiliary.enable_span_contrastive,
-    "auxiliary.enable_adaptive_sources": lambda preset: preset.auxiliary.enable_adaptive_sources,
 }
 
 

@@ -87,6 +87,9 @@ class TrainConfig(Config):
     snapshot_every_minutes: float = Field(10.0, gt=0, le=100_000, description="Minutes between snapshots.")
     snapshot_every_tokens: int | None = Field(None, ge=1, description="Tokens between snapshots, beside the minutes.")
     sample_every_tokens: int = Field(250_000, ge=1, description="Tokens between samples of the model's writing.")
+    loader_processes: int = Field(
+        0, ge=0, le=48, description="Processes beside each trainer that read and tokenise; 0: a thread of it. Processes times loaders must divide 48."
+    )
     seed: int = Field(0, ge=0, le=2**32 - 1, description="Seed of the first weights and of the order of the data.")
     objective: Literal["clm", "ul2", "mlm", "custom"] = Field("clm", description="What is predicted. clm: the next token.")
     optimizer: Literal["adamw"] = Field("adamw", description="Update rule.")

@@ -144,5 +144,6 @@ def chosen_precision(asked: str, on_gpu: bool) -> str:
 
 def device_in_words(ranks: Ranks) -> str:
     """One line for the screen: "2 x NVIDIA H200, bfloat16"."""
-    name = torch.cuda.get_device_name(ranks.device) if ranks.device.type == "cuda" else f"CPU ({torch.get_num_threads()} threads)"
+    threads = torch.get_num_threads()
+    name = torch.cuda.get_device_name(ranks.device) if ranks.device.type == "cuda" else f"CPU ({threads} thread{'s' * (threads != 1)})"
     return f"{f'{ranks.size} x ' if ranks.size > 1 else ''}{name}, {ranks.precision}"

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lm.training.run import Run
+from data_sources.cursor import read_so_far
+from lm.training.run import Run, now
 from lm.training.snapshots import SnapshotError
 
 JOURNAL, LIFE = "run.jsonl", "life.json"
@@ -21,11 +22,11 @@ class Journal:
         path = folder / JOURNAL
         if path.exists():
             _cut_torn_line(path)
-        self._file = path.open("a", encoding="utf-8")
+        self._file = path.open("a", encoding="utf-8", errors="backslashreplace")  # a lone surrogate becomes its JSON escape
 
     def __call__(self, event: Mapping[str, Any]) -> None:
         try:
-            self._file.write(json.dumps(_finite(event), ensure_ascii=False, allow_nan=False) + "\n")
+            self._file.write(json.dumps({**_finite(event), "at": now()}, ensure_ascii=False, allow_nan=False) + "\n")
             self._file.flush()
         except OSError:
             return  # a full disk must not end a run; the snapshots say so when their turn comes
@@ -66,7 +67,15 @@ def life_in_numbers(run: Run, vocab_size: int) -> dict[str, Any]:
     """What the menu shows of a life, as it stands now."""
     about = {"born": run.life["born"], "runs": len(run.life["runs"]), "life_tokens": run.life["tokens"], "last_preset": run.preset.name}
     parameters = sum(parameter.numel() for parameter in run.learner.model.parameters())
-    return about | {"run_tokens": run.tokens, "budget": run.budget, "parameters": parameters, "vocab_size": vocab_size}
+    about |= {"run_tokens": run.tokens, "budget": run.budget, "parameters": parameters, "vocab_size": vocab_size}
+    return about | {"sources": run.life["sources"], "read": read_of(run)}
+
+
+def read_of(run: Run) -> dict[str, dict[str, Any]]:
+    """By source, over the whole life: documents begun, epochs from 0, and the last fault with its time, where there was one."""
+    counts = read_so_far(run.cursor) if run.cursor else {}
+    faults = run.life.get("faults", {})
+    return {name: {**counts.get(name, {}), **faults.get(name, {})} for name in {**counts, **faults}}
 
 
 def write_life(folder: Path, about: Mapping[str, Any]) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data_sources import Batch
+from data_sources.documents import Stopped
 from lm.preset import RUN_TOKENS, Preset
 from lm.preset.plan import not_built
 from lm.training.session import Session, batch_hash
@@ -51,8 +52,10 @@ def train(
     if missing:
         raise Halted(f"{preset.name}: {missing[0]} is not built yet; switch it off to train this preset")
     try:
-        with open_session(preset, Path(checkpoint_dir), budget_tokens, observers) as session:
+        with open_session(preset, Path(checkpoint_dir), budget_tokens, observers, should_stop) as session:
             return Loop(session, should_stop).run_out()
+    except Stopped:
+        return Summary(0, float("nan"), {}, stopped=True)
     except (SnapshotError, TooLarge) as error:
         raise Halted(str(error)) from None
 
@@ -93,7 +96,7 @@ class Loop:
             self.session.drawn = None
             if not step.tokens:
                 continue  # a step of lanes that have ended, near the end of a finite mix
-            run.counted(step.tokens, self.session.by_name(step.read))
+            self.session.count(step, turn.cursor)
             self.tell(step, turn)
             self.session.compare(turn.batch_hash)
             self.halt_when_unsound(step)

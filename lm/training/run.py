@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from lm.preset import Preset
+from lm.training.adaptive import AdaptiveSources
 from lm.training.growth import Fit, fit, fitted, fitted_moments
 from lm.training.learner import Learner
 from lm.training.optimizer import load_optimizer_tensors, optimizer_tensors
@@ -29,6 +30,7 @@ class Run:
     cursor: dict[str, Any] | None = None
     ended: bool = False  # whether every source was read to its end before the budget was
     certificate: dict[str, Any] = field(default_factory=dict)  # of the last snapshot
+    adaptive: AdaptiveSources | None = None  # where the preset switches it on
 
     def counted(self, tokens: int, by_source: dict[str, int]) -> None:
         """Note that an optimizer step has read `tokens`."""
@@ -48,7 +50,13 @@ class Run:
             optimizer=optimizer_tensors(self.optimizer, self.learner),
             random=random_states(),
             cursor=self.cursor,
-            run={"tokens": self.tokens, "budget": self.budget, "global_rows": self.global_rows, "ended": self.ended},
+            run={
+                "tokens": self.tokens,
+                "budget": self.budget,
+                "global_rows": self.global_rows,
+                "ended": self.ended,
+                "adaptive": self.adaptive.state() if self.adaptive else None,
+            },
             life=copy.deepcopy(self.life),
             certificate=self.certificate,
         )

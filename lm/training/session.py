@@ -19,7 +19,7 @@ from lm.training.certificate import PROBE_TOKENS, certified
 from lm.training.distribution import Ranks
 from lm.training.evaluation import Place, Stopped, encoded, evaluate, first_texts
 from lm.training.journal import life_in_numbers, write_life
-from lm.training.run import Run
+from lm.training.run import Run, now
 from lm.training.saving import Saved, Saver
 from lm.training.snapshots import NAMES, SnapshotError, Snapshots
 from lm.training.step import Step, Teacher
@@ -67,19 +67,27 @@ class Session:
     def tell_sources(self) -> None:
         """Pass on what happened to the sources."""
         for event in self.stream.events():
+            if event["event"] == "source" and event["reason"]:
+                self.run.life.setdefault("faults", {})[event["name"]] = {"last_error": event["reason"], "last_error_at": now()}
             self.report(event)
 
-    def by_name(self, read: Sequence[float]) -> dict[str, int]:
-        """Tokens by source name, of those that were read."""
-        return {source.name: int(count) for source, count in zip(self.run.preset.data.sources, read, strict=True) if count}
+    def count(self, step: Step, cursor: Mapping[str, Any]) -> None:
+        """Note what a step has read, and where the data stands after it."""
+        names = [source.name for source in self.run.preset.data.sources]
+        self.run.counted(step.tokens, {name: int(count) for name, count in zip(names, step.read, strict=True) if count})
+        if self.run.adaptive and step.sound:
+            changed = self.run.adaptive.measured(step.nats, step.scored, cursor["next_row"])
+            if changed:
+                self.report({"event": "weights", "tokens": self.run.tokens, "weights": self.run.adaptive.weights})
 
     def sources_now(self, step: Step) -> dict[str, dict[str, Any]]:
         """Each source on the screen: loss and tokens of this step, share of this life, and its state."""
-        life = self.run.life["sources"]
+        life, weights = self.run.life["sources"], self.run.adaptive.weights if self.run.adaptive else {}
         total = max(sum(life.values()), 1)
         return {
             state.name: {
-                "loss": nats / read if read and math.isfinite(nats) else None,
+                "loss": nats / scored if scored and math.isfinite(nats) else None,
+                "weight": weights.get(state.name),
                 "tokens": life.get(state.name, 0),
                 "share": life.get(state.name, 0) / total,
                 "state": state.state,
@@ -88,7 +96,7 @@ class Session:
                 "epoch": state.epoch,
                 "documents": state.documents,
             }
-            for state, nats, read in zip(self.stream.sources, step.nats, step.read, strict=True)
+            for state, nats, scored in zip(self.stream.sources, step.nats, step.scored, strict=True)
         }
 
     def memory_in_use(self) -> int:

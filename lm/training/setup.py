@@ -11,10 +11,11 @@ from data_sources import open_stream, reopened
 from data_sources.documents import SourceError, SourcesFailed
 from data_sources.held_out import HeldOutStore
 from data_sources.prefetch import Prefetch
-from data_sources.stream import Stream
+from data_sources.stream import Options, Stream
 from data_sources.tokenizer import build_tokenizer, tokenizer_from_json, tokenizer_to_json
 from lm.model import build_model
 from lm.preset import Preset, plan_in_words
+from lm.training.adaptive import AdaptiveSources
 from lm.training.certificate import certified, differences
 from lm.training.distribution import Ranks, device_in_words
 from lm.training.evaluation import HELD_OUT
@@ -55,8 +56,13 @@ class Reporter:
 
 
 @contextlib.contextmanager
-def open_session(preset: Preset, folder: Path, budget: int, observers: Sequence[Observer]) -> Iterator[Session]:
-    """Everything that the loop needs, closed again when the loop is done. SnapshotError or Halted, on all ranks, when it can't begin."""
+def open_session(
+    preset: Preset, folder: Path, budget: int, observers: Sequence[Observer], should_stop: Callable[[], bool] = lambda: False
+) -> Iterator[Session]:
+    """Everything that the loop needs, closed again when the loop is done.
+
+    SnapshotError or Halted, on all ranks, when it can't begin; Stopped when it was asked to stop before a model was born.
+    """
     with contextlib.ExitStack() as stack:
         ranks, snapshots = Ranks(preset.train), Snapshots(folder)
         report = Reporter(observers if ranks.is_first else ())
@@ -70,7 +76,7 @@ def open_session(preset: Preset, folder: Path, budget: int, observers: Sequence[
             report.notice(line)
         report.phase("looking for the newest snapshot")
         snapshot = ranks.first_does(lambda: snapshots.newest(report.notice))
-        tokenizer_json = snapshot.tokenizer if snapshot else ranks.first_does(lambda: _born_tokenizer(preset, report))
+        tokenizer_json = snapshot.tokenizer if snapshot else ranks.first_does(lambda: _born_tokenizer(preset, report, should_stop))
         tokenizer = tokenizer_from_json(tokenizer_json)
         report.phase("building the model")
         run = _born_run(preset, tokenizer_json, len(tokenizer), budget, ranks)
@@ -80,6 +86,10 @@ def open_session(preset: Preset, folder: Path, budget: int, observers: Sequence[
             expected = _go_on(run, snapshot, snapshots, ranks, report)
         else:
             begin_run(run.life, preset, budget)
+        if preset.auxiliary.enable_adaptive_sources:
+            held = snapshot.run.get("adaptive") if snapshot else None
+            next_row = run.cursor["next_row"] if run.cursor else 0
+            run.adaptive = AdaptiveSources(preset.auxiliary, preset.data, run.global_rows, preset.model.seq_length, next_row, held)
         report.phase("opening the sources")
         stream = _opened(run, tokenizer, ranks)
         ahead = stack.enter_context(Prefetch(stream, BATCHES_AHEAD))
@@ -96,11 +106,11 @@ def _let_finish(saver: Saver) -> None:
         saver.outcome(wait=True)
 
 
-def _born_tokenizer(preset: Preset, report: Reporter) -> str:
+def _born_tokenizer(preset: Preset, report: Reporter, should_stop: Callable[[], bool]) -> str:
     trained = preset.data.tokenizer == "bpe"
     report.phase("training the tokenizer on the first megabytes" if trained else f"fetching the tokenizer {preset.data.tokenizer}")
     try:
-        return tokenizer_to_json(build_tokenizer(preset.data, seed=preset.train.seed))
+        return tokenizer_to_json(build_tokenizer(preset.data, preset.train.seed, should_stop))
     except (SourceError, SourcesFailed, ValueError, OSError) as error:
         raise Halted(str(error).splitlines()[0]) from None
 
@@ -154,18 +164,19 @@ def _tell_run(run: Run, ranks: Ranks, report: Reporter) -> None:
 
 
 def _opened(run: Run, tokenizer: Any, ranks: Ranks) -> Stream:
-    if run.global_rows % ranks.size:
-        raise Halted(f"the {run.global_rows} rows of an optimizer step can't be divided among {ranks.size} processes; start with another number of them")
+    options = Options(workers=run.preset.train.loader_processes, schedule=run.adaptive.schedule if run.adaptive else None)
     try:
         return open_stream(
             run.preset.data,
             tokenizer,
             seq_length=run.preset.model.seq_length,
-            batch_size=run.global_rows // ranks.size,
+            batch_size=run.preset.step_rows,
             rank=ranks.rank,
             world_size=ranks.size,
             cursor=run.cursor,
             seed=run.preset.train.seed,
+            global_rows=run.global_rows,
+            options=options,
         )
     except ValueError as error:
         raise Halted(str(error)) from None

@@ -22,10 +22,11 @@ class Step(NamedTuple):
     """What a step did, over all ranks."""
 
     sound: bool  # whether the weights were changed
-    tokens: int  # real tokens read
-    loss: float  # nats a token
+    tokens: int  # read: padding is none
+    loss: float  # nats a scored token
     losses: dict[str, float]
     nats: list[float]  # by source
+    scored: list[float]  # tokens by source
     read: list[float]  # tokens by source
     gradient_norm: float
     learning_rate: float
@@ -46,21 +47,23 @@ class Teacher:
 
     def step(self, batch: Batch, num_sources: int, read: int, budget: int) -> Step:
         """Learn from this rank's rows of a step, when the run has read `read` of `budget` tokens."""
-        tokens = int(self.ranks.summed([float(batch.valid)])[0])
+        n = num_sources
+        scored, tokens = (int(number) for number in self.ranks.summed([float(batch.valid), float((batch.source >= 0).sum())]))
         rate = learning_rate(self.config, (read + tokens) / budget)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        nats, losses = self._gradients_in_memory(batch, tokens, num_sources)
+        sums, losses = self._gradients_in_memory(batch, scored, num_sources)
         self.ranks.sum_gradients(self.parameters)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.grad_clip).item()
-        sums = self.ranks.summed([*nats, *losses.values()])
-        loss = sum(sums[:num_sources]) / max(tokens, 1)
-        sound = tokens > 0 and math.isfinite(norm) and all(map(math.isfinite, sums))
-        if sound:
+        names = sorted(set().union(*self.ranks.gathered(list(losses))))  # a rank without rows has no losses
+        sums = self.ranks.summed([*sums, *(losses.get(name, 0.0) for name in names)])
+        nats, by_source, read_now, parts = sums[:n], sums[n : 2 * n], sums[2 * n : 3 * n], sums[3 * n :]
+        sound = math.isfinite(norm) and all(map(math.isfinite, sums))
+        if sound and scored:
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        by_name = dict(zip(losses, sums[2 * num_sources :], strict=True))
-        return Step(sound, tokens, loss, by_name, sums[:num_sources], sums[num_sources : 2 * num_sources], norm, rate)
+        loss = sum(nats) / max(scored, 1)
+        return Step(sound, tokens, loss, dict(zip(names, parts, strict=True)), nats, by_source, read_now, norm, rate)
 
     def _gradients_in_memory(self, batch: Batch, tokens: int, num_sources: int) -> tuple[list[float], dict[str, float]]:
         """Gradients of all micro-batches; when a rank runs out of memory all of them halve their micro-batch and begin again."""
@@ -82,8 +85,8 @@ class Teacher:
                 torch.cuda.empty_cache()
 
     def _gradients(self, batch: Batch, tokens: int, num_sources: int) -> tuple[list[float], dict[str, float]]:
-        """Back-propagate this rank's rows. Sums of nats and of tokens by source, and each named loss's part of the mean."""
-        by_source = torch.zeros(2, num_sources, dtype=torch.float64, device=self.ranks.device)
+        """Back-propagate this rank's rows. Sums of nats, of scored and of read tokens by source, and each named loss's part of the mean."""
+        by_source = torch.zeros(3, num_sources, dtype=torch.float64, device=self.ranks.device)
         parts: dict[str, Tensor] = {}
         for piece in batch.split(self.micro_rows):
             share = piece.valid / max(tokens, 1)
@@ -93,10 +96,10 @@ class Teacher:
                 (weighted_sum(learned.losses, self.weights) * share).backward()
             for name, loss in learned.losses.items():
                 parts[name] = parts.get(name, 0.0) + loss.detach() * share
-            scored = piece.targets >= 0
-            names = piece.source[scored]
-            by_source[0].index_add_(0, names, learned.nll[scored].double())
-            by_source[1].index_add_(0, names, torch.ones_like(names, dtype=torch.float64))
+            is_scored, is_read = piece.targets >= 0, piece.source >= 0
+            by_source[0].index_add_(0, piece.source[is_scored], learned.nll[is_scored].double())
+            by_source[1].index_add_(0, piece.source[is_scored], torch.ones_like(piece.source[is_scored], dtype=torch.float64))
+            by_source[2].index_add_(0, piece.source[is_read], torch.ones_like(piece.source[is_read], dtype=torch.float64))
         return by_source.flatten().tolist(), {name: float(part) for name, part in parts.items()}
 
 

@@ -48,6 +48,17 @@ def files(name: str, path: Path | str, **options: Any) -> dict[str, Any]:
     return {"type": "files", "name": name, "path": str(path), **options}
 
 
+def three_sources(folder: Path, **options: object) -> DataConfig:
+    """Three sources of unlike sizes: several files, one file, a handful of documents that repeat."""
+    texts = paragraphs(460)
+    for shard in range(4):
+        write_jsonl(folder / "many" / f"{shard}.jsonl", texts[shard * 60 : (shard + 1) * 60])
+    write_jsonl(folder / "one.jsonl", texts[240:440])
+    write_jsonl(folder / "few.jsonl", texts[440:])
+    sources = files("many", folder / "many"), files("one", folder / "one.jsonl"), files("few", folder / "few.jsonl", repeat=True)
+    return data_config(*sources, **options)
+
+
 class Row(NamedTuple):
     """One global row, comparable."""
 
@@ -68,9 +79,11 @@ def global_batches(
     data: DataConfig, batches: int, rows: int = 48, world_size: int = 1, seq_length: int = 37, cursor: Any = None, **options: Any
 ) -> list[tuple[list[Row], Any]]:
     """The rows and the merged cursor of each of the first `batches` global batches of `rows` rows, read by `world_size` ranks."""
-    ranks = []
+    ranks, size = [], max(1, rows // world_size)
+    if size * world_size != rows:
+        options["global_rows"] = rows
     for rank in range(world_size):
-        with open_stream(data, byte_tokenizer(), seq_length, rows // world_size, rank, world_size, cursor=cursor, **options) as stream:
+        with open_stream(data, byte_tokenizer(), seq_length, size, rank, world_size, cursor=cursor, **options) as stream:
             ranks.append(list(islice(stream, batches)))
     merged = []
     for parts in zip(*ranks, strict=True):
@@ -80,10 +93,15 @@ def global_batches(
 
 
 def read_texts(rows: Sequence[Row]) -> list[bytes]:
-    """The documents in rows that were packed with boundaries, put together again lane by lane. Unfinished ones are left out."""
-    lanes: dict[int, list[tuple[int, int]]] = {}
+    """The documents in rows that were packed with boundaries, put together again. Unfinished ones are left out.
+
+    By lane and source: a document whose source was away goes on where it was, after documents of others.
+    """
+    lanes: dict[tuple[int, int], list[tuple[int, int]]] = {}
     for row in sorted(rows):
-        lanes.setdefault(row.lane, []).extend((token, target) for token, target in zip(row.tokens, row.targets, strict=True) if target != -100)
+        for token, target, source in zip(row.tokens, row.targets, row.source, strict=True):
+            if target != -100:
+                lanes.setdefault((row.lane, source), []).append((token, target))
     alphabet = dict(enumerate(_bytes_by_id()))
     texts = []
     for positions in lanes.values():

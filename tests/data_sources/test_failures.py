@@ -96,7 +96,7 @@ def test_a_source_comes_back_where_it_was(tmp_path: Path, hub: LoopbackHub, remo
             if states(stream)["remote"] == "finished":
                 break
         held_out = Counter(text.encode() for source, text in stream.held_out.take_new() if source == "remote")
-        kinds = {(what, name) for _, name, what in stream.cursor()["events"]}
+        kinds = {(what, name) for _, name, what, *_ in stream.cursor()["events"]}
     assert {"waiting", "reading", "finished"} <= seen and kinds >= {("aside", "remote"), ("back", "remote")}
     remote = Counter(text for text in read_texts(rows) if text.decode() in set(remote_texts))
     assert remote + held_out == Counter(text.encode() for text in remote_texts)

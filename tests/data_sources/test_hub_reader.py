@@ -1,19 +1,24 @@
 """Data sets of the Hub: which files, which columns, which rows, and what is said when there are none."""
 
+import email.utils
 import json
 import os
 import subprocess
 import sys
 import textwrap
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pyarrow
 import pyarrow.parquet
 import pytest
 
+from data_sources import hub as hub_module
+from data_sources import lines
 from data_sources.config import DataConfig
 from data_sources.documents import GivenUp, PassingFault, Reader
 from data_sources.ranges import LocalFile
@@ -67,7 +72,7 @@ def test_the_network_is_not_waited_for_inside_pyarrow(tmp_path: Path) -> None:
 
     source = DataConfig.model_validate({"sources": [{"type": "files", "path": "a", "fields": ["text", "more"]}]}).sources[0]
     shard = ParquetShard(Watched(str(tmp_path / "a.parquet")), RowFormat(source, Notes()))
-    assert [len(shard.texts(block) or []) for block in range(7)] == [100] * 7
+    assert [len(shard.passages(block) or []) for block in range(7)] == [100] * 7
     assert len(inside) > 14 and not any(inside)
 
 
@@ -199,6 +204,156 @@ def test_an_answer_shorter_than_asked_for(hub: LoopbackHub, tmp_path: Path) -> N
     hub._server.fault = fault
     with pytest.raises(PassingFault, match="cut at 10 of"):
         all_texts(reader("some/words"))
+
+
+def only_files(act: Callable[[Answer], None]) -> Callable[[Answer, str], bool]:
+    """A fault that does `act` in place of sending a part of a parquet file."""
+
+    def fault(answer: Answer, path: str) -> bool:
+        if path.endswith(".parquet"):
+            act(answer)
+        return path.endswith(".parquet")
+
+    return fault
+
+
+@pytest.mark.parametrize(
+    ("act", "said"),
+    [
+        (lambda answer: answer.say(200, b"x" * 4096), "a whole file where a part was asked for"),
+        (lambda answer: answer.say(206, b"x"), "does not say which part"),
+        (lambda answer: answer.say(206, b"x", Content_Range="bytes 7-7/9999"), "another part"),
+        (lambda answer: answer.say(206, b"xx", Content_Range="bytes 0-0/9999"), "another part"),
+        (lambda answer: answer.refuse(502), "busy"),
+        (lambda answer: answer.lead_on(answer.path), "can't be reached"),
+    ],
+)
+def test_answers_that_are_not_what_was_asked_for(hub: LoopbackHub, tmp_path: Path, act: Callable[[Answer], None], said: str) -> None:
+    make_dataset(tmp_path / "hub", "some/words", rows(paragraphs(30)))
+    source = reader("some/words")
+    hub._server.fault = only_files(act)
+    with pytest.raises(PassingFault, match=said) as error:
+        all_texts(source)
+    assert "\n" not in str(error.value)
+    hub._server.fault = None
+    assert all_texts(source) == paragraphs(30)
+
+
+def test_a_whole_file_in_place_of_a_part_is_not_fetched(hub: LoopbackHub, tmp_path: Path) -> None:
+    sent = []
+
+    def endless(answer: Answer, path: str) -> bool:
+        if path.endswith(".parquet"):
+            answer.send_response(200)
+            answer.send_header("Content-Length", str(1 << 40))
+            answer.end_headers()
+            while answer.wfile.write(bytes(1 << 20)):
+                sent.append(1)
+        return path.endswith(".parquet")
+
+    make_dataset(tmp_path / "hub", "some/words", rows(paragraphs(30)))
+    hub._server.fault = endless
+    with pytest.raises(PassingFault, match="whole file"):
+        all_texts(reader("some/words"))
+    assert len(sent) < 20
+
+
+def test_another_page_in_the_place_of_the_hub(hub: LoopbackHub, tmp_path: Path) -> None:
+    """The network of a hotel: every question is answered by the same page."""
+    make_dataset(tmp_path / "hub", "some/words", rows(paragraphs(30)))
+
+    def page(answer: Answer, path: str) -> bool:
+        answer.say(200, b"<html>Please sign in</html>", Content_Type="text/html")
+        return True
+
+    hub._server.fault = page
+    source = reader("some/words")
+    with pytest.raises(PassingFault, match="something else answers"):
+        source.shards()
+    hub._server.fault = None
+    assert all_texts(source) == paragraphs(30)
+
+
+@pytest.mark.parametrize(
+    ("asked", "seconds"),
+    [({"Retry_After": "7"}, 7), ({"Retry_After": "{date}"}, 90), ({"RateLimit": '"api";r=0;t=55'}, 55), ({"Retry_After": "99999999"}, 3600), ({}, None)],
+)
+def test_how_long_a_busy_server_asks_to_wait(hub: LoopbackHub, tmp_path: Path, asked: dict[str, str], seconds: float | None) -> None:
+    make_dataset(tmp_path / "hub", "some/words", rows(paragraphs(30)))
+    date = email.utils.formatdate(time.time() + 90, usegmt=True)
+    hub._server.fault = only_files(lambda answer: answer.say(429, b"", **{name: value.format(date=date) for name, value in asked.items()}))
+    with pytest.raises(PassingFault, match="busy") as error:
+        all_texts(reader("some/words"))
+    assert error.value.retry_after == pytest.approx(seconds, abs=2)
+
+
+def test_slow_servers(hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that says nothing, and one that never stops saying a little."""
+    make_dataset(tmp_path / "hub", "some/words", rows(paragraphs(300)), shards=1)
+    monkeypatch.setattr(hub_module, "TIMEOUT", httpx2.Timeout(0.3))
+    monkeypatch.setattr(hub_module, "SLOW_SECONDS", 0.3)
+    source = reader("some/words")
+    for act, said in ((lambda answer: answer.stall(5), "did not answer in time"), (lambda answer: answer.drip(0.15), "less than 1000 bytes a second")):
+        hub._server.fault = only_files(act)
+        began = time.monotonic()
+        with pytest.raises(PassingFault, match=said):
+            all_texts(source)
+        assert time.monotonic() - began < 3
+    hub._server.fault = None
+    assert all_texts(source) == paragraphs(300)
+
+
+def test_files_in_a_store_elsewhere(hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the Hub does with large ones. The token is for the Hub alone, and the store's own marks may differ from copy to copy."""
+    monkeypatch.setenv("HF_TOKEN", "hf_test")
+    make_dataset(tmp_path / "hub", "some/words", rows(paragraphs(200)), row_group_size=30)
+    told: dict[str, set[str | None]] = {"hub": set(), "store": set()}
+    marks = iter(range(10_000))
+
+    def store_fault(answer: Answer, path: str) -> bool:
+        told["store"].add(answer.headers["Authorization"])
+        marked = answer.send_header
+        answer.send_header = lambda name, value: marked(name, f'"{next(marks)}"' if name == "ETag" else value)
+        return False
+
+    with LoopbackHub(tmp_path / "hub", store_fault) as store:
+
+        def lead_on(answer: Answer, path: str) -> bool:
+            if path.endswith(".parquet"):
+                told["hub"].add(answer.headers["Authorization"])
+                answer.lead_on(store.endpoint + answer.path, X_Linked_ETag='"0123"', X_Linked_Size="1", X_Xet_Hash="4567", X_Xet_Refresh_Route="/api/xet")
+            return path.endswith(".parquet")
+
+        hub._server.fault = lead_on
+        assert all_texts(reader("some/words")) == paragraphs(200)
+        assert told == {"hub": {"Bearer hf_test"}, "store": {None}}
+        assert any(request.range for request in store.log) and all(request.range for request in store.log)
+
+
+@pytest.mark.parametrize("format", ["parquet", "json.gz"])
+def test_a_file_that_changes_while_it_is_read_is_opened_anew(hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format: str) -> None:
+    """Under the same revision, as on a mirror: never half of one and half of the other."""
+    before, after = paragraphs(200), paragraphs(200, start=300)
+    monkeypatch.setattr(lines, "FETCH_BYTES", 4000)
+    monkeypatch.setattr(lines, "BLOCK_BYTES", 4000)
+    monkeypatch.setattr("tests.loopback_hub._commit", lambda repo: "c0ffee")
+    make_dataset(tmp_path / "hub", "some/words", rows(before), shards=1, row_group_size=40, format=format)
+    source = reader("some/words")
+    read = [document.text for block in (0, 1) for document in source.read(0, block) or []]
+    assert read == before[: len(read)]
+    make_dataset(tmp_path / "hub", "some/words", rows(after), shards=1, row_group_size=40, format=format)
+    with pytest.raises(PassingFault, match="another than it was"):
+        [source.read(0, block) for block in range(2, 9)]
+    assert all_texts(source) == after
+    assert [line.partition(" was changed")[0][-len(format) :] for line in source.notices()] == [format]
+
+
+def test_a_broken_card_gives_the_source_up(hub: LoopbackHub, tmp_path: Path) -> None:
+    folder = make_dataset(tmp_path / "hub", "some/words", rows(paragraphs(30)))
+    (folder / "README.md").write_text("---\nconfigs: [{]: 7\n---\n")
+    with pytest.raises(GivenUp) as error:
+        reader("some/words").shards()
+    assert "\n" not in str(error.value)
 
 
 def test_a_truncated_parquet_is_named_and_passed_over(hub: LoopbackHub, tmp_path: Path) -> None:

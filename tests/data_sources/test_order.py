@@ -13,23 +13,12 @@ from data_sources import encoder, merge_cursors, open_stream
 from data_sources.config import DataConfig
 from data_sources.encoder import Encoder
 from data_sources.order import permutation
-from tests.data_sources.streams import byte_tokenizer, data_config, files, global_batches, paragraphs, read_texts, rows_of, write_jsonl
+from tests.data_sources.streams import byte_tokenizer, data_config, files, global_batches, paragraphs, read_texts, rows_of, three_sources, write_jsonl
 
 
 @pytest.fixture
 def mix(tmp_path: Path) -> DataConfig:
     return three_sources(tmp_path)
-
-
-def three_sources(folder: Path, **options: object) -> DataConfig:
-    """Three sources of unlike sizes: several files, one file, a handful of documents that repeat."""
-    texts = paragraphs(460)
-    for shard in range(4):
-        write_jsonl(folder / "many" / f"{shard}.jsonl", texts[shard * 60 : (shard + 1) * 60])
-    write_jsonl(folder / "one.jsonl", texts[240:440])
-    write_jsonl(folder / "few.jsonl", texts[440:])
-    sources = files("many", folder / "many"), files("one", folder / "one.jsonl"), files("few", folder / "few.jsonl", repeat=True)
-    return data_config(*sources, **options)
 
 
 @pytest.mark.parametrize("world_size", [2, 3, 4, 8])

@@ -356,7 +356,9 @@ def test_folders_are_read_all_the_way_down_and_in_loops_only_once(opened: Open, 
         path.write_bytes(built([column(prose(5))]))
     (deep / "back").symlink_to(tmp_path)
     (tmp_path / "gone.pdf").symlink_to(tmp_path / "nowhere")
-    assert opened(tmp_path).shards() == ["b/c/d/e/f/g/h/i/j/x.pdf", "z.PDF"]
+    reader = opened(tmp_path)
+    assert reader.shards() == ["b/c/d/e/f/g/h/i/j/x.pdf", "gone.pdf", "z.PDF"]
+    assert len(everything(reader)) == 2 and reader.notices() == ["gone.pdf is no file; passed over"]
 
 
 @pytest.mark.parametrize(

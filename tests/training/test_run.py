@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable, Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -99,14 +100,18 @@ def test_the_journal_holds_what_the_observers_saw_and_mends_a_torn_line(tiny: Ti
     second.events.append({"event": "of another program, whole but for its newline"})
     second.events += third.events
     lines = [json.loads(line) for line in journal.read_text(encoding="utf-8").splitlines()]
+    times = [line.pop("at", None) for line in lines]
     assert lines == first.events + second.events
+    assert all(datetime.fromisoformat(time) for time in times if time) and times.count(None) == 1
 
 
 def test_life_json_says_what_the_menu_shows(tiny: Tiny, tmp_path: Path) -> None:
     trained(tiny(), tmp_path, 5)
     life = json.loads((tmp_path / "life.json").read_text(encoding="utf-8"))
-    assert {"born", "runs", "life_tokens", "last_preset", "run_tokens", "budget", "parameters", "vocab_size"} == life.keys()
+    assert {"born", "runs", "life_tokens", "last_preset", "run_tokens", "budget", "parameters", "vocab_size", "sources", "read"} == life.keys()
     assert (life["runs"], life["life_tokens"], life["last_preset"]) == (1, 5 * STEP, "tiny")
+    assert life["sources"] == {"reference": 5 * STEP}
+    assert life["read"]["reference"].keys() == {"documents", "epochs"} and life["read"]["reference"]["documents"] >= 5
 
 
 def test_another_model_keeps_what_fits_and_archives_the_old(tiny: Tiny, tmp_path: Path) -> None:

@@ -1,0 +1,128 @@
+"""Which tokens of a document are scored: those of the answer and the end, where the preset says so."""
+
+import pydoc_data.topics
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from data_sources import encoder
+from data_sources.blocks import Block
+from data_sources.config import DataConfig
+from data_sources.documents import Document
+from data_sources.encoder import Encoder
+from data_sources.feed import Found, Place
+from data_sources.order import LANES
+from data_sources.readers import open_reader
+from data_sources.tokenizer import trained_bpe
+from tests.data_sources.streams import BOS, EOS, byte_tokenizer, files
+
+PAIR = {"fields": ["question", "answer"], "format": "Q: {question}\nA: {answer}", "loss_on": "answer"}
+PAIRS = [("Why?", "So."), ("Où ça?", "Là-bas, ünd 漢字 🙂."), ("How many?", "7"), ("A: what?", "A: that\nA: and this")]
+
+
+class Everything:
+    """A feed that reads all of its blocks."""
+
+    def chosen(self, block: Block, index: int) -> bool:
+        return True
+
+
+def documents(tmp_path: Path, name: str = "a.jsonl", **options: Any) -> list[Document]:
+    import json
+
+    (tmp_path / name).write_text("".join(json.dumps({"question": question, "answer": answer}) + "\n" for question, answer in PAIRS))
+    source = open_reader(DataConfig.model_validate({"sources": [files("a", tmp_path / name, **{**PAIR, **options})]}).sources[0])
+    return source.read(0, 0) or []
+
+
+@pytest.fixture(scope="module")
+def trained() -> Any:
+    return trained_bpe(iter(pydoc_data.topics.topics.values()), 1000)
+
+
+def test_the_span_of_the_answer(tmp_path: Path) -> None:
+    for document, (question, answer) in zip(documents(tmp_path), PAIRS, strict=True):
+        assert document.text == f"Q: {question}\nA: {answer}"
+        assert document.scored and document.text[slice(*document.scored)] == answer
+    assert {document.scored for document in documents(tmp_path, loss_on="all")} == {None}
+
+
+@pytest.mark.parametrize(
+    ("options", "text", "scored"),
+    [
+        ({"format": "{answer} <- {question} {{end}}"}, "So. <- Why? {end}", "Why?"),
+        ({"format": "{answer}\n{question}\n{answer}."}, "So.\nWhy?\nSo..", "So."),
+        ({"format": None}, "Why?\nSo.", "So."),
+    ],
+)
+def test_the_last_field_is_the_answer(tmp_path: Path, options: dict[str, Any], text: str, scored: str) -> None:
+    document = documents(tmp_path, **options)[0]
+    assert document.text == text and document.scored and document.text[slice(*document.scored)] == scored
+    assert document.text.rindex(scored) == document.scored[0]
+
+
+def test_in_parquet_too(tmp_path: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    pyarrow.parquet.write_table(pyarrow.table({"question": ["Why?"], "answer": [["So.", "Else."]]}), tmp_path / "a.parquet")
+    source = open_reader(DataConfig.model_validate({"sources": [files("a", tmp_path, **PAIR)]}).sources[0])
+    assert source.read(0, 0) == [Document("Q: Why?\nA: So.", "a.parquet", (11, 14))]
+
+
+def tokens_of(tokenizer: Any, found: list[Document]) -> list[encoder.Tokens]:
+    """What a process with all lanes gets, in the order of `found`."""
+    block = Block(found, False, 0)
+    made = Encoder(tokenizer, range(LANES))
+    return [made.tokens(Everything(), Found(Place(), block, index)) for index in range(len(found))]
+
+
+def test_each_token_that_has_a_character_of_the_answer_is_scored(tmp_path: Path, trained: Any) -> None:
+    found = documents(tmp_path)
+    for tokenizer in (byte_tokenizer(), trained):
+        whole = Encoder(tokenizer, [0]).encode([document.text for document in found])
+        for document, ids, (again, scored) in zip(found, whole, tokens_of(tokenizer, found), strict=True):
+            assert scored is not None and scored.dtype == np.bool_ and scored.shape == ids.shape and np.array_equal(ids, again)
+            assert (scored[0], scored[-1]) == (False, True)
+            assert document.scored
+            answer = document.text[slice(*document.scored)]
+            first = int(np.flatnonzero(scored)[0])
+            assert scored[first:].all(), "the answer is last here"
+            assert tokenizer.decode(ids[first:-1]).lstrip(" ") == answer and len(tokenizer.decode(ids[first + 1 : -1])) < len(answer)
+
+
+def test_bytes_of_the_answer_are_counted_exactly() -> None:
+    ((ids, scored),) = tokens_of(byte_tokenizer(), [Document("é: 漢!", "", (3, 4))])
+    assert scored is not None and [ids[0], ids[-1]] == [BOS, EOS]
+    assert scored.tolist() == [False] + [False] * 4 + [True] * 3 + [False] + [True]
+
+
+def test_long_texts_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encoder, "PIECE", 20)
+    text = "".join(f"word{number} " for number in range(30))
+    ((ids, scored),) = tokens_of(byte_tokenizer(), [Document(text, "", (50, 120))])
+    assert scored is not None and scored.tolist() == [False] + [50 <= place < 120 for place in range(len(text))] + [True]
+    assert np.array_equal(ids, Encoder(byte_tokenizer(), [0]).encode([text])[0])
+
+
+def test_documents_with_and_without_a_span_together() -> None:
+    found = [Document(text, "", (1, 2) if number % 3 else None) for number, text in enumerate(["abc", "def", "ghi", "jkl"] * 20)]
+    tokens = tokens_of(byte_tokenizer(), found)
+    assert [scored is None for _, scored in tokens] == [document.scored is None for document in found]
+    block, made = Block(found, False, 0), Encoder(byte_tokenizer(), range(LANES))
+    assert all(np.array_equal(made.ids(Everything(), Found(Place(), block, index)), ids) for index, (ids, _) in enumerate(tokens))
+    assert block.marks == {}, "handed out with their ids"
+
+
+def test_it_wants_two_fields() -> None:
+    for options in ({}, {"fields": ["answer"]}, {"format": "{answer}"}):
+        with pytest.raises(ValueError, match="needs two fields or more"):
+            DataConfig.model_validate({"sources": [files("a", "a", loss_on="answer", **options)]})
+
+
+@pytest.mark.parametrize("format", ["{a.__class__}{b}", "{a[0]}{b}", "{a!r}{b}", "{a:>9}{b}", "{a:{b}}", "{0}{1}", "{}{}", "{a b}", "{a", "a}"])
+def test_a_format_that_could_reach_into_objects_is_refused(format: str) -> None:
+    with pytest.raises(ValueError, match="format"):
+        DataConfig.model_validate({"sources": [files("a", "a", format=format)]})
