@@ -74,6 +74,8 @@ class Facts:
             "phase": self._on_phase,
             "run": self._on_run,
             "resume": self._on_resume,
+            "certificate": self._on_certificate,
+            "weights": self._on_weights,
             "step": self._on_step,
             "source": self._on_source,
             "notice": self._on_notice,
@@ -123,6 +125,13 @@ class Facts:
     def _on_resume(self, event: Event) -> None:
         self.begun_at, self.life_tokens = event["tokens"], event["life_tokens"]
         self.say(event["text"], "good")
+
+    def _on_certificate(self, event: Event) -> None:
+        self.say(event["text"], "good" if event["exact"] else "warning")
+
+    def _on_weights(self, event: Event) -> None:
+        shares = ", ".join(f"{name} {weight:.0%}" for name, weight in event["weights"].items())
+        self.say(f"sources are now read by their losses: {shares}")
 
     def _on_step(self, event: Event) -> None:
         self.step, self.phase, self.is_training = event, "training", True

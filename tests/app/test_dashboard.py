@@ -231,3 +231,13 @@ def test_wrapping_loses_nothing(text, width):
     lines = wrapped(spans(text), width, 99)
     assert all(line.cell_len <= width for line in lines)
     assert "".join(line.plain for line in lines).replace(" ", "") == text.replace(" ", "")
+
+
+def test_what_decides_over_the_data_is_said():
+    weights = {"event": "weights", "tokens": 10, "weights": {"wikipedia": 0.6, HOSTILE: 0.4}}
+    facts = told([*opening(), {"event": "certificate", "exact": False, "text": "the data goes on otherwise"}, weights])
+    assert [(line.text.split(":")[0], line.tone) for line in list(facts.log)[-2:]] == [
+        ("the data goes on otherwise", "warning"),
+        ("sources are now read by their losses", "quiet"),
+    ]
+    assert "wikipedia 60%" in screen(facts, 100, 40)
