@@ -137,7 +137,7 @@ class AuxiliaryConfig(Config):
     adaptive_interval_tokens: int = Field(5_000_000, ge=1, description="Tokens between changes of the weights.")
     adaptive_min_weight: float = Field(0.5, gt=0, le=1, description="Lowest factor on a source's weight.")
     adaptive_max_weight: float = Field(3.0, ge=1, le=1000, description="Highest factor on a source's weight.")
-    adaptive_smoothing: float = Field(0.9, ge=0, lt=1, description="Share of the old factor that each change keeps.")
+    adaptive_smoothing: float = Field(0.9, ge=0, lt=1, description="Share of the losses before that each change keeps.")
 
 
 class Mechanism(Config):
