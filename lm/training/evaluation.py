@@ -7,7 +7,7 @@ Bits per byte does not depend on the tokenizer. Each row of seq_length tokens is
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -118,8 +118,9 @@ def evaluate(
     summed: Callable[[list[float]], list[float]] = lambda values: values,
     autocast: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
     stopped: Callable[[], bool] = lambda: False,
+    mix: Collection[str] | None = None,
 ) -> dict[str, Any]:
-    """Measures by source and over all of them; ranks share the rows. An empty dictionary when there is no text.
+    """Measures by source, and over those in `mix` (all when None); ranks share the rows. An empty dictionary when there is no text.
 
     Stopped, on every rank, once `stopped` says so; it is asked by all ranks together.
     """
@@ -136,8 +137,10 @@ def evaluate(
     if not tallies:
         return {}
     total = Tally()
-    for tally in tallies.values():
-        total = total.plus(tally)
+    for name, tally in tallies.items():
+        total = total.plus(tally) if mix is None or name in mix else total
+    if not total.tokens:
+        return {}
     return {**total.measures(), "sources": {name: tally.measures() for name, tally in tallies.items()}}
 
 

@@ -145,14 +145,14 @@ class Loop:
         """Whether the run has passed a multiple of `every` tokens since it stood at `before`."""
         return self.run.tokens // every > before // every
 
-    def last_save(self) -> None:
+    def last_save(self, amends: bool = False) -> None:
         """A snapshot that must be on disk before anything else is done. SnapshotError, on all ranks, when it can't be written."""
-        self.begin_save()
+        self.begin_save(amends)
         self.session.finish_save()
 
-    def begin_save(self) -> None:
+    def begin_save(self, amends: bool = False) -> None:
         """A snapshot, written while training goes on."""
-        self.session.begin_save()
+        self.session.begin_save(amends)
         self.saved_at, self.saved_tokens = time.monotonic(), self.run.tokens
 
     def halt_when_unsound(self, step: Step) -> None:
@@ -197,6 +197,7 @@ class Loop:
         stopped = turn is not None and turn.stop
         if not stopped:
             self.evaluation = self.session.evaluate(brief=False, should_stop=self.should_stop) or self.evaluation
+            self.last_save(amends=True)  # with what was measured
             self.session.archive()
         ended = "every source has been read to its end" if self.run.tokens < self.run.budget else "the run's tokens are read"
         self.session.report({"event": "end", "reason": "stopped" if stopped else ended, "tokens": self.run.tokens, "loss": self.smooth_loss})

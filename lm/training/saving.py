@@ -30,18 +30,21 @@ class Saver:
         self._saved: Saved | None = None
         self._error: BaseException | None = None
 
-    def begin(self, snapshot: Snapshot, then: Callable[[], None]) -> None:
-        """Copy `snapshot` and write it in the background, and call `then` there once it is on disk. The one before must have been asked for."""
+    def begin(self, snapshot: Snapshot, then: Callable[[], None], amends: bool = False) -> None:
+        """Copy `snapshot` and write it in the background, and call `then` there once it is on disk. The one before must have been asked for.
+
+        amends: it takes the place of the current one, whose run has not moved since.
+        """
         began = time.monotonic()
         own = copied(snapshot)
         stall = time.monotonic() - began
         # No daemon: Python then waits for the thread before it ends, and the file is whole.
-        self._thread = threading.Thread(target=self._write, name="saver", args=(own, then, began, stall))
+        self._thread = threading.Thread(target=self._write, name="saver", args=(own, then, began, stall, amends))
         self._thread.start()
 
-    def _write(self, own: Snapshot, then: Callable[[], None], began: float, stall: float) -> None:
+    def _write(self, own: Snapshot, then: Callable[[], None], began: float, stall: float, amends: bool) -> None:
         try:
-            path = self.snapshots.save(own)
+            path = self.snapshots.save(own, amends)
             then()
             self._saved = Saved(own.run["tokens"], stall, time.monotonic() - began, path.stat().st_size)
         except BaseException as error:  # handed to the one who asks

@@ -18,6 +18,7 @@ from lm.generation import generate
 from lm.training.certificate import PROBE_TOKENS, certified
 from lm.training.distribution import Ranks
 from lm.training.evaluation import Place, Stopped, encoded, evaluate, first_texts
+from lm.training.forgetting import note_measures
 from lm.training.journal import life_in_numbers, write_life
 from lm.training.run import Run, now
 from lm.training.saving import Saved, Saver
@@ -105,8 +106,8 @@ class Session:
             return torch.cuda.max_memory_allocated(self.ranks.device)
         return psutil.Process().memory_info().rss
 
-    def begin_save(self) -> None:
-        """Have a snapshot written in the background, with the held-out text gathered until now beside it."""
+    def begin_save(self, amends: bool = False) -> None:
+        """Have a snapshot written in the background, with the held-out text gathered until now beside it. amends: see Snapshots.save."""
         self.keep_held_out()
         ahead = [self.drawn] * (self.drawn is not None) + [batch for batch, _ in self.ahead.peek()]
         coming = self.ranks.gathered([batch.digests() for batch in ahead])
@@ -116,7 +117,7 @@ class Session:
             hashes = [batch_hash(digests) for digests in zip(*coming, strict=False)]  # as many as every rank has ready
             self.run.certificate = certified(self.run.learner.model, probe, self.ranks) | {"coming": hashes}
             life = life_in_numbers(self.run, len(self.tokenizer))
-            self.saver.begin(self.run.snapshot(), then=lambda: write_life(self.snapshots.folder, life))
+            self.saver.begin(self.run.snapshot(), then=lambda: write_life(self.snapshots.folder, life), amends=amends)
 
     def _probe(self, ahead: Sequence[Batch]) -> list[int]:
         """The tokens whose loss stands in every certificate of a life: held out, or while nothing is, a row that comes next."""
@@ -162,8 +163,8 @@ class Session:
 
     def evaluate(self, brief: bool, should_stop: Callable[[], bool]) -> dict[str, Any]:
         """Measures on held-out text: the first of each source's when `brief`, else all. Saved before, always. Empty when stopped."""
-        names = {source.name for source in self.run.preset.data.sources}
-        kept = {name: self.store.texts(name) for name in self.store.sources() if name in names}
+        mix = {source.name for source in self.run.preset.data.sources}
+        kept = {name: self.store.texts(name) for name in self.store.sources()}  # also of sources that are read no more
         texts = self.ranks.from_first({name: first_texts(texts, self.tokenizer, BRIEF_TOKENS) if brief else texts for name, texts in kept.items()})
         self.report({"event": "phase", "text": "evaluating on held-out text"})
         seq_length, ranks = self.run.preset.model.seq_length, self.ranks
@@ -177,12 +178,15 @@ class Session:
                 ranks.summed,
                 ranks.accelerator.autocast,
                 stopped=lambda: bool(ranks.highest([float(should_stop())])[0]),
+                mix=mix,
             )
         except Stopped:
             self.report({"event": "notice", "text": "the evaluation was stopped"})
             return {}
         if measures:
-            self.report({"event": "evaluation", **measures, "tokens": self.run.tokens})
+            self.report({"event": "evaluation", **measures, "tokens": self.run.tokens, "brief": brief})
+            for line in note_measures(self.run.life, measures["sources"], "brief" if brief else "full"):
+                self.report({"event": "notice", "text": line})
         return measures
 
     def write_sample(self) -> None:

@@ -95,8 +95,11 @@ class Snapshots:
             raise SnapshotError(f"{self.folder}: no whole snapshot is left ({refused[0]}); move the files away to begin a new life")
         return None
 
-    def save(self, snapshot: Snapshot) -> Path:
-        """Write `snapshot` as the current one. SnapshotError when there is no room; what was there stays."""
+    def save(self, snapshot: Snapshot, amends: bool = False) -> Path:
+        """Write `snapshot` as the current one, and keep the one before as prev, unless it `amends` it: then it takes its place.
+
+        SnapshotError when there is no room; what was there stays.
+        """
         new = self.folder / NEW
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -104,7 +107,7 @@ class Snapshots:
                 self._settle(new)
             _write(new, snapshot)
             read_snapshot(new)
-            self._rotate(new)
+            self._rotate(new, amends)
         except (OSError, RuntimeError) as error:
             new.unlink(missing_ok=True)
             raise SnapshotError(f"{self.folder}: the snapshot can't be written: {_reason(error)}") from None
@@ -119,7 +122,7 @@ class Snapshots:
         else:
             self._rotate(new)
 
-    def _rotate(self, new: Path) -> None:
+    def _rotate(self, new: Path, amends: bool = False) -> None:
         current, prev, prev2 = (self.folder / name for name in NAMES.values())
         for damaged in filter(Path.exists, self._damaged):
             # Kept for a person to look at, and out of the way, so that it pushes no good one out.
@@ -127,9 +130,9 @@ class Snapshots:
         self._damaged.clear()
         legacy = self.folder / LEGACY
         ours = not legacy.exists() or any(path.exists() and legacy.samefile(path) for path in (current, prev, prev2))
-        if prev.exists() and current.exists():
+        if prev.exists() and current.exists() and not amends:
             prev.replace(prev2)
-        if current.exists():
+        if current.exists() and not amends:
             current.replace(prev)
         new.replace(current)
         if ours:  # a file of that name from another program stays

@@ -321,12 +321,12 @@ def test_saving_goes_on_beside_training(tiny: Tiny, tmp_path: Path, monkeypatch:
 
     honest, written = Snapshots.save, []
 
-    def slow(self: Snapshots, snapshot: Any) -> Path:
+    def slow(self: Snapshots, snapshot: Any, amends: bool) -> Path:
         written.append(snapshot.run["tokens"])
         if len(written) == 2:
             raise SnapshotError("no room")
         time.sleep(0.5)
-        return honest(self, snapshot)
+        return honest(self, snapshot, amends)
 
     monkeypatch.setattr(Snapshots, "save", slow)
     recorder = trained(tiny(train={"snapshot_every_tokens": 20 * STEP}), tmp_path, 70)
@@ -337,3 +337,21 @@ def test_saving_goes_on_beside_training(tiny: Tiny, tmp_path: Path, monkeypatch:
     assert recorder.of("snapshot")[0]["stall"] < 0.4 < recorder.of("snapshot")[0]["seconds"]
     assert "no room; training goes on" in recorder.of("notice")[0]["text"]
     assert Snapshots(tmp_path).read("current").run["tokens"] == recorder.of("step")[-1]["tokens"]
+
+
+def test_what_is_forgotten_is_said(tiny: Tiny, tmp_path: Path) -> None:
+    """A run on prose, then one on digits alone: prose is measured all the same, its best is kept, and its loss is told."""
+    digits = tmp_path / "digits.jsonl"
+    rows = [json.dumps({"text": " ".join(str(number * step) for number in range(1, 80))}) for step in range(1, 1500)]
+    digits.write_text("\n".join(rows), encoding="utf-8")
+    first = trained(tiny(train={"eval_tokens": 500}), tmp_path / "c", 150)
+    best = first.of("evaluation")[-1]["sources"]["reference"]["bits_per_byte"]
+    assert Snapshots(tmp_path / "c").read("current").life["measured"]["full"]["reference"]["best"] == best, "the last snapshot holds it"
+    assert not [event for event in first.of("notice") if "forgotten" in event["text"]]
+    second = trained(tiny(data={"sources": [{"type": "files", "name": "digits", "path": str(digits), "repeat": True}]}), tmp_path / "c", 150)
+    (last,) = [event for event in second.of("evaluation") if not event["brief"]]
+    assert set(last["sources"]) == {"reference", "digits"}
+    assert last["cross_entropy"] == last["sources"]["digits"]["cross_entropy"], "the whole is of this mix"
+    measured = Snapshots(tmp_path / "c").read("current").life["measured"]["full"]["reference"]
+    assert measured["best"] == best < measured["now"] / 1.02
+    assert any(event["text"].startswith("reference: ") and "forgotten" in event["text"] for event in second.of("notice"))
