@@ -279,12 +279,21 @@ class Preset(Config):
     mixture_of_depths: MixtureOfDepthsConfig = Field(default_factory=MixtureOfDepthsConfig)
     ul2: Ul2Config = Field(default_factory=Ul2Config)
 
+    @model_validator(mode="after")
+    def _weights_can_adapt(self) -> "Preset":
+        if self.auxiliary.enable_adaptive_sources and self.data.mix_strategy == "sequential":
+            raise ValueError('enable_adaptive_sources weighs sources that are mixed, but mix_strategy is "sequential"; use "weighted" or "round_robin"')
+        return self
+
     @property
     def notices(self) -> list[str]:
         """Lines that a person should read before a run with this preset."""
+        lines = []
         if self.train.train_tokens not in (None, RUN_TOKENS):
-            return [f"{self.name}: train_tokens {self.train.train_tokens:,} is overridden: every run reads {RUN_TOKENS:,} tokens"]
-        return []
+            lines.append(f"{self.name}: train_tokens {self.train.train_tokens:,} is overridden: every run reads {RUN_TOKENS:,} tokens")
+        if self.auxiliary.enable_adaptive_sources and self.data.mix_strategy == "round_robin":
+            lines.append(f"{self.name}: with enable_adaptive_sources sources are read by weights, equal ones at first, and not round_robin")
+        return lines
 
     @property
     def step_rows(self) -> int:

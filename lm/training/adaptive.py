@@ -28,38 +28,43 @@ class AdaptiveSources:
         self.interval = next_row // rows
         self.smoothed: Sequence[float | None] = [None] * len(self.names)
         self._begin_interval()
-        if state and (state["names"], state["interval_rows"]) == (self.names, rows):
+        same = state is not None and (state["names"], state["interval_rows"], tuple(state["base"])) == (self.names, rows, self.base)
+        ahead = {int(interval): tuple(weights) for interval, weights in state["ahead"].items()} if same else {}
+        if same:
             self.smoothed, self.nats, self.read = state["smoothed"], state["nats"], state["read"]
-            ahead = {int(interval): weights for interval, weights in state["ahead"].items()}
-        else:
-            ahead = {self.interval: self.base, self.interval + 1: self.base}
-        for interval, weights in ahead.items():
-            self.schedule.announce(interval, weights)
+        for interval in (self.interval, self.interval + 1):
+            self.schedule.announce(interval, ahead.get(interval, self.base))
 
     def _begin_interval(self) -> None:
         self.nats, self.read = [0.0] * len(self.names), [0.0] * len(self.names)
 
     def measured(self, nats: Sequence[float], read: Sequence[float], next_row: int) -> bool:
-        """Count a step: nats and tokens by source over all ranks, and the row that comes after it. Whether an interval ended with it."""
+        """Count a step: nats and tokens by source over all ranks, and the row that comes after it. Whether an interval ended with it.
+
+        Every step must come here, also one that taught nothing: the stream waits for what is announced at the ends of intervals.
+        """
         self.nats = [sum(pair) for pair in zip(self.nats, nats, strict=True)]
         self.read = [sum(pair) for pair in zip(self.read, read, strict=True)]
-        if next_row // self.schedule.interval_rows == self.interval:
-            return False
+        before = self.interval
+        while self.interval < next_row // self.schedule.interval_rows:
+            self._end_interval()
+        return self.interval > before
+
+    def _end_interval(self) -> None:
         losses = [total / count if count else None for total, count in zip(self.nats, self.read, strict=True)]
         self.smoothed = smoothed_losses(self.smoothed, losses, self.config.adaptive_smoothing)
         weights = adapted_weights(self.base, self.smoothed, self.config.adaptive_min_weight, self.config.adaptive_max_weight)
         self.schedule.announce(self.interval + LAG, weights)
         self.interval += 1
         self._begin_interval()
-        return True
 
     @property
     def weights(self) -> dict[str, float]:
         """The weights in force where training stands, by source."""
-        return dict(zip(self.names, self.schedule.of(self.interval), strict=True))
+        return dict(zip(self.names, self.schedule.announced()[self.interval], strict=True))
 
     def state(self) -> dict[str, Any]:
         """What a snapshot must hold of it."""
         ahead = {str(interval): list(weights) for interval, weights in self.schedule.announced().items() if interval >= self.interval}
-        about = {"names": self.names, "interval_rows": self.schedule.interval_rows, "smoothed": list(self.smoothed)}
+        about = {"names": self.names, "base": list(self.base), "interval_rows": self.schedule.interval_rows, "smoothed": list(self.smoothed)}
         return about | {"nats": self.nats, "read": self.read, "ahead": ahead}

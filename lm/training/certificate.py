@@ -19,7 +19,7 @@ from lm.training.distribution import Ranks, device_in_words
 PROBE_TOKENS = 257  # 256 predictions
 CLOSE = 1e-4  # relative: what another device or version may change by its order of sums
 PACKAGES = ("torch", "tokenizers", "transformers", "pyarrow", "numpy")
-WITHOUT_EFFECT = {"name", "about", "generation"}
+WITHOUT_EFFECT = {"name", "about", "generation", "data.cache", "train.loader_processes", "train.train_tokens"}  # on what is learned
 
 
 def environment(device: str) -> dict[str, str]:
@@ -72,7 +72,8 @@ def _differs(name: str, then: Mapping[str, Any], now: Mapping[str, Any]) -> bool
 
 def _changed(old: Any, new: Any, path: str = "") -> list[tuple[str, Any, Any]]:
     """JSON paths at which two presets differ, with both values."""
+    if path in WITHOUT_EFFECT:
+        return []
     if isinstance(old, dict) and isinstance(new, dict):
-        keys = [key for key in old | new if path or key not in WITHOUT_EFFECT]
-        return [found for key in keys for found in _changed(old.get(key), new.get(key), f"{path}.{key}" if path else key)]
+        return [found for key in old | new for found in _changed(old.get(key), new.get(key), f"{path}.{key}" if path else key)]
     return [] if old == new else [(path, old, new)]

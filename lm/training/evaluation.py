@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from data_sources.documents import Stopped
 from data_sources.held_out import HeldOutStore
 from data_sources.tokenizer import tokenizer_from_json
 from lm.model import Context, build_model
@@ -81,10 +82,6 @@ def packed(texts: Sequence[str], tokenizer: Any, seq_length: int) -> Rows:
 def encoded(tokenizer: Any, text: str) -> list[int]:
     """The tokens of a text as training reads it: what looks like a special token in it is plain text."""
     return tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
-
-
-class Stopped(Exception):
-    """The evaluation was asked to stop before its end."""
 
 
 def tally_of(model: nn.Module, texts: Sequence[str], tokenizer: Any, seq_length: int, place: Place, stopped: Callable[[], bool]) -> Tally:

@@ -77,6 +77,7 @@ class Loop:
     def __init__(self, session: Session, should_stop: Callable[[], bool]) -> None:
         self.session, self.run, self.should_stop = session, session.run, should_stop
         self.train = session.run.preset.train
+        self.first_step = self.run.life["steps"]
         self.saved_at, self.saved_tokens = time.monotonic(), self.run.tokens
         self.skipped = self.bad_in_a_row = 0
         self.smooth_loss = float("nan")
@@ -94,9 +95,9 @@ class Loop:
             before, run.cursor = run.tokens, turn.cursor
             step = self.session.teacher.step(turn.batch, len(run.preset.data.sources), run.tokens, run.budget)
             self.session.drawn = None
-            if not step.tokens:
-                continue  # a step of lanes that have ended, near the end of a finite mix
             self.session.count(step, turn.cursor)
+            if not step.tokens:
+                continue  # of lanes that have ended, near the end of a finite mix
             self.tell(step, turn)
             self.session.compare(turn.batch_hash)
             self.halt_when_unsound(step)
@@ -129,8 +130,8 @@ class Loop:
         mine = (batch.digests() if batch else [], cursor, failure, alive, self.should_stop(), self.save_is_due())
         digests, cursors, failures, alive, stops, saves = zip(*self.session.ranks.gathered(mine), strict=True)
         if any(failures):
-            self.last_save()
-            raise Halted(next(filter(None, failures)))
+            self.save_news()
+            raise Halted(next(filter(None, failures))) from self.session.failure
         if not any(alive):
             return Turn(None, None, "", any(stops), False, 0.0)
         cursor = None if any(stops) else self.session.joined(cursors)  # a rank that stops may have come without one
@@ -144,6 +145,11 @@ class Loop:
     def crossed(self, before: int, every: int) -> bool:
         """Whether the run has passed a multiple of `every` tokens since it stood at `before`."""
         return self.run.tokens // every > before // every
+
+    def save_news(self) -> None:
+        """A last snapshot, unless nothing has happened since the one that was gone on from: starting and stopping wears out none."""
+        if self.run.life["steps"] > self.first_step or self.run.ended or not self.run.certificate:
+            self.last_save()
 
     def last_save(self, amends: bool = False) -> None:
         """A snapshot that must be on disk before anything else is done. SnapshotError, on all ranks, when it can't be written."""
@@ -166,7 +172,7 @@ class Loop:
 
     def tell(self, step: Step, turn: Turn) -> None:
         """The step's event."""
-        if step.sound:
+        if step.loss == step.loss and step.sound:
             self.smooth_loss = step.loss if self.smooth_loss != self.smooth_loss else 0.9 * self.smooth_loss + 0.1 * step.loss
         self.stepped_at = time.monotonic()
         self.pace = [*self.pace[-20:], (self.stepped_at, self.pace[-1][1] + step.tokens)]
@@ -193,7 +199,7 @@ class Loop:
     def close(self, turn: Turn | None) -> Summary:
         """Save; then the last events of the run: how good the model is now, and why it ends."""
         self.run.ended = turn is not None and turn.batch is None and not turn.stop
-        self.last_save()
+        self.save_news()
         stopped = turn is not None and turn.stop
         if not stopped:
             self.evaluation = self.session.evaluate(brief=False, should_stop=self.should_stop) or self.evaluation

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from data_sources.config import DataConfig
 from lm.preset import Preset
 from lm.training.adaptive import AdaptiveSources
 from lm.training.growth import Fit, fit, fitted, fitted_moments
@@ -36,7 +37,7 @@ class Run:
         """Note that an optimizer step has read `tokens`."""
         self.tokens += tokens
         self.life["tokens"] += tokens
-        self.life["steps"] += 1
+        self.life["steps"] += tokens > 0
         self.life["runs"][-1]["tokens"] = self.tokens
         for name, count in by_source.items():
             self.life["sources"][name] = self.life["sources"].get(name, 0) + count
@@ -78,8 +79,13 @@ def now() -> str:
 
 def is_under_way(snapshot: Snapshot, preset: Preset, budget: int) -> bool:
     """Whether the snapshot's run goes on with `preset`: it is not finished, and the preset is called the same and reads the same."""
-    same = snapshot.preset.data == preset.data and snapshot.preset.name == preset.name
+    same = _text_of(snapshot.preset) == _text_of(preset) and snapshot.preset.name == preset.name
     return same and not snapshot.run["ended"] and snapshot.run["tokens"] < budget and snapshot.run["budget"] == budget
+
+
+def _text_of(preset: Preset) -> DataConfig:
+    """What decides which text is read: all of `data` but where it is kept."""
+    return preset.data.model_copy(update={"cache": None})
 
 
 def random_states() -> dict[str, torch.Tensor]:

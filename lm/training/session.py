@@ -10,14 +10,14 @@ import psutil
 import torch
 
 from data_sources import Batch, merge_cursors
-from data_sources.documents import SourcesFailed
+from data_sources.documents import SourcesFailed, Stopped
 from data_sources.held_out import HeldOutStore
 from data_sources.prefetch import Prefetch
 from data_sources.stream import Stream
 from lm.generation import generate
 from lm.training.certificate import PROBE_TOKENS, certified
 from lm.training.distribution import Ranks
-from lm.training.evaluation import Place, Stopped, encoded, evaluate, first_texts
+from lm.training.evaluation import Place, encoded, evaluate, first_texts
 from lm.training.forgetting import note_measures
 from lm.training.journal import life_in_numbers, write_life
 from lm.training.run import Run, now
@@ -46,9 +46,10 @@ class Session:
     report: Callable[[Mapping[str, Any]], None]  # tells the observers of rank 0
     expected: list[str]  # hashes of the batches that come next, where a snapshot told them
     drawn: Batch | None = None  # taken from the stream, and not trained on yet
+    failure: Exception | None = None  # that reading ended with
 
     def next_batch(self, should_stop: Callable[[], bool]) -> tuple[Batch | None, dict[str, Any] | None, str | None]:
-        """This rank's next batch and its cursor; no batch at the end, and a line when all sources failed."""
+        """This rank's next batch and its cursor; no batch at the end, and a line when reading failed, which `failure` then tells more of."""
         try:
             while not self.ahead.wait(GLANCE):
                 if should_stop():  # a source may be waited for: a person must not be
@@ -58,6 +59,9 @@ class Session:
             return None, None, None
         except SourcesFailed as failure:
             return None, None, str(failure)
+        except Exception as failure:  # whatever it is, what was learned until now must be saved
+            self.failure = failure
+            return None, None, f"reading failed: {' '.join(str(failure).split()) or type(failure).__name__}"
         return self.drawn, cursor, None
 
     def joined(self, cursors: Sequence[dict[str, Any] | None]) -> dict[str, Any]:
@@ -76,9 +80,10 @@ class Session:
         """Note what a step has read, and where the data stands after it."""
         names = [source.name for source in self.run.preset.data.sources]
         self.run.counted(step.tokens, {name: int(count) for name, count in zip(names, step.read, strict=True) if count})
-        if self.run.adaptive and step.sound:
-            changed = self.run.adaptive.measured(step.nats, step.scored, cursor["next_row"])
-            if changed:
+        if self.run.adaptive:
+            nothing = [0.0] * len(names)
+            nats, scored = (step.nats, step.scored) if step.sound else (nothing, nothing)
+            if self.run.adaptive.measured(nats, scored, cursor["next_row"]):
                 self.report({"event": "weights", "tokens": self.run.tokens, "weights": self.run.adaptive.weights})
 
     def sources_now(self, step: Step) -> dict[str, dict[str, Any]]:

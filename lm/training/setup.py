@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from data_sources import open_stream, reopened
+from data_sources.cursor import lanes_of
 from data_sources.documents import SourceError, SourcesFailed
 from data_sources.held_out import HeldOutStore
 from data_sources.prefetch import Prefetch
@@ -65,6 +66,10 @@ def open_session(
     """
     with contextlib.ExitStack() as stack:
         ranks, snapshots = Ranks(preset.train), Snapshots(folder)
+        try:
+            lanes_of(ranks.rank, ranks.size)
+        except ValueError as error:
+            raise Halted(str(error)) from None
         report = Reporter(observers if ranks.is_first else ())
 
         def take_the_folder() -> None:
@@ -153,7 +158,9 @@ def _go_on(run: Run, snapshot: Snapshot, snapshots: Snapshots, ranks: Ranks, rep
     text += ", exactly as it was" * exact + "".join(f"; {line}" for line in differs[:DIFFERENCES_SHOWN])
     about = {"from": snapshot.path.name, "tokens": run.tokens, "life_tokens": run.life["tokens"], "exact": exact, "differs": differs}
     report({"event": "resume", **about, "text": f"{snapshot.path.name}: {text}"})
-    return run.certificate.get("coming", []) if exact else []
+    as_before = snapshot.preset.model.seq_length == run.preset.model.seq_length and snapshot.preset.auxiliary == run.preset.auxiliary
+    same_batches = under_way and as_before and snapshot.run["global_rows"] == run.global_rows
+    return run.certificate.get("coming", []) if same_batches else []
 
 
 def _tell_run(run: Run, ranks: Ranks, report: Reporter) -> None:

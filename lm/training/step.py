@@ -23,7 +23,7 @@ class Step(NamedTuple):
 
     sound: bool  # whether the weights were changed
     tokens: int  # read: padding is none
-    loss: float  # nats a scored token
+    loss: float  # nats a scored token; not a number when none was
     losses: dict[str, float]
     nats: list[float]  # by source
     scored: list[float]  # tokens by source
@@ -62,7 +62,7 @@ class Teacher:
         if sound and scored:
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        loss = sum(nats) / max(scored, 1)
+        loss = sum(nats) / scored if scored else math.nan
         return Step(sound, tokens, loss, dict(zip(names, parts, strict=True)), nats, by_source, read_now, norm, rate)
 
     def _gradients_in_memory(self, batch: Batch, tokens: int, num_sources: int) -> tuple[list[float], dict[str, float]]:

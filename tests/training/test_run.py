@@ -175,6 +175,24 @@ def test_a_stop_ends_the_last_evaluation_too(tiny: Tiny, tmp_path: Path) -> None
     assert recorder.of("end") and Snapshots(tmp_path).newest().run["tokens"] == summary.tokens
 
 
+def test_starting_and_stopping_wears_out_no_snapshot(tiny: Tiny, tmp_path: Path) -> None:
+    for _ in range(3):
+        trained(tiny(), tmp_path, 30, stop_after=5)
+    before = [Snapshots(tmp_path).read(which).run["tokens"] for which in ("current", "prev", "prev2")]
+    assert before == [15 * STEP, 10 * STEP, 5 * STEP]
+    for _ in range(3):
+        assert not trained(tiny(), tmp_path, 30, stop_after=0).of("snapshot")
+    assert [Snapshots(tmp_path).read(which).run["tokens"] for which in ("current", "prev", "prev2")] == before
+
+
+def test_where_the_text_is_kept_begins_no_new_run(tiny: Tiny, tmp_path: Path) -> None:
+    trained(tiny(), tmp_path, 30, stop_after=5)
+    preset = tiny()
+    cached = preset.model_copy(update={"data": type(preset.data).model_validate(preset.data.model_dump() | {"cache": {"path": str(tmp_path / "cache")}})})
+    (resume,) = trained(cached, tmp_path, 30, stop_after=2).of("resume")
+    assert resume["tokens"] == 5 * STEP and resume["exact"]
+
+
 def test_snapshots_come_by_tokens_too(tiny: Tiny, tmp_path: Path) -> None:
     recorder = trained(tiny(train={"snapshot_every_tokens": 5 * STEP}), tmp_path, 20)
     assert len(recorder.of("snapshot")) >= 4
