@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from data_sources.documents import Document, Span
+from data_sources.documents import Document, Spans
 from data_sources.order import LANES, draw, permutation
 
 Key = tuple[int, int, int, int]  # source, epoch, shard, block
@@ -21,7 +21,7 @@ class Block:
     def __init__(self, documents: list[Document], shuffle: bool, *key: str | int):
         order = permutation(len(documents), *key, "documents") if shuffle else range(len(documents))
         self.texts = [documents[index].text for index in order]
-        self.scored: list[Span | None] = [documents[index].scored for index in order]
+        self.scored: list[Spans | None] = [documents[index].scored for index in order]
         # The offset moves from block to block: without it small blocks would all go to the first lanes.
         self.offset = draw(*key, "lanes") % LANES
         self.chosen: dict[int, bool] = {}  # whether a document is read by this part of the data; found out once

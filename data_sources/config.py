@@ -35,7 +35,7 @@ class TableSource(Source):
     )
     format: str | None = Field(None, min_length=1, description='Text made of each row, such as "Q: {question}\\nA: {answer}". Plain {names} only.')
     loss_on: Literal["all", "answer"] = Field(
-        "all", description="What is learned of each row: all of its text, or what the last field says and that it ends there."
+        "all", description="What is learned of each row: all of its text, or what the last of `fields` says, wherever it stands, and that the text ends."
     )
 
     @model_validator(mode="after")
@@ -54,6 +54,8 @@ class TableSource(Source):
     def _answer_follows_something(self) -> "TableSource":
         if self.loss_on == "answer" and len(self.columns) < 2:
             raise ValueError('loss_on "answer" needs two fields or more; give "fields" and a "format" such as "Q: {question}\\nA: {answer}"')
+        if self.loss_on == "answer" and self.answer not in self.columns:
+            raise ValueError(f'loss_on "answer" learns {{{self.answer}}}, the last of fields, and format does not use it')
         return self
 
     @property
@@ -62,6 +64,11 @@ class TableSource(Source):
         if self.format is not None:
             return tuple(dict.fromkeys(format_fields(self.format)))
         return self.fields or (self.text_field,)
+
+    @property
+    def answer(self) -> str:
+        """What `loss_on` calls the answer: the last of `fields`, and without them the last that the format names."""
+        return (self.fields or format_fields(self.format or "") or [self.text_field])[-1]
 
     @property
     def is_prose(self) -> bool:

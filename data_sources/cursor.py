@@ -5,11 +5,13 @@
      "lanes": {"0": [turn, under way, status, epoch, shard, block, taken, offset, documents, tokens, credit, ...], ...},
      "parked": {"c4": {"fingerprint": "90b1...", "lanes": {"0": [status, ..., credit], ...}}},
      "events": [[row, "wikipedia", "aside", rank, world size], ...],
-     "weights": [0.5, ...]}
+     "weights": [0.5, ...], "weighed": 80,
+     "held_out": {"notes": ["00c3f2...", ...]}}
 
 `parked` holds the places of sources that an earlier preset named and this one does not, for life. `weights` are those in force,
-where sources are chosen by weights. A rank's cursor holds its own lanes; `merge_cursors` joins the ranks' into one that any number of
-processes can go on from.
+where sources are chosen by weights, and `weighed` is the first row of the last batch, whose interval they are of: a batch may reach
+into the next. `held_out` has, for life, the hashes of documents that are held out beside the percent. A rank's cursor holds its own
+lanes; `merge_cursors` joins the ranks' into one that any number of processes can go on from.
 """
 
 import math
@@ -38,14 +40,15 @@ def merge_cursors(cursors: Sequence[Cursor]) -> Cursor:
     names = [name for name, _ in first["sources"]]
     if any([name for name, _ in cursor["sources"]] != names for cursor in cursors):
         raise ValueError("the ranks' cursors have different sources; take those of one run")
-    if any(cursor.get("weights") != first.get("weights") for cursor in cursors):
+    if any(cursor.get(key) != first.get(key) for cursor in cursors for key in ("weights", "weighed")):
         raise ValueError("the ranks' cursors have different weights; take those of one batch")
     marks = zip(*([mark for _, mark in cursor["sources"]] for cursor in cursors), strict=True)
-    return {key: first[key] for key in ("version", "seed", "next_row", "shuffle", "packing", "weights") if key in first} | {
+    return {key: first[key] for key in ("version", "seed", "next_row", "shuffle", "packing", "weights", "weighed") if key in first} | {
         "sources": [[name, _first_of(mark)] for name, mark in zip(names, marks, strict=True)],
         "lanes": _merged(cursor["lanes"] for cursor in cursors),
         "parked": _merged_parked([cursor.get("parked", {}) for cursor in cursors]),
         "events": united([event for cursor in cursors for event in cursor["events"]]),
+        "held_out": _merged_held_out([cursor.get("held_out", {}) for cursor in cursors]),
     }
 
 
@@ -60,6 +63,11 @@ def _merged_parked(parts: Sequence[Parked]) -> Parked:
     return {
         name: {"fingerprint": _first_of(part["fingerprint"] for part in held[name]), "lanes": _merged(part["lanes"] for part in held[name])} for name in names
     }
+
+
+def _merged_held_out(parts: Sequence[Mapping[str, list[str]]]) -> dict[str, list[str]]:
+    names = sorted({name for part in parts for name in part})
+    return {name: sorted({value for part in parts for value in part.get(name, ())}) for name in names}
 
 
 def _first_of(marks: Iterable[str]) -> str:
@@ -80,6 +88,8 @@ def check_cursor(cursor: Cursor, lanes: Sequence[int]) -> None:
         "events": lambda: all(_is_event(event) for event in cursor["events"]),
         "parked": lambda: all(_is_parked(held) for held in cursor.get("parked", {}).values()),
         "weights": lambda: "weights" not in cursor or _are_weights(cursor["weights"], len(cursor["sources"])),
+        "weighed": lambda: "weighed" not in cursor or (_are_numbers([cursor["weighed"]]) and cursor["weighed"] >= 0),
+        "held_out": lambda: all(_are_hashes(values) for values in cursor.get("held_out", {}).values()),
     }
     for key, is_sound in checks.items():
         try:
@@ -105,6 +115,10 @@ def _are_numbers(values: Iterable[Any]) -> bool:
 
 def _are_weights(weights: Any, count: int) -> bool:
     return len(weights) == count and all(isinstance(weight, float) and math.isfinite(weight) and weight > 0 for weight in weights)
+
+
+def _are_hashes(values: Any) -> bool:
+    return isinstance(values, list) and all(0 <= int(value, 16) < 2**64 for value in values)
 
 
 class Adapted(NamedTuple):

@@ -4,6 +4,9 @@
 
 An entry is written aside and renamed, and nothing but the file system is shared, so that any number of processes may use one
 folder: the worst that two can do to each other is to fetch a thing twice. An entry that is cut, damaged or another's counts as absent.
+
+The limit. All caches of a process in one folder share one count of its bytes. What other processes write is seen when a process
+counts again, at the latest before it has written a 32nd of the limit itself: n processes keep to the limit and n 32nds of it.
 """
 
 import contextlib
@@ -31,14 +34,25 @@ class Entry(NamedTuple):
     path: Path
 
 
+class Count:
+    """The bytes in a folder as a process knows them."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.size: int | None = None  # as last counted, and what was written since
+        self.since = 0  # written since
+        self.under_way = 0  # room was made for it and it is not there yet
+
+
+COUNTS: dict[str, Count] = {}  # by folder
+
+
 class DiskCache:
     """Bytes by key in `folder`, up to `limit` bytes. It never fails: where it can't be written, `tell` hears of it once, and it keeps no more."""
 
     def __init__(self, folder: str | os.PathLike[str], limit: int, tell: Callable[[str], None]):
         self._folder, self._limit, self._tell = Path(folder), limit, tell
-        self._lock = threading.Lock()
-        self._size: int | None = None  # as last counted, and what was written since
-        self._uncounted = 0
+        self._count = COUNTS.setdefault(os.path.realpath(folder), Count())
         self._off = False
 
     def get(self, key: str) -> bytes | None:
@@ -46,9 +60,9 @@ class DiskCache:
         path = self._path(key)
         try:
             content = path.read_bytes()
-            os.utime(path)
         except OSError:
             return None
+        self.touch([key])
         checksum, data = content[:CHECKSUM_BYTES], content[CHECKSUM_BYTES:]
         if checksum == _checksum(key, data):
             return data
@@ -62,13 +76,22 @@ class DiskCache:
             return
         try:
             self._make_room(size)
+        except OSError as error:
+            return self._give_up(error)
+        try:
             self._write(self._path(key), _checksum(key, data) + data)
         except OSError as error:
-            self._off = True
-            self._tell(f"the cache {self._folder} can't be written ({error.strerror or error}); reading goes on without keeping more")
+            self._give_up(error)
+        finally:
+            with self._count.lock:
+                self._count.under_way -= size
+
+    def _give_up(self, error: OSError) -> None:
+        self._off = True
+        self._tell(f"the cache {self._folder} can't be written ({error.strerror or error}); reading goes on without keeping more")
 
     def touch(self, keys: Iterable[str]) -> None:
-        """Count these as used now."""
+        """Count these as used now, where the folder can be written."""
         for key in keys:
             with contextlib.suppress(OSError):
                 os.utime(self._path(key))
@@ -94,11 +117,13 @@ class DiskCache:
             raise
 
     def _make_room(self, size: int) -> None:
-        with self._lock:
-            self._uncounted += size
-            if self._size is None or self._uncounted > RECOUNT * self._limit or self._size + size > self._limit:
-                self._size, self._uncounted = self._shrunk(size), 0
-            self._size += size
+        count = self._count
+        with count.lock:
+            if count.size is None or count.since + size > RECOUNT * self._limit or count.size + size > self._limit:
+                count.size, count.since = self._shrunk(count.under_way + size) + count.under_way, count.under_way
+            count.size += size
+            count.since += size
+            count.under_way += size
 
     def _shrunk(self, size: int) -> int:
         """What is there once there is room for `size` bytes more."""

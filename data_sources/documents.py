@@ -8,6 +8,7 @@ integers and going back to it is a seek.
 from typing import NamedTuple, Protocol
 
 Span = tuple[int, int]  # characters of a text, from the first to one past the last
+Spans = tuple[Span, ...]
 
 
 class Document(NamedTuple):
@@ -15,7 +16,7 @@ class Document(NamedTuple):
 
     text: str
     place: str
-    scored: Span | None = None  # the characters that are learned; None for all
+    scored: Spans | None = None  # the characters that are learned; None for all
 
 
 class SourceError(Exception):

@@ -14,7 +14,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from data_sources.blocks import Block
-from data_sources.documents import Span
+from data_sources.documents import Spans
 from data_sources.feed import Feed, Found
 from data_sources.order import LANES
 from data_sources.tokenizer import with_special_tokens
@@ -83,7 +83,7 @@ class Encoder:
             ids.append(np.concatenate([[self.bos], *parts, [self.eos]]).astype(np.int32))
         return ids
 
-    def encode_scored(self, texts: Sequence[str], spans: Sequence[Span]) -> list[Tokens]:
+    def encode_scored(self, texts: Sequence[str], spans: Sequence[Spans]) -> list[Tokens]:
         """The same ids as `encode` gives, and which of them are scored. ValueError where the tokenizer can't tell."""
         if not texts:
             return []
@@ -91,12 +91,12 @@ class Encoder:
             raise ValueError(f'{type(self._tokenizer).__name__} does not tell where its tokens stand; loss_on "answer" wants one that has a tokenizer.json')
         encoded = iter(self._fast.encode_batch([piece for text in texts for piece in pieces_of(text)], add_special_tokens=False))
         found = []
-        for text, (begin, end) in zip(texts, spans, strict=True):
+        for text, learned in zip(texts, spans, strict=True):
             ids, scored, start = [self.bos], [False], 0
             for piece in pieces_of(text):
                 part = next(encoded)
                 ids += part.ids
-                scored += [start + first < end and start + last > begin for first, last in part.offsets]
+                scored += [any(start + first < end and start + last > begin for begin, end in learned) for first, last in part.offsets]
                 start += len(piece)
             found.append(Tokens(np.array([*ids, self.eos], np.int32), np.array([*scored, True])))
         return found

@@ -8,7 +8,7 @@ A place is where a lane stands: epoch, position of the shard and of the block in
 import hashlib
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import count, islice
 from typing import Any, NamedTuple, TypeVar
@@ -90,6 +90,17 @@ class Feed:
         self._choice = Choice()
         self._has_text: bool | None = None
         self.fingerprint = ""
+
+    # Held-out text
+
+    @property
+    def held_beside(self) -> list[str]:
+        """Hashes of documents that are held out beside the percent, for the cursor."""
+        return [f"{value:016x}" for value in sorted(self._choice.extra)]
+
+    def hold_out(self, hashes: Iterable[str]) -> None:
+        """Go by a cursor's hashes, before anything is read: with more files the choice would be another, and the old one be trained on."""
+        self._choice = Choice(int(value, 16) for value in hashes)
 
     # Finding documents
 
@@ -194,7 +205,8 @@ class Feed:
         if self.rules.local:
             texts = (text for block in self._walk_unguarded() for text in block.texts if len(text) >= self.rules.shortest)
             sample = list(islice(texts, SAMPLE))
-            self._choice = local_choice(sample)
+            if not self._choice.extra:
+                self._choice = local_choice(sample)
             if len(set(sample)) == 1:
                 self._tell({"event": "notice", "source": self.name, "text": "one document only: nothing is held out"})
         self._opened = True

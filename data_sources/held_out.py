@@ -21,18 +21,18 @@ UNTAKEN_CHARACTERS = 4_000_000  # of one source: what nobody asks for must not f
 class Choice:
     """Which documents of one source are held out: those whose hash falls in the percent, and one more where a small source had none."""
 
-    def __init__(self, extra: int | None = None):
-        self._extra = extra
+    def __init__(self, extra: Iterable[int] = ()):
+        self.extra = frozenset(extra)
 
     def holds(self, text: str) -> bool:
         value = content_hash(text)
-        return value < SHARE or value == self._extra
+        return value < SHARE or value in self.extra
 
 
 def local_choice(sample: Iterable[str]) -> Choice:
     """The choice for a source on this machine, from its first documents: at least one is held out where it has two."""
     hashes = {content_hash(text) for text in sample}
-    return Choice(min(hashes) if len(hashes) > 1 else None)  # where one falls in by its hash, so does the least
+    return Choice([min(hashes)] if len(hashes) > 1 else [])  # where one falls in by its hash, so does the least
 
 
 class HeldOut:

@@ -5,10 +5,13 @@ ranges come straight from huggingface_hub's session (endpoint, token and proxy a
 again inside for half a minute, silently, where the stream must know of a fault at once and of how long the server asks to wait.
 """
 
+import atexit
 import json
 import logging
 import threading
 import time
+from collections.abc import Callable
+from concurrent.futures import Future, wait
 from typing import NamedTuple
 from urllib.parse import unquote
 
@@ -24,21 +27,23 @@ from data_sources.ranges import Changed
 from data_sources.rows import Notes, RowFormat
 from data_sources.shards import FileReader, kind_of
 
-RESOLVE_SECONDS = 60.0
+RESOLVE_SECONDS = 20.0  # the others begin without a source whose files take longer to find
+LONGEST_RESOLVE = 600.0  # seconds after which nothing more is hoped of finding them
 TIMEOUT = httpx2.Timeout(10.0, connect=CONTACT_SECONDS)
 SLOW_SECONDS, SLOWEST = 30.0, 1000  # bytes a second on the whole, past so many seconds; a server may drip for ever
 IMPORTING = threading.Lock()  # sources are reached in threads, and a package half imported by another thread breaks
+atexit.register(IMPORTING.acquire, timeout=5.0)  # and one inside compiled code when the interpreter ends aborts the process
 FIRST_RANGES = 2  # of a file: they hold the description of a parquet file, without which the others are of no use
 
 
 def hub_reader(source: HubSource, cache: CacheConfig | None = None) -> FileReader:
     """Reader of one configuration and split of a data set of the Hub, by way of `cache` where there is one."""
     notes = Notes()
-    rows = RowFormat(source, notes)
+    rows, splits = RowFormat(source, notes), Pending(lambda: explained(lambda: _splits(source)))
     if cache is None:
-        return FileReader(lambda: _listed(source, notes), RemoteFile, rows, notes, strict=True)
+        return FileReader(lambda: _listed(source, splits, notes), RemoteFile, rows, notes, strict=True)
     kept = DiskCache(cache.path, int(cache.gigabytes * 1e9), notes.say)
-    return FileReader(lambda: _listed_or_kept(source, kept, notes), lambda name: CachedFile(name, kept, _listing_key(source)), rows, notes, strict=True)
+    return FileReader(lambda: _listed_or_kept(source, splits, kept, notes), lambda name: CachedFile(name, kept, _listing_key(source)), rows, notes, strict=True)
 
 
 class About(NamedTuple):
@@ -181,10 +186,10 @@ def _listing_key(source: HubSource) -> str:
     return f"files of {json.dumps([source.dataset, source.config, source.split])}"
 
 
-def _listed_or_kept(source: HubSource, cache: DiskCache, notes: Notes) -> list[str]:
+def _listed_or_kept(source: HubSource, splits: "Pending", cache: DiskCache, notes: Notes) -> list[str]:
     """The names that the Hub gives, or those that it gave last where it can't be reached."""
     try:
-        names = _listed(source, notes)
+        names = _listed(source, splits, notes)
     except (PassingFault, Offline) as fault:
         kept = cache.get(_listing_key(source))
         if kept is None:
@@ -195,11 +200,11 @@ def _listed_or_kept(source: HubSource, cache: DiskCache, notes: Notes) -> list[s
     return names
 
 
-def _listed(source: HubSource, notes: Notes) -> list[str]:
+def _listed(source: HubSource, pending: "Pending", notes: Notes) -> list[str]:
     """Names of the files of `source`, in the order that the data set gives them."""
     hush()
     within(CONTACT_SECONDS, lambda: explained(lambda: HfApi().dataset_info(source.dataset, timeout=CONTACT_SECONDS)))
-    splits = within(RESOLVE_SECONDS, lambda: explained(lambda: _splits(source)))
+    splits = pending.result()
     if source.split not in splits:
         raise GivenUp(f'no split "{source.split}" in {source.dataset}; there are: {", ".join(splits) or "none"}')
     names = [name.removeprefix("hf://") for name in splits[source.split]]
@@ -208,6 +213,32 @@ def _listed(source: HubSource, notes: Notes) -> list[str]:
         raise GivenUp(f"{source.dataset} holds no file that can be read; it has {names[0] if names else 'none'}")
     notes.count("files of a kind that can't be read were passed over", len(names) - len(readable))
     return readable
+
+
+class Pending:
+    """What a slow call gives. It goes on by itself while nobody waits, and who asks again hears what it brought."""
+
+    def __init__(self, call: Callable[[], dict[str, list[str]]]):
+        self._call = call
+        self._outcome: Future[dict[str, list[str]]] | None = None
+        self._until = 0.0
+
+    def result(self) -> dict[str, list[str]]:
+        """PassingFault where it takes longer than RESOLVE_SECONDS. For one thread at a time."""
+        if self._outcome is None or time.monotonic() > self._until:
+            self._outcome, self._until = Future(), time.monotonic() + LONGEST_RESOLVE
+            threading.Thread(target=self._work, args=[self._outcome], daemon=True).start()
+        outcome = self._outcome
+        if not wait([outcome], RESOLVE_SECONDS).done:
+            raise PassingFault(f"the Hub did not answer in {RESOLVE_SECONDS:.0f} seconds")
+        self._outcome = None
+        return outcome.result()
+
+    def _work(self, outcome: Future[dict[str, list[str]]]) -> None:
+        try:
+            outcome.set_result(self._call())
+        except BaseException as error:  # handed to the one who asks
+            outcome.set_exception(error)
 
 
 def _splits(source: HubSource) -> dict[str, list[str]]:

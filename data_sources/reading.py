@@ -10,7 +10,7 @@ each goes on with batches of padding, marked `last`, until the training loop see
 made equally many batches, and no collective is needed here.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,7 +54,7 @@ class Job:
 class Reading:
     """An iterator over (rows, cursor). Used by one thread; what may be called from another says so."""
 
-    def __init__(self, job: Job, tokenizer: Any, schedule: WeightSchedule | None):
+    def __init__(self, job: Job, tokenizer: Any, schedule: WeightSchedule | None, should_stop: Callable[[], bool] = lambda: False):
         self._job, self._schedule = job, schedule
         cursor, data = job.cursor or {}, job.data
         self._seed, self._next_row = cursor.get("seed", job.seed), job.first_row
@@ -62,8 +62,12 @@ class Reading:
         self._record = Record(job.replay, job.first_row) if job.replay else None
         numbers = lanes_of(job.rank, job.world_size)
         self._encoder = Encoder(tokenizer, numbers)
-        self._sources = Sources(data, self._seed, job.part)
+        self._sources = Sources(data, self._seed, job.part, should_stop=should_stop)
         self._names = [feed.name for feed in self._sources.feeds]
+        self._held_beside: dict[str, list[str]] = cursor.get("held_out", {})
+        for feed in self._sources.feeds:
+            if self._held_beside.get(feed.name):
+                feed.hold_out(self._held_beside[feed.name])
         self._parked: dict[str, dict[str, Any]] = {}
         self._lanes = self._opened_lanes(numbers)
         self._states: dict[str, State] = {str(number): lane.keep() for number, lane in self._lanes.items()}
@@ -84,7 +88,8 @@ class Reading:
         before = tuple(held.get(name, weight) for name, weight in zip(self._names, base, strict=True))
         # An interval that is under way goes on with its own weights; the schedule of this process has not heard of them.
         self._weights = before if self._schedule and not joining else base
-        self._interval = max(0, self._next_row - 1) // self._schedule.interval_rows if self._schedule else 0
+        self._weighed = (cursor or {}).get("weighed", max(0, self._next_row - 1))
+        self._interval = self._weighed // self._schedule.interval_rows if self._schedule else 0
         self._by_weights = strategy == "weighted"
         mix = Mix(strategy, before, data.packing == "pad")
         lanes = {number: Lane(number, self._sources.feeds, mix, self._encoder, states.get(number)) for number in numbers}
@@ -203,6 +208,7 @@ class Reading:
 
     def _weigh(self, first: int) -> None:
         """Before the first batch of an interval: its weights."""
+        self._weighed = first
         if self._schedule is None or first // self._schedule.interval_rows == self._interval:
             return
         interval = first // self._schedule.interval_rows
@@ -247,8 +253,9 @@ class Reading:
             "lanes": dict(self._states),
             "parked": self._parked,
             "events": list(self._log),
+            "held_out": self._held_beside | {feed.name: feed.held_beside for feed in self._sources.feeds if feed.held_beside},
         }
-        return cursor | ({"weights": list(self._weights)} if self._by_weights else {})
+        return cursor | ({"weights": list(self._weights), "weighed": self._weighed} if self._by_weights else {})
 
     # What others ask
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from data_sources.catalogue import ALIASES
 from data_sources.config import TableSource
-from data_sources.documents import GivenUp, Span
+from data_sources.documents import GivenUp, Spans
 from data_sources.lines import LONGEST
 
 LONG = f"longer than {LONGEST >> 20} million characters and were passed over"
@@ -17,7 +17,7 @@ class Passage(NamedTuple):
     """The text of a row, and the characters of it that are learned; None for all."""
 
     text: str
-    scored: Span | None = None
+    scored: Spans | None = None
 
 
 class Notes:
@@ -53,7 +53,7 @@ class RowFormat:
     def __init__(self, source: TableSource, notes: Notes):
         self._wanted = source.columns
         self._pieces = _pieces_of(source)
-        self._answer_only = source.loss_on == "answer"
+        self._answer = source.answer if source.loss_on == "answer" else None
         self._notes = notes
 
     def columns(self, present: Sequence[str]) -> dict[str, str]:
@@ -75,13 +75,14 @@ class RowFormat:
         values = {name: as_text(row.get(column)) for name, column in columns.items()}
         if any(value is None for value in values.values()):
             return None
-        text, answer = "", (0, 0)
+        text, learned = "", []
         for literal, name in self._pieces:
             text += literal
             if name is not None:
-                answer = (len(text), len(text) + len(values[name]))
+                if name == self._answer:
+                    learned.append((len(text), len(text) + len(values[name])))
                 text += values[name]
-        return Passage(text, answer if self._answer_only else None)
+        return Passage(text, tuple(learned) if self._answer else None)
 
     def passages(self, rows: Iterable[Mapping[str, Any] | None], columns: Mapping[str, str]) -> list[Passage]:
         """The texts of `rows`; those without are counted, and those that are too long."""

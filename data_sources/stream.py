@@ -7,7 +7,7 @@ reads them. So the order of the data belongs to the data and the seed, and not t
 the number of loader processes of each, which share its lanes in the same way.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Self
 
 from data_sources.batch import Batch
@@ -29,11 +29,13 @@ class Options(NamedTuple):
     reading; sources are then chosen by weights whatever `mix_strategy` says (equal ones for "round_robin"), except for "sequential".
     replay: a later cursor of the same run. Up to its row only the events in it move a source: one that was read then is waited for
     however long, and one that was set aside stays so, even where it could be read. From there on the clock decides again.
+    should_stop: asked ten times a second while the sources are reached; `open_stream` then fails with Stopped. Loaders reach them later.
     """
 
     workers: int = 0
     schedule: WeightSchedule | None = None
     replay: Cursor | None = None
+    should_stop: Callable[[], bool] = lambda: False
 
 
 def open_stream(
@@ -54,7 +56,8 @@ def open_stream(
     part: "train", or "held_out" for what training never sees, found by reading through. cursor: goes on after the batch it came
     with; its own seed then counts. global_rows: rows of a batch over all ranks, when they can't be shared out evenly or must stay
     what they were on another number of ranks; `batch_size` then says nothing, and a batch of this rank has a row more or less than
-    the one before, or none. SourcesFailed when no source can be read; ValueError for what can't be meant.
+    the one before, or none. SourcesFailed when no source can be read; ValueError for what can't be meant;
+    Stopped when `options.should_stop`.
     """
     if seq_length < 1 or batch_size < 1 or (global_rows is not None and global_rows < 1):
         raise ValueError(f"seq_length {seq_length}, batch_size {batch_size} and global_rows {global_rows} must be at least 1")
@@ -64,7 +67,7 @@ def open_stream(
     _check(job, options)
     if options.workers:
         return Stream(Workers(job, tokenizer, options.schedule, options.workers))
-    return Stream(Reading(job, tokenizer, options.schedule))
+    return Stream(Reading(job, tokenizer, options.schedule, options.should_stop))
 
 
 def _check(job: Job, options: Options) -> None:

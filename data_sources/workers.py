@@ -13,6 +13,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -36,6 +37,7 @@ from data_sources.worker import Task, Word, bare
 PROJECT = Path(__file__).resolve().parents[1]
 GLANCE = 0.1
 LONGEST_CLOSE = 3.0  # seconds
+LAST_WORDS = 8000  # bytes
 STATES = ("waiting", "given up", "reading", "finished")  # what is said of a source when its loaders differ: the first of these
 
 FAILURES: dict[str, Callable[[Any], Exception]] = {"SourcesFailed": SourcesFailed, "ValueError": ValueError, "RuntimeError": RuntimeError}
@@ -46,13 +48,14 @@ class Worker:
 
     def __init__(self, threads: int):
         self.line, other = Pipe()
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `bury`
         in_main = threading.current_thread() is threading.main_thread()
         path = os.pathsep.join(filter(None, [str(PROJECT), os.environ.get("PYTHONPATH")]))
         self._process = subprocess.Popen(
             [sys.executable, "-c", "from data_sources.worker import main; main()", str(other.fileno()), str(os.getpid()), *(["main"] if in_main else [])],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
+            stderr=self._stderr,
             env={"RAYON_NUM_THREADS": str(threads), **os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path},
             pass_fds=[other.fileno()],
             start_new_session=True,
@@ -73,7 +76,7 @@ class Worker:
         try:
             word: Word = self.line.recv()
         except (EOFError, OSError):
-            self.failure = RuntimeError(f"a loader process {self._end()}; nothing is lost, start again")
+            self.failure = self._lost()
             return Word()
         if word.failure is not None:
             kind, message, story = word.failure
@@ -85,6 +88,18 @@ class Worker:
         elif word.batch is not None:
             self.ready.append(word.batch)
         return word
+
+    def _lost(self) -> RuntimeError:
+        """That it is gone, with what it said last."""
+        end, said = self._end(), self._last_words()
+        failure = RuntimeError(f"a loader process {end}{f' ({said.splitlines()[-1].strip()})' if said else ''}; nothing is lost, start again")
+        if said:
+            failure.add_note(said)
+        return failure
+
+    def _last_words(self) -> str:
+        size = os.fstat(self._stderr.fileno()).st_size
+        return os.pread(self._stderr.fileno(), LAST_WORDS, max(0, size - LAST_WORDS)).decode(errors="replace").strip()
 
     def _end(self) -> str:
         try:
@@ -104,6 +119,7 @@ class Worker:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        self._stderr.close()
 
 
 class Workers:

@@ -62,7 +62,7 @@ def open_session(
 ) -> Iterator[Session]:
     """Everything that the loop needs, closed again when the loop is done.
 
-    SnapshotError or Halted, on all ranks, when it can't begin; Stopped when it was asked to stop before a model was born.
+    SnapshotError or Halted, on all ranks, when it can't begin; Stopped when it was asked to stop before there was anything to train on.
     """
     with contextlib.ExitStack() as stack:
         ranks, snapshots = Ranks(preset.train), Snapshots(folder)
@@ -96,7 +96,7 @@ def open_session(
             next_row = run.cursor["next_row"] if run.cursor else 0
             run.adaptive = AdaptiveSources(preset.auxiliary, preset.data, run.global_rows, preset.model.seq_length, next_row, held)
         report.phase("opening the sources")
-        stream = _opened(run, tokenizer, ranks)
+        stream = _opened(run, tokenizer, ranks, should_stop)
         ahead = stack.enter_context(Prefetch(stream, BATCHES_AHEAD))
         store = HeldOutStore(folder / HELD_OUT, min(preset.train.eval_tokens, HELD_OUT_TOKENS))
         teacher = Teacher(ranks, run.learner, run.optimizer, preset.train, {})
@@ -170,8 +170,12 @@ def _tell_run(run: Run, ranks: Ranks, report: Reporter) -> None:
     report({"event": "run", **about, "sources": [source.name for source in run.preset.data.sources]})
 
 
-def _opened(run: Run, tokenizer: Any, ranks: Ranks) -> Stream:
-    options = Options(workers=run.preset.train.loader_processes, schedule=run.adaptive.schedule if run.adaptive else None)
+def _opened(run: Run, tokenizer: Any, ranks: Ranks, should_stop: Callable[[], bool]) -> Stream:
+    options = Options(
+        workers=run.preset.train.loader_processes,
+        schedule=run.adaptive.schedule if run.adaptive else None,
+        should_stop=should_stop if ranks.size == 1 else lambda: False,  # several must begin together, to agree to stop
+    )
     try:
         return open_stream(
             run.preset.data,

@@ -1,5 +1,6 @@
 """What was fetched is not fetched again, also by another process, and without the Hub reading goes on as far as it was fetched."""
 
+import errno
 import json
 import os
 import subprocess
@@ -7,6 +8,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +98,44 @@ def test_what_was_not_used_for_longest_goes_first_and_what_is_not_ours_stays(tmp
     assert size_of(tmp_path) - sum(file.stat().st_size for file in foreign if file.exists()) <= 10_000
     cache.put("too large", bytes(10_001))
     assert cache.get("too large") is None and all(file.exists() for file in foreign)
+
+
+def test_a_cache_that_can_only_be_read_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path, *times: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    cache = DiskCache(tmp_path, 10_000, print)
+    cache.put("one", b"1")
+    monkeypatch.setattr(os, "utime", refuse)
+    assert cache.get("one") == b"1"
+
+
+def test_all_caches_in_a_folder_keep_to_one_limit(tmp_path: Path) -> None:
+    (tmp_path / "same").symlink_to(tmp_path / "cache")
+    caches = [DiskCache(tmp_path / ("same" if number % 2 else "cache"), 100_000, print) for number in range(64)]
+    largest = 0
+
+    def fill(number: int) -> None:
+        nonlocal largest
+        for turn in range(12):
+            caches[number].put(f"{number} {turn}", bytes(1000))
+            largest = max(largest, sum(_size(file) for file in stored(tmp_path / "cache")))
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(fill, range(64)))
+    assert 80_000 < largest <= 100_000
+
+
+def test_readers_of_one_folder_count_together(hub: LoopbackHub, tmp_path: Path) -> None:
+    texts = [os.urandom(500).hex() for _ in range(200)]
+    for name in ("some/words", "other/words"):
+        make_dataset(tmp_path / "hub", name, [{"text": text} for text in texts], shards=1, row_group_size=10)
+    limit = next((tmp_path / "hub").rglob("*.parquet")).stat().st_size
+    readers = [reader(tmp_path / "cache", dataset=name, gigabytes=limit / 1e9) for name in ("some/words", "other/words")]
+    for block in range(20):
+        for one in readers:
+            assert one.read(0, block)
+            assert size_of(tmp_path / "cache") <= limit
 
 
 def test_what_a_lost_process_left_goes(tmp_path: Path) -> None:

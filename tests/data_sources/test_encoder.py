@@ -42,25 +42,39 @@ def trained() -> Any:
     return trained_bpe(iter(pydoc_data.topics.topics.values()), 1000)
 
 
+def learned(document: Document) -> list[str]:
+    return [document.text[begin:end] for begin, end in document.scored or ()]
+
+
 def test_the_span_of_the_answer(tmp_path: Path) -> None:
     for document, (question, answer) in zip(documents(tmp_path), PAIRS, strict=True):
         assert document.text == f"Q: {question}\nA: {answer}"
-        assert document.scored and document.text[slice(*document.scored)] == answer
+        assert learned(document) == [answer]
     assert {document.scored for document in documents(tmp_path, loss_on="all")} == {None}
 
 
 @pytest.mark.parametrize(
     ("options", "text", "scored"),
     [
-        ({"format": "{answer} <- {question} {{end}}"}, "So. <- Why? {end}", "Why?"),
-        ({"format": "{answer}\n{question}\n{answer}."}, "So.\nWhy?\nSo..", "So."),
-        ({"format": None}, "Why?\nSo.", "So."),
+        ({"format": "A: {answer} (from {question}) {{end}}"}, "A: So. (from Why?) {end}", [(3, 6)]),
+        ({"format": "{answer}\n{question}\n{answer}."}, "So.\nWhy?\nSo..", [(0, 3), (9, 12)]),
+        ({"format": None}, "Why?\nSo.", [(5, 8)]),
+        ({"fields": None}, "Q: Why?\nA: So.", [(11, 14)]),
+        ({"fields": None, "format": "{answer} <- {question}"}, "So. <- Why?", [(7, 11)]),
     ],
 )
-def test_the_last_field_is_the_answer(tmp_path: Path, options: dict[str, Any], text: str, scored: str) -> None:
+def test_the_last_of_fields_is_the_answer_wherever_it_stands(tmp_path: Path, options: dict[str, Any], text: str, scored: list[Any]) -> None:
+    """Without fields, the last that the format names."""
     document = documents(tmp_path, **options)[0]
-    assert document.text == text and document.scored and document.text[slice(*document.scored)] == scored
-    assert document.text.rindex(scored) == document.scored[0]
+    assert document.text == text and document.scored == tuple(scored)
+    ((_, marks),) = tokens_of(byte_tokenizer(), [document])
+    assert marks is not None and marks.tolist() == [False, *(any(begin <= place < end for begin, end in scored) for place in range(len(text))), True]
+
+
+def test_an_answer_that_the_format_leaves_out_is_refused() -> None:
+    with pytest.raises(ValueError, match="learns {answer}, the last of fields, and format does not use it"):
+        fields = ["context", "question", "answer"]
+        DataConfig.model_validate({"sources": [files("a", "a", fields=fields, format="{context} {question}", loss_on="answer")]})
 
 
 def test_in_parquet_too(tmp_path: Path) -> None:
@@ -69,7 +83,7 @@ def test_in_parquet_too(tmp_path: Path) -> None:
 
     pyarrow.parquet.write_table(pyarrow.table({"question": ["Why?"], "answer": [["So.", "Else."]]}), tmp_path / "a.parquet")
     source = open_reader(DataConfig.model_validate({"sources": [files("a", tmp_path, **PAIR)]}).sources[0])
-    assert source.read(0, 0) == [Document("Q: Why?\nA: So.", "a.parquet", (11, 14))]
+    assert source.read(0, 0) == [Document("Q: Why?\nA: So.", "a.parquet", ((11, 14),))]
 
 
 def tokens_of(tokenizer: Any, found: list[Document]) -> list[encoder.Tokens]:
@@ -86,15 +100,14 @@ def test_each_token_that_has_a_character_of_the_answer_is_scored(tmp_path: Path,
         for document, ids, (again, scored) in zip(found, whole, tokens_of(tokenizer, found), strict=True):
             assert scored is not None and scored.dtype == np.bool_ and scored.shape == ids.shape and np.array_equal(ids, again)
             assert (scored[0], scored[-1]) == (False, True)
-            assert document.scored
-            answer = document.text[slice(*document.scored)]
+            (answer,) = learned(document)
             first = int(np.flatnonzero(scored)[0])
             assert scored[first:].all(), "the answer is last here"
             assert tokenizer.decode(ids[first:-1]).lstrip(" ") == answer and len(tokenizer.decode(ids[first + 1 : -1])) < len(answer)
 
 
 def test_bytes_of_the_answer_are_counted_exactly() -> None:
-    ((ids, scored),) = tokens_of(byte_tokenizer(), [Document("é: 漢!", "", (3, 4))])
+    ((ids, scored),) = tokens_of(byte_tokenizer(), [Document("é: 漢!", "", ((3, 4),))])
     assert scored is not None and [ids[0], ids[-1]] == [BOS, EOS]
     assert scored.tolist() == [False] + [False] * 4 + [True] * 3 + [False] + [True]
 
@@ -102,13 +115,13 @@ def test_bytes_of_the_answer_are_counted_exactly() -> None:
 def test_long_texts_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(encoder, "PIECE", 20)
     text = "".join(f"word{number} " for number in range(30))
-    ((ids, scored),) = tokens_of(byte_tokenizer(), [Document(text, "", (50, 120))])
+    ((ids, scored),) = tokens_of(byte_tokenizer(), [Document(text, "", ((50, 120),))])
     assert scored is not None and scored.tolist() == [False] + [50 <= place < 120 for place in range(len(text))] + [True]
     assert np.array_equal(ids, Encoder(byte_tokenizer(), [0]).encode([text])[0])
 
 
 def test_documents_with_and_without_a_span_together() -> None:
-    found = [Document(text, "", (1, 2) if number % 3 else None) for number, text in enumerate(["abc", "def", "ghi", "jkl"] * 20)]
+    found = [Document(text, "", ((1, 2),) if number % 3 else None) for number, text in enumerate(["abc", "def", "ghi", "jkl"] * 20)]
     tokens = tokens_of(byte_tokenizer(), found)
     assert [scored is None for _, scored in tokens] == [document.scored is None for document in found]
     block, made = Block(found, False, 0), Encoder(byte_tokenizer(), range(LANES))

@@ -1,6 +1,8 @@
 """Faults of real connections: others go on, nothing is lost, what comes back goes on where it was."""
 
 import json
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -11,7 +13,8 @@ import pytest
 
 from data_sources import SourcesFailed, open_stream
 from data_sources.config import DataConfig
-from data_sources.stream import Stream
+from data_sources.documents import Stopped
+from data_sources.stream import Options, Stream
 from tests.data_sources.streams import byte_tokenizer, data_config, files, paragraphs, read_texts, rows_of, write_jsonl
 from tests.loopback_hub import Answer, LoopbackHub, make_dataset
 
@@ -183,6 +186,64 @@ def test_close_ends_a_wait(tmp_path: Path, hub: LoopbackHub, remote_texts: list[
     began = time.monotonic()
     ahead.close()
     assert time.monotonic() - began < 2
+
+
+def stall_after_the_first(answer: Answer, path: str) -> bool:
+    """The Hub says that the data set is there, and then nothing more for some seconds."""
+    if path != "/api/datasets/some/words":
+        answer.stall(4)
+    return False
+
+
+def test_being_stopped_while_sources_are_reached(tmp_path: Path, hub: LoopbackHub, remote_texts: list[str]) -> None:
+    hub._server.fault = stall_after_the_first
+    began = time.monotonic()
+    with pytest.raises(Stopped):
+        open_stream(with_local(tmp_path), byte_tokenizer(), 64, 48, options=Options(should_stop=lambda: time.monotonic() > began + 1))
+    assert 1 <= time.monotonic() - began < 2
+
+
+LEAVING = """
+import sys, time
+from data_sources import open_stream
+from data_sources.documents import Stopped
+from data_sources.stream import Options
+from tests.data_sources.streams import byte_tokenizer, data_config
+
+data = data_config({"type": "hf", "name": "remote", "dataset": "some/words"})
+began = time.monotonic()
+try:
+    open_stream(data, byte_tokenizer(), 64, 48, options=Options(should_stop=lambda: time.monotonic() > began + 1))
+except Stopped:
+    print(time.time())
+"""
+
+
+def test_a_process_that_was_stopped_so_ends_at_once(hub: LoopbackHub, remote_texts: list[str]) -> None:
+    hub._server.fault = lambda answer, path: path != "/api/datasets/some/words" and (answer.stall(40) or True)
+    ended = subprocess.run([sys.executable, "-c", LEAVING], capture_output=True, text=True, timeout=60, cwd=Path(__file__).parents[2])
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert time.time() - float(ended.stdout) < 10, "the interpreter takes a while by itself"
+
+
+def test_a_slow_hub_is_not_waited_for_and_heard_later(
+    tmp_path: Path, hub: LoopbackHub, remote_texts: list[str], impatient: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("data_sources.hub.RESOLVE_SECONDS", 0.3)
+    hub._server.fault = stall_after_the_first
+    began = time.monotonic()
+    with open_stream(with_local(tmp_path), byte_tokenizer(), 64, 48) as stream:
+        assert time.monotonic() - began < 3
+        assert states(stream) == {"remote": "waiting", "local": "reading"}
+        assert "did not answer" in stream.sources[0].reason
+        next(stream)
+        hub._server.fault = None
+        deadline = time.monotonic() + 20
+        while states(stream)["remote"] == "waiting" and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert states(stream)["remote"] == "reading"
+    paths = [request.path for request in hub.log if "/tree/" in request.path or "/revision/" in request.path]
+    assert paths and len(paths) == len(set(paths)), "it was resolved once"
 
 
 def test_resuming_reads_the_places_of_the_lanes_and_nothing_before(tmp_path: Path, hub: LoopbackHub) -> None:

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from data_sources import HeldOutStore, open_stream
+from data_sources import HeldOutStore, merge_cursors, open_stream
+from data_sources.cursor import read_so_far
 from data_sources.held_out import SHARE, Choice, HeldOut, local_choice
 from data_sources.order import content_hash
-from tests.data_sources.streams import byte_tokenizer, data_config, files, paragraphs, read_texts, rows_of, write_jsonl
+from tests.data_sources.streams import byte_tokenizer, data_config, files, global_batches, paragraphs, read_texts, rows_of, write_jsonl
 
 
 def held_out_of(folder: Path, texts: list[str], world_size: int = 1, **options: object) -> tuple[list[str], list[str]]:
@@ -44,6 +45,28 @@ def test_at_least_one_of_a_small_local_source(tmp_path: Path, number: int) -> No
     texts = [text for text in paragraphs(200) if content_hash(text) >= SHARE][:number]
     held_out, trained = held_out_of(tmp_path, texts)
     assert held_out == [min(texts, key=content_hash)] and sorted(held_out + trained) == sorted(texts)
+
+
+@pytest.mark.parametrize(("world_size", "away"), [(1, False), (2, False), (2, True)])
+def test_what_was_held_out_once_stays_so_when_files_are_added(tmp_path: Path, world_size: int, away: bool) -> None:
+    """Also while its source is out of the mix. Where ranks held out different ones, all of them are."""
+    texts = [text for text in paragraphs(500) if content_hash(text) >= SHARE]
+    *lower, first = sorted(texts, key=content_hash)[:4]
+    before = [first, *sorted(set(texts) - {first, *lower})[:200]]
+    write_jsonl(tmp_path / "a" / "b.jsonl", before)
+    write_jsonl(tmp_path / "other.jsonl", paragraphs(40, start=520))
+    other = files("other", tmp_path / "other.jsonl", repeat=True)
+    data = data_config(files("a", tmp_path / "a", repeat=True), other)
+    cursor = global_batches(data, 2, world_size=world_size)[-1][1]
+    assert cursor["held_out"]["a"] == [f"{content_hash(first):016x}"]
+    if away:
+        cursor = global_batches(data_config(other), 2, world_size=world_size, cursor=cursor)[-1][1]
+    write_jsonl(tmp_path / "a" / "a.jsonl", lower)
+    later = global_batches(data, 60, world_size=world_size, seq_length=400, cursor=cursor)
+    assert read_so_far(later[-1][1])["a"]["epochs"] > 0 and later[-1][1]["held_out"] == cursor["held_out"]
+    trained = {text.decode() for text in read_texts([row for rows, _ in later for row in rows])}
+    assert first not in trained and set(lower) < trained
+    assert merge_cursors([cursor, cursor | {"held_out": {"a": ["00"]}}])["held_out"]["a"] == ["00", f"{content_hash(first):016x}"]
 
 
 @pytest.mark.parametrize("texts", [["the only one"], ["the same"] * 5])

@@ -95,10 +95,14 @@ def test_other_weights_do_not_make_up_for_the_past(mix: DataConfig) -> None:
 
 def test_older_cursors_load(mix: DataConfig) -> None:
     whole = global_batches(mix, 3)
-    old = {key: value for key, value in whole[0][1].items() if key not in ("parked", "shuffle", "packing", "weights")}
+    old = {key: value for key, value in whole[0][1].items() if key not in ("parked", "shuffle", "packing", "weights", "held_out")}
     assert [rows for rows, _ in global_batches(mix, 2, cursor=old)] == [rows for rows, _ in whole[1:]]
     assert notices(mix.model_copy(update={"shuffle": False, "packing": "pad"}), old) == []
-    assert merge_cursors([old])["parked"] == {}
+    assert merge_cursors([old])["parked"] == {} == merge_cursors([old])["held_out"]
+
+
+DAMAGED: list[dict[str, Any]] = [{"held_out": value} for value in ([3], {"a": "00"}, {"a": ["x"]}, {"a": [3]}, {"a": ["1" * 17]})]
+DAMAGED += [{"weighed": value} for value in (-1, 0.5, None, "4")]
 
 
 @pytest.mark.parametrize(
@@ -120,7 +124,7 @@ def test_damage_is_told_in_a_line(mix: DataConfig, parked: Any) -> None:
     with pytest.raises(ValueError, match="damaged at parked") as error:
         open_stream(mix, byte_tokenizer(), 37, 48, cursor=cursor | {"parked": parked})
     assert "\n" not in str(error.value)
-    for damage in ({"weights": [0.5]}, {"weights": [0.0, 1.0, 1.0]}, {"weights": None}, {"events": [3]}, {"events": None}):
+    for damage in ({"weights": [0.5]}, {"weights": [0.0, 1.0, 1.0]}, {"weights": None}, {"events": [3]}, {"events": None}, *DAMAGED):
         with pytest.raises(ValueError, match=f"damaged at {next(iter(damage))}"):
             open_stream(mix, byte_tokenizer(), 37, 48, cursor=cursor | damage)
 

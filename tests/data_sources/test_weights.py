@@ -55,6 +55,27 @@ def test_a_resume_anywhere_is_exact(mix: DataConfig, world_size: int) -> None:
         assert global_batches(mix, 4, ROWS, world_size, cursor=whole[stop - 1][1], options=Options(schedule=late)) == whole[stop : stop + 4], stop
 
 
+def test_a_resume_is_exact_where_batches_straddle_intervals(mix: DataConfig) -> None:
+    """After 20 rows cut in fours, batches of six begin neither where an interval of twelve does nor end there."""
+    data, interval = mix.model_copy(update={"sources": tuple(s.model_copy(update={"repeat": True}) for s in mix.sources)}), 12
+    settled = {number: WEIGHTS[2 + number % 3] for number in range(2, 12)}
+
+    def schedule(first: int) -> WeightSchedule:
+        made = WeightSchedule(base_weights(data), interval)
+        for number, weights in settled.items():
+            if number >= first:
+                made.announce(number, weights)
+        return made
+
+    start = global_batches(data, 5, 4, options=Options(schedule=schedule(2)))[-1][1]
+    whole = global_batches(data, 12, 6, cursor=start, options=Options(schedule=schedule(2)))
+    assert whole[0][1]["weighed"] == 20 and tuple(whole[0][1]["weights"]) == base_weights(data), "rows 24 and 25 are of the next interval"
+    for stop in range(1, 11):
+        cursor = whole[stop - 1][1]
+        late = schedule(cursor["next_row"] // interval)
+        assert global_batches(data, 2, 6, stop % 2 + 1, cursor=cursor, options=Options(schedule=late)) == whole[stop : stop + 2], stop
+
+
 def test_reading_ahead_waits_for_what_training_says(mix: DataConfig) -> None:
     """Weights of k + 2 are announced when k has been trained on, as a loop does it: nothing waits for ever, and nothing differs."""
     whole = [rows for rows, _ in global_batches(mix, 20, ROWS, options=Options(schedule=scheduled(mix)))]

@@ -145,6 +145,17 @@ def test_a_killed_loader_is_noticed(mix: DataConfig) -> None:
     assert "\n" not in str(error.value) and not loaders()
 
 
+def test_a_loader_that_can_not_start_says_why(mix: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "tokenizers.py").write_text('raise ImportError("libtok.so: cannot open shared object file")')
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "broken"))
+    with opened(mix, 2) as stream, pytest.raises(RuntimeError, match=r"ended with status 1 \(ImportError: libtok.so: cannot open") as error:
+        next(stream)
+    assert "\n" not in str(error.value) and not loaders()
+    (story,) = error.value.__notes__
+    assert story.startswith("Traceback") and "data_sources/worker.py" in story
+
+
 def test_closing_is_quick_and_leaves_nothing(mix: DataConfig) -> None:
     for read in (0, 1):
         stream = opened(mix, 2)
