@@ -28,6 +28,7 @@ from lm.training.step import Step, Teacher
 BRIEF_TOKENS = 8_192  # read from each source in the evaluations along the way; all of it at the end
 SAMPLE_TOKENS, PROMPT_WORDS = 60, 8
 GLANCE = 0.2  # seconds between looks at whether to stop
+LONGEST_PEEK = 1.0  # seconds that a snapshot waits to know at least one batch that comes next
 
 
 @dataclass
@@ -114,6 +115,8 @@ class Session:
     def begin_save(self, amends: bool = False) -> None:
         """Have a snapshot written in the background, with the held-out text gathered until now beside it. amends: see Snapshots.save."""
         self.keep_held_out()
+        if self.drawn is None:
+            self.ahead.wait(LONGEST_PEEK)
         ahead = [self.drawn] * (self.drawn is not None) + [batch for batch, _ in self.ahead.peek()]
         coming = self.ranks.gathered([batch.digests() for batch in ahead])
         if self.ranks.is_first:

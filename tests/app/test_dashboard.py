@@ -182,6 +182,7 @@ def test_a_reader_that_goes_away_is_noticed_and_a_full_disk_is_not():
 
 def test_a_closed_terminal_asks_to_stop_and_ends():
     said = []
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # where these tests run under nohup it is ignored
     with Interrupts(lambda: said.append("asked"), lambda: said.append("left")) as interrupts:
         os.kill(os.getpid(), signal.SIGHUP)
         for _ in range(100):
@@ -189,7 +190,7 @@ def test_a_closed_terminal_asks_to_stop_and_ends():
             if interrupts.asked():
                 break
         assert interrupts.asked() and interrupts.ends and said == ["asked"]
-    assert signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
+    assert signal.signal(signal.SIGHUP, before) is signal.SIG_DFL
 
 
 def test_keys_and_log_stay_where_there_is_little_room(run):
