@@ -65,6 +65,7 @@ class LoopbackHub:
 
 
 class _Server(ThreadingHTTPServer):
+    request_queue_size = 128  # five would leave some of many readers at once waiting for a second try
     daemon_threads = True
 
     def __init__(self, root: Path, fault: Fault | None, port: int):
