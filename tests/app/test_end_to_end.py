@@ -186,7 +186,8 @@ def test_a_terminal_that_is_closed_saves_the_run(small_folder):
 @pytest.mark.timeout(60)
 def test_a_reader_that_goes_away_ends_the_run_in_good_order(small_folder):
     child = subprocess.Popen(MAIN, cwd=small_folder, env=environment(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    child.stdout.readline()
+    while " tokens/s" not in child.stdout.readline():  # until it trains: before that there is nothing to save
+        pass
     child.stdout.close()
     assert child.wait(timeout=40) == 0 and child.stderr.read() == ""
     assert (small_folder / "checkpoints" / "lm_current.pth").exists()
