@@ -4,6 +4,7 @@ B rows of this rank, T positions.
 """
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from data_sources.packed import NOT_SCORED, Rows, bounds_of
+from data_sources.past import Read
 
 
 @dataclass(frozen=True)
@@ -26,12 +28,13 @@ class Batch:
     cu_seqlens: Tensor  # int32, where documents and rows begin in the flattened B * T, and B * T at the end
     valid: int  # scored positions
     last: bool  # nothing but padding, now and from here on: this rank has read its share
+    begun: Sequence[Read] = ()  # documents that begin here and may be kept of the past, where the stream was asked to tell
 
     @classmethod
     def of(cls, rows: Rows) -> Self:
         """The filled rows as tensors."""
         arrays = (rows.tokens, rows.targets, rows.restart, rows.source, rows.lane, rows.row, bounds_of(rows.restart))
-        return cls(*map(torch.from_numpy, arrays), valid=rows.valid, last=rows.last)
+        return cls(*map(torch.from_numpy, arrays), valid=rows.valid, last=rows.last, begun=rows.begun)
 
     @property
     def any_restart(self) -> bool:

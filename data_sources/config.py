@@ -115,6 +115,20 @@ class InstalledDocsSource(Source):
     type: Literal["installed_docs"]
 
 
+PAST = "past text"
+
+
+class PastSource(Source):
+    """Text that earlier runs have read. No preset names it: training adds it to the sources of a run."""
+
+    type: Literal["past"] = "past"
+    name: Literal["past text"] = PAST
+    repeat: Literal[True] = True
+    path: str = Field(description="File with the sample that was kept.")
+    sources: tuple[str, ...] = Field(description="Sources whose text is read again.")
+    share: float = Field(gt=0, lt=1, description="Share of the run's tokens.")
+
+
 def _spelled_out(entry: Any) -> Any:
     """A plain name, alone or as the type, becomes the entry it stands for; a source without a name gets one."""
     if isinstance(entry, str):
@@ -186,6 +200,8 @@ class DataConfig(Config):
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
             raise ValueError(f'two sources are called "{twice}"; give one of them another "name"')
+        if PAST in names:
+            raise ValueError(f'"{PAST}" is what is read again of earlier runs; give the source another "name"')
         if self.source_weights is None:
             if self.mix_strategy == "weighted":
                 raise ValueError('mix_strategy "weighted" needs source_weights')
@@ -199,11 +215,22 @@ class DataConfig(Config):
     @property
     def weights(self) -> tuple[float, ...]:
         """One weight for each source, in their order, adding up to one. Equal where none are given."""
+        present = self.sources[:-1] if self.past else self.sources
         if isinstance(self.source_weights, dict):
-            raw = [self.source_weights[source.name] for source in self.sources]
+            raw = [self.source_weights[source.name] for source in present]
         else:
-            raw = list(self.source_weights or [1.0] * len(self.sources))
-        return tuple(weight / sum(raw) for weight in raw)
+            raw = list(self.source_weights or [1.0] * len(present))
+        share = self.past.share if self.past else 0.0
+        return tuple(weight / sum(raw) * (1 - share) for weight in raw) + ((share,) if self.past else ())
+
+    @property
+    def past(self) -> PastSource | None:
+        """What is read again of earlier runs; the last of the sources, where it is one of them."""
+        return last if isinstance(last := self.sources[-1], PastSource) else None
+
+    def with_past(self, past: PastSource) -> "DataConfig":
+        """The same with a share of what was read before, whatever the mix of the others is."""
+        return self.model_copy(update={"sources": (*self.sources, past)})
 
 
 def format_fields(template: str) -> list[str]:

@@ -189,6 +189,24 @@ def reopened(cursor: Cursor) -> Cursor:
     return cursor | {"lanes": lanes, "parked": parked}
 
 
+def without(cursor: Cursor, name: str) -> Cursor:
+    """The cursor as if it had never heard of a source. What of it is under way is not finished."""
+    names = [each for each, _ in cursor["sources"]]
+    if name not in names:
+        return cursor | {"parked": {each: held for each, held in cursor.get("parked", {}).items() if each != name}}
+    gone = names.index(name)
+    lanes = {lane: _without(state, gone) for lane, state in cursor["lanes"].items()}
+    weights = {"weights": [w for source, w in enumerate(cursor["weights"]) if source != gone]} if "weights" in cursor else {}
+    return cursor | {"sources": [pair for pair in cursor["sources"] if pair[0] != name], "lanes": lanes} | weights
+
+
+def _without(state: State, gone: int) -> State:
+    turn, under_way = state[:HEAD]
+    left = [place for source, place in enumerate(_places(state)) if source != gone]
+    moved = NOTHING if under_way == gone else under_way - (under_way > gone)
+    return [max(0, turn - (turn >= gone)), moved, *chain(*left)]
+
+
 def lanes_of(rank: int, world_size: int) -> list[int]:
     """The lanes that `rank` of `world_size` reads. ValueError where they can't be shared out evenly."""
     if world_size < 1 or LANES % world_size:

@@ -43,6 +43,12 @@ class Stopped(Exception):
     """Asked to stop, it stopped before it was done."""
 
 
+def one_line(error: Exception) -> str:
+    """What `error` says, for the reason of one of these."""
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join(text.split())[:500] or type(error).__name__
+
+
 class Reader(Protocol):
     """One source. Every method may raise GivenUp or PassingFault; the same numbers always give the same documents."""
 

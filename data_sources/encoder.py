@@ -7,7 +7,7 @@ Of some documents a part alone is learned (a question is read, its answer is lea
 characters is in that part, and so is the end of the document, which is to be learned too.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 
 from data_sources.blocks import Block
 from data_sources.documents import Spans
-from data_sources.feed import Feed, Found
+from data_sources.feed import Feed, Found, Place
 from data_sources.order import LANES
 from data_sources.tokenizer import with_special_tokens
 
@@ -32,11 +32,14 @@ class Tokens(NamedTuple):
 
 
 class Encoder:
-    """Token ids of documents for the lanes of one process: [bos, t1 .. tn, eos], int32."""
+    """Token ids of documents for the lanes of one process: [bos, t1 .. tn, eos], int32.
 
-    def __init__(self, tokenizer: Any, lanes: Sequence[int]):
+    `place_of(lane, source)`: where a lane stands, so that after a resume nothing is tokenised again that it has read.
+    """
+
+    def __init__(self, tokenizer: Any, lanes: Sequence[int], place_of: Callable[[int, int], Place] = lambda lane, source: Place()):
         tokenizer = with_special_tokens(tokenizer)
-        self._tokenizer, self._lanes = tokenizer, frozenset(lanes)
+        self._tokenizer, self._lanes, self._place_of = tokenizer, frozenset(lanes), place_of
         self._fast = _plain(tokenizer) if tokenizer.is_fast else None
         self.bos, self.eos, self.pad = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
         self._rounds = -(-AHEAD // max(1, len(self._lanes)))
@@ -49,7 +52,7 @@ class Encoder:
         """The tokens of `found`; those of the documents that follow in its block are made along with them."""
         block, index = found.block, found.index
         if block.ids.get(index) is None:
-            self._encode_ahead(block, self._ahead(feed, block, index))
+            self._encode_ahead(block, self._ahead(feed, found))
         ids, block.ids[index] = block.ids[index], None
         assert ids is not None
         return Tokens(ids, block.marks.pop(index, None))
@@ -62,16 +65,21 @@ class Encoder:
         for number, tokens in zip(spans, self.encode_scored([block.texts[number] for number in spans], list(spans.values())), strict=True):
             block.ids[number], block.marks[number] = tokens.ids, tokens.scored
 
-    def _ahead(self, feed: Feed, block: Block, index: int) -> list[int]:
-        """`index` and what the lanes of this process read next in the block, up to a number of characters."""
+    def _ahead(self, feed: Feed, found: Found) -> list[int]:
+        """`found` and what the lanes of this process read next in its block, up to a number of characters."""
+        block, index = found.block, found.index
         first = index - index % LANES
         ahead, characters = [index], len(block.texts[index])
         for number in range(first, min(first + self._rounds * LANES, len(block.texts))):
-            mine = number != index and block.lane(number) in self._lanes and number not in block.ids
-            if mine and characters < AHEAD_CHARACTERS and feed.chosen(block, number):
+            if number == index or number in block.ids or characters >= AHEAD_CHARACTERS:
+                continue
+            if self._is_to_be_read(block.lane(number), feed, found.place._replace(taken=number // LANES)) and feed.chosen(block, number):
                 ahead.append(number)
                 characters += len(block.texts[number])
         return ahead
+
+    def _is_to_be_read(self, lane: int, feed: Feed, place: Place) -> bool:
+        return lane in self._lanes and self._place_of(lane, feed.number) <= place
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         """[bos, t1 .. tn, eos] of each text."""

@@ -70,6 +70,7 @@ class Rules:
     part: str  # "train" or "held_out"
     shortest: int  # characters
     local: bool  # on this machine, so that at least one document can be held out
+    holds_out: bool = True  # not so for what was read before
 
 
 class Feed:
@@ -80,7 +81,7 @@ class Feed:
         self.state, self.reason, self.next_try = "reading", "", None
         self.closing = threading.Event()
         self.patient = False  # whether a source that may come back is waited for however long
-        self._number, self._reader, self._cache, self._held_out, self._tell = number, reader, cache, held_out, tell
+        self.number, self._reader, self._cache, self._held_out, self._tell = number, reader, cache, held_out, tell
         self._opened = self._reached = False
         self._pause = FIRST_RETRY
         self._failed: Callable[[], None] = self._open
@@ -136,7 +137,7 @@ class Feed:
         if known is None:
             text = block.texts[index]
             long_enough = len(text) >= self.rules.shortest
-            held = long_enough and self._choice.holds(text)
+            held = long_enough and self.rules.holds_out and self._choice.holds(text)
             if held and self.rules.part == "train":
                 self._held_out.add(self.name, text)
             known = block.chosen[index] = held if self.rules.part == "held_out" else long_enough and not held
@@ -154,7 +155,7 @@ class Feed:
         return self._cached(epoch, shard, number)
 
     def _cached(self, epoch: int, shard: int, number: int) -> Block | None:
-        return self._cache.get((self._number, epoch, shard, number), lambda: self._load(epoch, shard, number))
+        return self._cache.get((self.number, epoch, shard, number), lambda: self._load(epoch, shard, number))
 
     def _load(self, epoch: int, shard: int, number: int) -> Block | None:
         documents = self._ask(self._reader.read, shard, number)
@@ -187,7 +188,7 @@ class Feed:
             self._has_text = any(self.chosen(block, index) for block in self._walk(epoch) for index in range(len(block.texts)))
         if not self._has_text:
             self._give_up("holds no text" if self.rules.shortest <= 1 else f"holds no text of {self.rules.shortest} characters or more")
-            raise Aside(self._number)
+            raise Aside(self.number)
 
     # Faults
 
@@ -220,7 +221,7 @@ class Feed:
                 if documents is None:
                     break
                 block = Block(documents, self.rules.shuffle, self.rules.seed, self.name, 0, shard, number)
-                yield self._cache.get((self._number, 0, shard, number), lambda block=block: block)
+                yield self._cache.get((self.number, 0, shard, number), lambda block=block: block)
 
     def _ask(self, method: Callable[..., Result], *numbers: int) -> Result:
         """What the reader answers, waiting through passing faults. Aside when patience ends or there is no use in it."""
@@ -240,7 +241,7 @@ class Feed:
                 pause = min(2 * pause, LONGEST_PAUSE)
             except (GivenUp, OSError) as error:
                 self._give_up(str(error))
-                raise Aside(self._number) from None
+                raise Aside(self.number) from None
             else:
                 self.reason = ""
                 self._pass_on_notices()
@@ -250,7 +251,7 @@ class Feed:
         pause = max(pause, fault.retry_after or 0.0)
         if time.monotonic() + pause > deadline and not self.patient:
             self._set_aside(fault)
-            raise Aside(self._number) from None
+            raise Aside(self.number) from None
         self.reason = str(fault)
         if self.closing.wait(pause):
             raise Closed from None
@@ -261,7 +262,7 @@ class Feed:
             if self.closing.wait(GLANCE):
                 raise Closed
         if self.state in ("waiting", "given up"):
-            raise Aside(self._number)
+            raise Aside(self.number)
 
     def _set_aside(self, fault: PassingFault) -> None:
         self.next_try = time.time() + max(self._pause, fault.retry_after or 0.0)

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from data_sources.disk import sync_folder
 from data_sources.order import content_hash, draw
 
 SHARE = 2**64 // 100
@@ -116,17 +117,9 @@ class HeldOutStore:
             file.flush()
             os.fsync(file.fileno())
         os.replace(aside, final)
-        _sync_folder(self._folder)
+        sync_folder(self._folder)
 
 
 def file_name(source: str) -> str:
     """A file name for any source's name: what is readable of it, and a hash that keeps names apart."""
     return f"{re.sub(r'[^A-Za-z0-9_-]+', '_', source)[:40]}-{draw(source):016x}.jsonl"
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -16,13 +16,14 @@ from typing import NamedTuple
 from urllib.parse import unquote
 
 import httpx2
-from huggingface_hub import HfApi, hf_hub_url
+from huggingface_hub import HfApi, hf_hub_url, is_offline_mode, set_client_factory
+from huggingface_hub.errors import OfflineModeIsEnabled
 from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
 from data_sources.config import CacheConfig, HubSource
 from data_sources.disk_cache import DiskCache
-from data_sources.documents import GivenUp, PassingFault
-from data_sources.hub_faults import CONTACT_SECONDS, Offline, explained, hush, one_line, within
+from data_sources.documents import GivenUp, PassingFault, one_line
+from data_sources.hub_faults import CONTACT_SECONDS, Offline, explained, hush, within
 from data_sources.ranges import Changed
 from data_sources.rows import Notes, RowFormat
 from data_sources.shards import FileReader, kind_of
@@ -34,6 +35,28 @@ SLOW_SECONDS, SLOWEST = 30.0, 1000  # bytes a second on the whole, past so many 
 IMPORTING = threading.Lock()  # sources are reached in threads, and a package half imported by another thread breaks
 atexit.register(IMPORTING.acquire, timeout=5.0)  # and one inside compiled code when the interpreter ends aborts the process
 FIRST_RANGES = 2  # of a file: they hold the description of a parquet file, without which the others are of no use
+
+
+class Session(httpx2.Client):
+    """What huggingface_hub and `datasets` ask by, and we. It ends with the last who uses it.
+
+    huggingface_hub closes it, and takes another, when one of its calls finds no connection: those of all other sources, under way in
+    other threads, would then fail with a bad file descriptor.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(event_hooks={"request": [_refuse_offline]}, follow_redirects=True, timeout=None)
+
+    def close(self) -> None:
+        pass
+
+
+def _refuse_offline(request: httpx2.Request) -> None:
+    if is_offline_mode():
+        raise OfflineModeIsEnabled
+
+
+set_client_factory(Session)
 
 
 def hub_reader(source: HubSource, cache: CacheConfig | None = None) -> FileReader:

@@ -12,7 +12,7 @@ import httpx2
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, RepositoryNotFoundError
 from huggingface_hub.utils import disable_progress_bars, parse_ratelimit_headers
 
-from data_sources.documents import GivenUp, PassingFault, Stopped
+from data_sources.documents import GivenUp, PassingFault, Stopped, one_line
 
 CONTACT_SECONDS = 3.0  # a name server that never answers knows no timeout of its own
 LONGEST_ASKED = 3600.0  # seconds that a server may ask to wait for
@@ -100,7 +100,3 @@ def hush() -> None:
     """The screen belongs to the trainer: faults are told once, in its own words."""
     logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)
     disable_progress_bars()
-
-
-def one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:500] or type(error).__name__

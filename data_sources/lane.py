@@ -53,11 +53,22 @@ class Standing:
 
 
 class Mix(NamedTuple):
-    """How the preset mixes its sources."""
+    """How the preset mixes its sources. With `past_share` the last of them is what was read before: it has that share in any
+    strategy, and its weight says nothing."""
 
     strategy: str
     weights: tuple[float, ...]
     one_document_a_row: bool
+    past_share: float = 0.0
+
+    @property
+    def present(self) -> range:
+        """The sources that the strategy chooses among."""
+        return range(len(self.weights) - bool(self.past_share))
+
+    @property
+    def past(self) -> int | None:
+        return len(self.weights) - 1 if self.past_share else None
 
 
 class Document(NamedTuple):
@@ -84,10 +95,12 @@ class Lane:
         self._feeds, self._mix, self._encoder = feeds, mix, encoder
         width = len(feeds)
         # Lanes begin with different sources, else the first rows would all be of the first, and the next all of the second.
-        self.turn, self._under_way = (number - 1) % width, NOTHING
+        self.turn, self._under_way = (number - 1) % len(mix.present), NOTHING
         self.standings = [Standing(credit=_head_start(number, source)) for source in range(width)]
+        self._begin_past()
         if state is not None:
             self._stand(state)
+        self.begun: list[tuple[int, Found]] = []  # documents, with their sources, since `keep`
         self._document: Document | None = None  # the one under way
         self._fresh = False  # whether its first position is still to be written
         self._kept: tuple[State, Document | None] = self._numbers(), None
@@ -95,12 +108,14 @@ class Lane:
     def keep(self) -> State:
         """The lane's cursor, which is where `rewind` goes back to. Called between rows."""
         self._kept = self._numbers(), self._document
+        self.begun = []
         return self._kept[0]
 
     def rewind(self) -> None:
         """Stand where the lane stood when `keep` was called last."""
         state, self._document = self._kept
         self._stand(state)
+        self.begun = []
 
     def _numbers(self) -> State:
         return [self.turn, self._under_way, *(number for standing in self.standings for number in standing.numbers())]
@@ -112,12 +127,12 @@ class Lane:
     @property
     def ended(self) -> bool:
         """Whether nothing is left that could be read now."""
-        return self._under_way == NOTHING and all(standing.status != READING for standing in self.standings)
+        return self._under_way == NOTHING and not self._living()
 
     @property
     def stranded(self) -> bool:
         """Whether everything it reads is set aside."""
-        return all(standing.status == ASIDE for standing in self.standings)
+        return all(self.standings[source].status == ASIDE for source in self._mix.present)
 
     def fill(self, row: RowView) -> int:
         """Fill a row from the left and return how many positions hold text: fewer than T only where the lane ends, or in a padded row."""
@@ -151,7 +166,8 @@ class Lane:
         """Put the next document under way. False where no source has one."""
         while (source := self._choose()) is not None:
             if self._open(source):
-                self.turn, self._under_way, self._fresh = source, source, True
+                self._under_way, self._fresh = source, True
+                self.turn = source if source in self._mix.present else self.turn
                 return True
         return False
 
@@ -174,6 +190,7 @@ class Lane:
         if standing.offset == 0:
             standing.documents += 1
             standing.tokens += len(document.tokens)
+            self.begun.append((source, found))
         standing.place, self._document = found.place, document
         return True
 
@@ -214,7 +231,10 @@ class Lane:
     def take_back(self, source: int) -> None:
         """Go on with a source that was set aside, where it was. It takes its share again, and does not catch up."""
         standing = self.standings[source]
-        if standing.status == ASIDE:
+        if standing.status == ASIDE and source == self._mix.past:
+            standing.status = READING
+            self._begin_past()
+        elif standing.status == ASIDE:
             floor = min((self._lag(other) for other in self._living()), default=0.0)
             standing.credit += max(0, round(floor * self._mix.weights[source]) - standing.tokens - standing.credit)
             standing.status = READING
@@ -225,12 +245,16 @@ class Lane:
         if not lags:
             return self.begin_shares()
         for source in sources:
-            self._level(source, min(lags))
+            if source == self._mix.past:
+                self._begin_past()
+            else:
+                self._level(source, min(lags))
 
     def begin_shares(self) -> None:
         """Shares by weights from now on, after another strategy: as if nothing had been read so far."""
-        for source, weight in enumerate(self._mix.weights):
-            self._level(source, _head_start(self.number, source) / weight)
+        for source in self._mix.present:
+            self._level(source, _head_start(self.number, source) / self._mix.weights[source])
+        self._begin_past()
 
     def reweigh(self, weights: tuple[float, ...]) -> None:
         """Other weights from now on. A source is as many tokens ahead of the one that lags most as before, which is a document or so:
@@ -238,7 +262,7 @@ class Lane:
         before = self._mix.weights
         if weights == before:
             return
-        lags = [self._lag(source) for source in range(len(self.standings))]
+        lags = [self._lag(source) for source in self._mix.present]
         floor = min((lags[source] for source in self._living()), default=0.0)
         self._mix = self._mix._replace(weights=weights)
         for source, lag in enumerate(lags):
@@ -250,11 +274,34 @@ class Lane:
         standing.credit = round(lag * self._mix.weights[source] - standing.half) - standing.tokens
 
     def _living(self) -> list[int]:
-        return [source for source, standing in enumerate(self.standings) if standing.status == READING]
+        """The sources of the present that are being read."""
+        return [source for source in self._mix.present if self.standings[source].status == READING]
 
     def _choose(self) -> int | None:
         living = self._living()
+        if living and self._past_is_due():
+            return self._mix.past
         return CHOICES[self._mix.strategy](self, living) if living else None
+
+    def _past_is_due(self) -> bool:
+        """Whether the past has fallen behind its share of what the lane reads."""
+        if self._mix.past is None:
+            return False
+        standing = self.standings[self._mix.past]
+        half = standing.half if standing.documents else HEAD_START / 2
+        return standing.status == READING and standing.tokens + standing.credit + half < self._share_of_past()
+
+    def _share_of_past(self) -> float:
+        """Tokens that the past should have had beside those of all others, in its share."""
+        share = self._mix.past_share
+        return share / (1 - share) * sum(self.standings[source].tokens for source in self._mix.present)
+
+    def _begin_past(self) -> None:
+        """It has its share from now on, and makes up for nothing. Up to half a document ahead or behind, so that lanes don't come to it
+        all at once."""
+        if self._mix.past is not None:
+            standing = self.standings[self._mix.past]
+            standing.credit = round(self._share_of_past()) - standing.tokens + draw(self.number, "past") % HEAD_START - HEAD_START // 2
 
     def _lag(self, source: int) -> float:
         """Tokens drawn for each unit of weight, were half of the next document drawn too: the least lags most.

@@ -10,6 +10,7 @@ from typing import NamedTuple, Self
 import numpy as np
 
 from data_sources.order import LANES
+from data_sources.past import Read
 
 NOT_SCORED = -100
 NO_SOURCE = -1
@@ -34,6 +35,7 @@ class Rows:
     source: np.ndarray
     row: np.ndarray  # (B,) int64
     last: bool = False  # nothing but padding, now and from here on
+    begun: Sequence[Read] = ()  # documents that begin here and may be kept of the past
 
     @classmethod
     def blank(cls, numbers: Sequence[int], seq_length: int, pad: int) -> Self:
@@ -66,7 +68,7 @@ def joined(parts: Sequence[Rows]) -> Rows:
     """The rows of several readers of one global batch, in the order of their numbers."""
     order = np.argsort(np.concatenate([part.row for part in parts]))
     columns = (np.concatenate([getattr(part, name) for part in parts])[order] for name in ("tokens", "targets", "restart", "source", "row"))
-    return Rows(*columns, last=all(part.last for part in parts))
+    return Rows(*columns, last=all(part.last for part in parts), begun=[read for part in parts for read in part.begun])
 
 
 def bounds_of(restart: np.ndarray) -> np.ndarray:

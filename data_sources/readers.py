@@ -6,7 +6,7 @@ Each function imports its reader, and what that needs, when it is called and not
 from collections.abc import Callable
 from pathlib import Path
 
-from data_sources.config import AnySource, CacheConfig, FilesSource, HubSource, InstalledDocsSource, PdfSource
+from data_sources.config import AnySource, CacheConfig, FilesSource, HubSource, InstalledDocsSource, PastSource, PdfSource
 from data_sources.documents import Reader
 
 
@@ -34,9 +34,15 @@ def _installed_docs(source: InstalledDocsSource, cache: CacheConfig | None) -> R
     return InstalledDocs()
 
 
-READERS: dict[str, Callable[..., Reader]] = {"hf": _hub, "files": _files, "pdf": _pdf, "installed_docs": _installed_docs}
+def _past(source: PastSource, cache: CacheConfig | None) -> Reader:
+    from data_sources.past import PastReader
+
+    return PastReader(source)
 
 
-def open_reader(source: AnySource, cache: CacheConfig | None = None) -> Reader:
+READERS: dict[str, Callable[..., Reader]] = {"hf": _hub, "files": _files, "pdf": _pdf, "installed_docs": _installed_docs, "past": _past}
+
+
+def open_reader(source: AnySource | PastSource, cache: CacheConfig | None = None) -> Reader:
     """The reader of a source of the `data` section. `cache` is that section's, for what comes over the network."""
     return READERS[source.type](source, cache)

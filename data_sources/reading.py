@@ -19,12 +19,13 @@ from data_sources.cursor import VERSION, Cursor, adapted, lanes_of
 from data_sources.documents import SourcesFailed
 from data_sources.encoder import Encoder
 from data_sources.events import ASIDE, BACK, Event, Record, in_order, united
-from data_sources.feed import Aside
+from data_sources.feed import Aside, Place
 from data_sources.held_out import HeldOut
 from data_sources.lane import ASIDE as IS_ASIDE
 from data_sources.lane import FINISHED, Lane, Mix, State
 from data_sources.order import LANES
 from data_sources.packed import Rows
+from data_sources.past import Read, Sieve
 from data_sources.sources import Sources, SourceState
 from data_sources.weights import WeightSchedule, base_weights
 
@@ -44,6 +45,7 @@ class Job:
     part: str
     seed: int
     replay: Cursor | None
+    keep: tuple[int, int] | None  # characters of what is read that are kept, and the priority that ends them
     endless: bool  # whether it goes on with padding at the end, since others may not be there yet
 
     @property
@@ -61,7 +63,7 @@ class Reading:
         self._log: list[list[Any]] = [list(event) for event in cursor.get("events", ())]
         self._record = Record(job.replay, job.first_row) if job.replay else None
         numbers = lanes_of(job.rank, job.world_size)
-        self._encoder = Encoder(tokenizer, numbers)
+        self._encoder = Encoder(tokenizer, numbers, self._place_of)
         self._sources = Sources(data, self._seed, job.part, should_stop=should_stop)
         self._names = [feed.name for feed in self._sources.feeds]
         self._held_beside: dict[str, list[str]] = cursor.get("held_out", {})
@@ -72,6 +74,7 @@ class Reading:
         self._lanes = self._opened_lanes(numbers)
         self._states: dict[str, State] = {str(number): lane.keep() for number, lane in self._lanes.items()}
         self._marks = self._compare_marks()
+        self._sieve = Sieve(*job.keep) if job.keep else None
         self._worn = set(self._read_over())
 
     # How lanes begin
@@ -91,7 +94,7 @@ class Reading:
         self._weighed = (cursor or {}).get("weighed", max(0, self._next_row - 1))
         self._interval = self._weighed // self._schedule.interval_rows if self._schedule else 0
         self._by_weights = strategy == "weighted"
-        mix = Mix(strategy, before, data.packing == "pad")
+        mix = Mix(strategy, before, data.packing == "pad", data.past.share if data.past else 0.0)
         lanes = {number: Lane(number, self._sources.feeds, mix, self._encoder, states.get(number)) for number in numbers}
         for lane in lanes.values():
             lane.reweigh(self._weights)
@@ -100,6 +103,9 @@ class Reading:
             elif joining:
                 lane.join(joining)
         return lanes
+
+    def _place_of(self, lane: int, source: int) -> Place:
+        return self._lanes[lane].standings[source].place
 
     def _compare_habits(self, cursor: Cursor) -> None:
         data = self._job.data
@@ -130,6 +136,7 @@ class Reading:
         rows, due = self._replayed(first, stop) if replayed else self._live(first, stop)
         if due:
             self._log = united([*self._log, *due])
+        rows.begun = self._sifted(rows)
         moved = self._lanes if due else rows.lane.tolist()
         self._states |= {str(number): self._lanes[number].keep() for number in moved}
         self._tell_ends()
@@ -138,6 +145,18 @@ class Reading:
             raise StopIteration
         self._next_row = stop
         return rows, self.cursor()
+
+    def _sifted(self, rows: Rows) -> list[Read]:
+        """The documents begun in `rows` that may be among those kept of all that was ever read."""
+        if self._sieve is None:
+            return []
+        begun = [each for number in dict.fromkeys(rows.lane.tolist()) for each in self._lanes[number].begun]
+        found = [
+            Read.of(self._seed, self._names[source], block.texts[index], block.scored[index])
+            for source, (_, block, index) in begun
+            if self._sources.feeds[source].rules.holds_out
+        ]
+        return [read for read in found if self._sieve.offer(read.priority, read.size)[0]]
 
     def _live(self, first: int, stop: int) -> tuple[Rows, list[Event]]:
         """The batch, and what was decided at its beginning, where sources are taken back and set aside as the clock will have it."""

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_sources.documents import Document, GivenUp, Unreadable
+from data_sources.documents import Document, GivenUp, Unreadable, one_line
 from data_sources.lines import PACKINGS, Damage, Either, Elements, Lines, PackedLines, PlainLines, is_array
 from data_sources.ranges import ByteRanges, Changed, Seekable
 from data_sources.rows import LONG, Notes, Passage, RowFormat
@@ -258,7 +258,7 @@ class FileReader:
             self._notes.say(f"{name} was changed while it was read: some of its documents may come twice or not at all")
             raise
         except (OSError, pa.ArrowException) as error:
-            self._notes.say(f"a part of {name} is damaged and passed over: {_one_line(error)}")
+            self._notes.say(f"a part of {name} is damaged and passed over: {one_line(error)}")
             return []
         except (GivenUp, Unreadable) as error:
             self._pass_over(shard, error)
@@ -291,7 +291,7 @@ class FileReader:
         if self._strict and isinstance(error, GivenUp):
             raise error
         self._passed_over.add(shard)
-        self._notes.say(f"{self.shards()[shard]} is passed over: {_one_line(error)}")
+        self._notes.say(f"{self.shards()[shard]} is passed over: {one_line(error)}")
 
     def notices(self) -> list[str]:
         return self._notes.take()
@@ -331,8 +331,3 @@ def _json_object(line: bytes) -> dict[str, Any] | None:
 
 def _decoded(text: bytes) -> str:
     return text.decode("utf-8-sig", "replace")
-
-
-def _one_line(error: Exception) -> str:
-    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return " ".join(text.split())[:200] or type(error).__name__

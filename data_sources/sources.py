@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from data_sources.blocks import BlockCache
-from data_sources.config import DataConfig, FilesSource, PdfSource, TableSource
+from data_sources.config import DataConfig, FilesSource, PastSource, PdfSource, TableSource
 from data_sources.documents import Reader, SourcesFailed, Stopped
 from data_sources.feed import Feed, Rules
 from data_sources.held_out import HeldOut
@@ -113,9 +113,10 @@ class Sources:
                 first.retry()
 
     def require_one(self) -> None:
-        """SourcesFailed when none is being read or finished."""
-        if all(feed.state in ("waiting", "given up") for feed in self.feeds):
-            raise SourcesFailed({feed.name: feed.reason for feed in self.feeds})
+        """SourcesFailed when none is being read or finished. What is read again of the past is no reason to go on."""
+        present = [feed for feed in self.feeds if feed.rules.holds_out]
+        if all(feed.state in ("waiting", "given up") for feed in present):
+            raise SourcesFailed({feed.name: feed.reason for feed in present})
 
     def be_patient(self, patient: bool) -> None:
         """Whether a source that may come back is waited for however long, and not set aside."""
@@ -145,7 +146,8 @@ class Sources:
 
 
 def _rules(source: Any, data: DataConfig, seed: int, part: str) -> Rules:
-    prose = not isinstance(source, TableSource) or source.is_prose
+    past = isinstance(source, PastSource)
+    prose = not past and (not isinstance(source, TableSource) or source.is_prose)
     return Rules(
         seed=seed,
         shuffle=data.shuffle,
@@ -153,4 +155,5 @@ def _rules(source: Any, data: DataConfig, seed: int, part: str) -> Rules:
         part=part,
         shortest=max(1, data.min_text_length if prose else 1),
         local=isinstance(source, LOCAL),
+        holds_out=not past,
     )

@@ -30,12 +30,18 @@ class Options(NamedTuple):
     replay: a later cursor of the same run. Up to its row only the events in it move a source: one that was read then is waited for
     however long, and one that was set aside stays so, even where it could be read. From there on the clock decides again.
     should_stop: asked ten times a second while the sources are reached; `open_stream` then fails with Stopped. Loaders reach them later.
+    global_rows: rows of a batch over all ranks, when they can't be shared out evenly or must stay what they were on another number
+    of ranks; `batch_size` then says nothing, and a batch of this rank has a row more or less than the one before, or none.
+    keep: have batches tell, as `begun`, which of their documents may belong to a sample of everything read (data_sources/past.py):
+    its size in characters, and the priority from which on it keeps nothing.
     """
 
     workers: int = 0
     schedule: WeightSchedule | None = None
     replay: Cursor | None = None
     should_stop: Callable[[], bool] = lambda: False
+    global_rows: int | None = None
+    keep: tuple[int, int] | None = None
 
 
 def open_stream(
@@ -48,22 +54,21 @@ def open_stream(
     cursor: Cursor | None = None,
     part: str = "train",
     seed: int = 0,
-    global_rows: int | None = None,
     options: Options = Options(),  # noqa: B008 - it can't be changed
 ) -> "Stream":
     """The stream of batches of `batch_size` rows of `seq_length` positions for this rank.
 
     part: "train", or "held_out" for what training never sees, found by reading through. cursor: goes on after the batch it came
-    with; its own seed then counts. global_rows: rows of a batch over all ranks, when they can't be shared out evenly or must stay
-    what they were on another number of ranks; `batch_size` then says nothing, and a batch of this rank has a row more or less than
-    the one before, or none. SourcesFailed when no source can be read; ValueError for what can't be meant;
+    with; its own seed then counts. SourcesFailed when no source can be read; ValueError for what can't be meant;
     Stopped when `options.should_stop`.
     """
-    if seq_length < 1 or batch_size < 1 or (global_rows is not None and global_rows < 1):
+    lanes_of(rank, world_size)
+    global_rows = batch_size * world_size if options.global_rows is None else options.global_rows
+    if min(seq_length, batch_size, global_rows) < 1:
         raise ValueError(f"seq_length {seq_length}, batch_size {batch_size} and global_rows {global_rows} must be at least 1")
     if part not in ("train", "held_out"):
         raise ValueError(f'part is "train" or "held_out", not "{part}"')
-    job = Job(data, seq_length, global_rows or batch_size * world_size, rank, world_size, cursor, part, seed, options.replay, world_size > 1)
+    job = Job(data, seq_length, global_rows, rank, world_size, cursor, part, seed, options.replay, options.keep, world_size > 1)
     _check(job, options)
     if options.workers:
         return Stream(Workers(job, tokenizer, options.schedule, options.workers))

@@ -113,8 +113,12 @@ class Model(nn.Module):
         """Give learned positions `length` places; new ones begin as copies of the old, in order. Rotary positions need nothing."""
         if self.positions is None or length <= self.positions.num_embeddings:
             return
-        old = self.positions.weight.data
-        self.positions = nn.Embedding.from_pretrained(old[torch.arange(length) % len(old)].clone(), freeze=False)
+        self.positions = nn.Embedding.from_pretrained(more_places(self.positions.weight.data, length), freeze=False)
+
+
+def more_places(places: Tensor, length: int) -> Tensor:
+    """Learned places (N, D) as `length` of them: their own again, since what lies past the last is most like what lies before it."""
+    return places[torch.arange(length) % len(places)]
 
 
 def build_model(preset: Preset, vocab_size: int) -> Model:

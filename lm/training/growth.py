@@ -10,8 +10,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-REPEATED = "model.positions.weight"  # learned places: what lies past the last one is most like what lies before it
-TABLES = ("model.embedding.weight", "model.output.weight", REPEATED)
+from lm.model import more_places
+
+PLACES = "model.positions.weight"
+TABLES = ("model.embedding.weight", "model.output.weight", PLACES)
 
 
 class Fit(NamedTuple):
@@ -61,8 +63,8 @@ def fitted_moments(moments: Mapping[str, Tensor], how: Fit) -> dict[str, Tensor]
 
 def grown_rows(name: str, old: Tensor, fresh: Tensor) -> Tensor:
     """`old` (N, D) with rows behind it up to those of `fresh` (M, D): its own again for places, first weights for words."""
-    if name == REPEATED:
-        return old[torch.arange(len(fresh)) % len(old)]
+    if name == PLACES:
+        return more_places(old, len(fresh))
     return torch.cat([old, fresh[len(old) :].to(old)])
 
 

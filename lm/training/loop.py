@@ -202,8 +202,10 @@ class Loop:
         self.save_news()
         stopped = turn is not None and turn.stop
         if not stopped:
-            self.evaluation = self.session.evaluate(brief=False, should_stop=self.should_stop) or self.evaluation
-            self.last_save(amends=True)  # with what was measured
+            measured = self.session.evaluate(brief=False, should_stop=self.should_stop)
+            if measured:
+                self.evaluation = measured
+                self.last_save(amends=True)  # with what was measured
             self.session.archive()
         ended = "every source has been read to its end" if self.run.tokens < self.run.budget else "the run's tokens are read"
         self.session.report({"event": "end", "reason": "stopped" if stopped else ended, "tokens": self.run.tokens, "loss": self.smooth_loss})

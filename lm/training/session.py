@@ -129,8 +129,9 @@ class Session:
 
     def _probe(self, ahead: Sequence[Batch]) -> list[int]:
         """The tokens whose loss stands in every certificate of a life: held out, or while nothing is, a row that comes next."""
-        for text in (text for name in self.store.sources() for text in self.store.texts(name)[:1]):
-            return encoded(self.tokenizer, text[: 16 * PROBE_TOKENS])[:PROBE_TOKENS]
+        held_out = next((text for name in self.store.sources() for text in self.store.texts(name)), None)
+        if held_out is not None:
+            return encoded(self.tokenizer, held_out[: 16 * PROBE_TOKENS])[:PROBE_TOKENS]
         return next((batch.tokens[0, :PROBE_TOKENS].tolist() for batch in ahead if len(batch.tokens)), [])
 
     def compare(self, found: str) -> None:

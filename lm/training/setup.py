@@ -20,6 +20,7 @@ from lm.training.adaptive import AdaptiveSources
 from lm.training.certificate import certified, differences
 from lm.training.distribution import Ranks, device_in_words
 from lm.training.evaluation import HELD_OUT
+from lm.training.going_back import came_back
 from lm.training.journal import opened_journal
 from lm.training.learner import Learner
 from lm.training.optimizer import build_optimizer
@@ -155,7 +156,7 @@ def _go_on(run: Run, snapshot: Snapshot, snapshots: Snapshots, ranks: Ranks, rep
         differs = differences(run.certificate, certified(run.learner.model, run.certificate["probe"], ranks), snapshot.preset, run.preset)
     exact = under_way and how.is_whole and bool(run.certificate) and not differs
     text = f"goes on at {run.tokens:,} of {run.budget:,} tokens" if under_way else f"a new run of {run.budget:,} tokens on the same model"
-    text += ", exactly as it was" * exact + "".join(f"; {line}" for line in differs[:DIFFERENCES_SHOWN])
+    text += ", exactly as it was" * exact + came_back(snapshots.folder, run.life) + "".join(f"; {line}" for line in differs[:DIFFERENCES_SHOWN])
     about = {"from": snapshot.path.name, "tokens": run.tokens, "life_tokens": run.life["tokens"], "exact": exact, "differs": differs}
     report({"event": "resume", **about, "text": f"{snapshot.path.name}: {text}"})
     as_before = snapshot.preset.model.seq_length == run.preset.model.seq_length and snapshot.preset.auxiliary == run.preset.auxiliary
@@ -172,6 +173,7 @@ def _tell_run(run: Run, ranks: Ranks, report: Reporter) -> None:
 
 def _opened(run: Run, tokenizer: Any, ranks: Ranks, should_stop: Callable[[], bool]) -> Stream:
     options = Options(
+        global_rows=run.global_rows,
         workers=run.preset.train.loader_processes,
         schedule=run.adaptive.schedule if run.adaptive else None,
         should_stop=should_stop if ranks.size == 1 else lambda: False,  # several must begin together, to agree to stop
@@ -186,7 +188,6 @@ def _opened(run: Run, tokenizer: Any, ranks: Ranks, should_stop: Callable[[], bo
             world_size=ranks.size,
             cursor=run.cursor,
             seed=run.preset.train.seed,
-            global_rows=run.global_rows,
             options=options,
         )
     except ValueError as error:

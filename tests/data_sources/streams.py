@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from data_sources import merge_cursors, open_stream
 from data_sources.config import DataConfig
 from data_sources.documents import Reader
+from data_sources.stream import Options
 
 BOS, EOS, PAD = 256, 257, 258
 
@@ -81,7 +82,7 @@ def global_batches(
     """The rows and the merged cursor of each of the first `batches` global batches of `rows` rows, read by `world_size` ranks."""
     ranks, size = [], max(1, rows // world_size)
     if size * world_size != rows:
-        options["global_rows"] = rows
+        options["options"] = options.get("options", Options())._replace(global_rows=rows)
     for rank in range(world_size):
         with open_stream(data, byte_tokenizer(), seq_length, size, rank, world_size, cursor=cursor, **options) as stream:
             ranks.append(list(islice(stream, batches)))

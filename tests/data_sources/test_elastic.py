@@ -11,7 +11,7 @@ import torch
 
 from data_sources import merge_cursors, open_stream
 from data_sources.config import DataConfig
-from data_sources.stream import Stream
+from data_sources.stream import Options, Stream
 from tests.data_sources.streams import byte_tokenizer, data_config, files, global_batches, paragraphs, read_texts, rows_of, three_sources, write_jsonl
 
 
@@ -36,7 +36,7 @@ def test_a_run_goes_from_4_to_3_to_8_to_1(mix: DataConfig) -> None:
 
 
 def test_a_batch_without_rows(mix: DataConfig) -> None:
-    with open_stream(mix, byte_tokenizer(), 37, 1, rank=6, world_size=8, global_rows=5) as stream:
+    with open_stream(mix, byte_tokenizer(), 37, 1, rank=6, world_size=8, options=Options(global_rows=5)) as stream:
         batches = [next(stream)[0] for _ in range(8)]
     assert [len(batch.lane) for batch in batches] == [sum(row % 8 == 6 for row in range(5 * n, 5 * n + 5)) for n in range(8)]
     empty = batches[0]
@@ -48,7 +48,7 @@ def test_a_batch_without_rows(mix: DataConfig) -> None:
 
 def test_the_number_of_rows_must_be_positive(mix: DataConfig) -> None:
     with pytest.raises(ValueError, match="global_rows 0"):
-        open_stream(mix, byte_tokenizer(), 37, 1, global_rows=0)
+        open_stream(mix, byte_tokenizer(), 37, 1, options=Options(global_rows=0))
 
 
 def test_census_over_changing_numbers_of_ranks(tmp_path: Path) -> None:
@@ -60,7 +60,7 @@ def test_census_over_changing_numbers_of_ranks(tmp_path: Path) -> None:
     data = data_config(files("a", tmp_path / "a"), files("b", tmp_path / "b.jsonl"))
     rows, held_out, cursor = [], set(), None
     for world_size in itertools.cycle((4, 3, 8, 1, 2)):
-        streams = [open_stream(data, byte_tokenizer(), 64, 1, rank, world_size, cursor, global_rows=25) for rank in range(world_size)]
+        streams = [open_stream(data, byte_tokenizer(), 64, 1, rank, world_size, cursor, options=Options(global_rows=25)) for rank in range(world_size)]
         for _ in range(7):
             parts = step(streams)
             if parts is None:

@@ -25,6 +25,8 @@ PAIRS = [("Why?", "So."), ("Où ça?", "Là-bas, ünd 漢字 🙂."), ("How many
 class Everything:
     """A feed that reads all of its blocks."""
 
+    number = 0
+
     def chosen(self, block: Block, index: int) -> bool:
         return True
 

@@ -52,7 +52,7 @@ def strike(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[int, str], bo
 
 def read_all(data: DataConfig) -> tuple[list[tuple[list[Row], object]], set[str]]:
     """Every batch of two ranks until both are at the end, with their merged cursors, and the texts held out."""
-    streams = [open_stream(data, byte_tokenizer(), LENGTH, 1, rank, RANKS, global_rows=ROWS) for rank in range(RANKS)]
+    streams = [open_stream(data, byte_tokenizer(), LENGTH, 1, rank, RANKS, options=Options(global_rows=ROWS)) for rank in range(RANKS)]
     made = []
     while True:
         parts = [next(stream) for stream in streams]

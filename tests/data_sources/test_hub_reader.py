@@ -16,6 +16,7 @@ import httpx2
 import pyarrow
 import pyarrow.parquet
 import pytest
+from huggingface_hub.utils import close_session
 
 from data_sources import hub as hub_module
 from data_sources import lines
@@ -46,6 +47,18 @@ def test_every_row_of_each_kind_of_file(hub: LoopbackHub, tmp_path: Path, format
     assert all_texts(source) == texts
     assert [source.blocks(shard) for shard in range(3)] == ([1, 1, 1] if format == "parquet" else [None] * 3)
     assert source.read(0, 99) is None
+
+
+def test_one_reader_does_not_close_the_connections_of_another(hub: LoopbackHub, tmp_path: Path) -> None:
+    """What huggingface_hub does with its session when one of its calls finds no connection, while a range is on its way."""
+    make_dataset(tmp_path / "hub", "some/words", rows(paragraphs(30)))
+
+    def fault(answer: Answer, path: str) -> bool:
+        close_session()
+        return False
+
+    hub._server.fault = fault
+    assert all_texts(reader("some/words")) == paragraphs(30)
 
 
 def test_only_the_needed_column_is_fetched_by_row_group(hub: LoopbackHub, tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def state(stream: Stream, name: str) -> str:
 def read_with_faults(data: DataConfig, hub: LoopbackHub, caches: list[BlockCache], batches: int, world_size: int) -> Batches:
     """Global batches during which `words` goes away and comes back again and again. One rank feels it a batch after another."""
     del caches[:]
-    streams = [open_stream(data, byte_tokenizer(), LENGTH, 1, rank, world_size, global_rows=ROWS) for rank in range(world_size)]
+    streams = [open_stream(data, byte_tokenizer(), LENGTH, 1, rank, world_size, options=Options(global_rows=ROWS)) for rank in range(world_size)]
     made: Batches = []
     for number in range(batches):
         for rank in range(world_size):

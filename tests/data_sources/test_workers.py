@@ -79,7 +79,7 @@ def test_census_with_loaders(tmp_path: Path) -> None:
         held_out |= {text for _, text in stream.held_out.take_new()}
     rows += [row for batch, _ in parts for row in rows_of(batch)]
     cursor = parts[-1][1]
-    streams = [open_stream(data, byte_tokenizer(), 128, ROWS, rank, 3, cursor, global_rows=ROWS, options=Options(2 * (rank == 1))) for rank in range(3)]
+    streams = [open_stream(data, byte_tokenizer(), 128, ROWS, rank, 3, cursor, options=Options(2 * (rank == 1), global_rows=ROWS)) for rank in range(3)]
     while True:
         parts = [next(stream) for stream in streams]
         if all(batch.last for batch, _ in parts):
