@@ -27,12 +27,15 @@ def main() -> int:
     if not is_terminal():
         return train_default(company)
 
-    from lm.app.screens import ask, show, train
+    from lm.app.screens import ask, settled, show, train
 
     said = ""
     while (choice := ask(said)).action != "quit":
         if choice.preset is None:
             said = show(choice.action)
+            continue
+        if (refused := settled(choice.preset)) is not None:
+            said = refused
             continue
         company.tell(choice.preset)
         outcome = train(choice.preset, company.is_alone)

@@ -292,9 +292,10 @@ class Lane:
         return standing.status == READING and standing.tokens + standing.credit + half < self._share_of_past()
 
     def _share_of_past(self) -> float:
-        """Tokens that the past should have had beside those of all others, in its share."""
-        share = self._mix.past_share
-        return share / (1 - share) * sum(self.standings[source].tokens for source in self._mix.present)
+        """Tokens that the past should have had beside those of all others, in its share, were half of their next document read too."""
+        share, present = self._mix.past_share, [self.standings[source] for source in self._mix.present]
+        tokens, documents = sum(standing.tokens for standing in present), sum(standing.documents for standing in present)
+        return share / (1 - share) * (tokens + tokens / (2 * max(1, documents)))
 
     def _begin_past(self) -> None:
         """It has its share from now on, and makes up for nothing. Up to half a document ahead or behind, so that lanes don't come to it

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 FLOOR = {"lm.preset": 0, "lm.ops": 0, "lm.units": 1, "lm.memory": 1, "lm.objectives": 1, "lm.auxiliary": 1, "lm.model": 2}
-FLOOR |= {"lm.generation": 3, "lm.training": 4, "lm.app": 5}
+FLOOR |= {"lm.generation": 3, "lm.training": 4, "lm.export": 5, "lm.app": 6}
 OWN = [path for folder in ("lm", "data_sources") for path in sorted(Path(folder).rglob("*.py"))] + [Path("main.py")]
 HEAVY = {"torch", "transformers", "datasets", "numpy", "accelerate", "pyarrow", "faiss"}
 

@@ -1,9 +1,10 @@
-"""What can be typed in a chat beside words for the model, apart from any screen.
+"""What can be typed in a chat or a comparison beside words for the model, apart from any screen.
 
-/settings   /settings temperature 0.5   /reset   /snapshot prev   /help   /quit
+/settings   /settings temperature 0.5   /reset   /snapshot prev   /with 1 3   /seed 7   /help   /quit
 """
 
 import json
+from collections.abc import Collection
 from typing import NamedTuple
 
 from lm.preset import Preset, PresetError, preset_from_json
@@ -15,6 +16,13 @@ COMMANDS = {
     "/snapshot": "talk with another snapshot: current, prev or prev2",
     "/help": "these lines",
     "/quit": "back to the menu, as Ctrl-D does; Ctrl-C stops an answer",
+}
+COMPARING = {
+    "/with": "list the snapshots; /with 1 3 has those two answer",
+    "/settings": "show how they write; /settings NAME VALUE changes it for all",
+    "/seed": "/seed NUMBER draws the next answers with it; each prompt takes the next one",
+    "/help": "these lines",
+    "/quit": "back to the menu, as Esc and Ctrl-D do; while they write, Esc and Ctrl-C stop them",
 }
 SNAPSHOTS = ("current", "prev", "prev2")
 
@@ -30,13 +38,13 @@ class CommandError(ValueError):
     """What was typed can't be done. The message is one line."""
 
 
-def command_in(line: str) -> Command | None:
+def command_in(line: str, known: Collection[str] = tuple(COMMANDS)) -> Command | None:
     """The command in a line, or None for words to the model. CommandError for one that is not known."""
     if not line.startswith("/"):
         return None
     name, *words = line.split()
-    if name not in COMMANDS:
-        raise CommandError(f"{name} is no command; there are {', '.join(COMMANDS)}")
+    if name not in known:
+        raise CommandError(f"{name} is no command; there are {', '.join(known)}")
     return Command(name, tuple(words))
 
 
@@ -68,3 +76,17 @@ def named_snapshot(words: tuple[str, ...]) -> str:
     if len(words) != 1 or words[0] not in SNAPSHOTS:
         raise CommandError(f"write /snapshot and one of {', '.join(SNAPSHOTS)}")
     return words[0]
+
+
+def numbered(words: tuple[str, ...], count: int) -> list[int]:
+    """Which of `count` things are meant, from 0, each once. CommandError says how to name them."""
+    if not all(word.isdecimal() and 1 <= int(word) <= count for word in words):
+        raise CommandError(f"write /with and numbers from 1 to {count}")
+    return [int(word) - 1 for word in dict.fromkeys(words)]
+
+
+def seed_in(words: tuple[str, ...]) -> int:
+    """The seed that is meant. CommandError for anything but a number."""
+    if len(words) != 1 or not words[0].isdecimal() or len(words[0]) > 18:
+        raise CommandError("write /seed NUMBER, such as /seed 7")
+    return int(words[0])

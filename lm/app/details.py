@@ -64,8 +64,8 @@ def _sources(data: DataConfig, width: int) -> Fragments:
         share = f"{100 * weight:>{widest}.0f}%  " if weighted else ""
         first = ("class:quiet", f"{'' if number or in_order else 'reads':<{MARGIN}}")
         line = f"{share}{one_line(source.name):<{name_width}}"
-        origin = textwrap.shorten(_origin(source), max(width - MARGIN - len(line) - 2, 1), placeholder="…")
-        out += [first, ("", line[: width - MARGIN]), ("class:quiet", f"  {origin}\n")]
+        origin, room = _origin(source), max(width - MARGIN - len(line) - 2, 1)
+        out += [first, ("", line[: width - MARGIN]), ("class:quiet", f"  {origin if len(origin) <= room else f'{origin[: room - 1]}…'}\n")]
     return out
 
 

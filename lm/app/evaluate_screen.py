@@ -1,44 +1,85 @@
-"""Evaluate: how well the newest snapshot predicts text that it never trained on."""
+"""Evaluate: how well the newest snapshot predicts text that it never trained on, and what it still knows of what it once knew."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
+from lm.app.earlier import heading
+from lm.app.forgetting import Panel, lines_of, panel_of
 from lm.app.pager import Pager
-from lm.app.terminal import CHECKPOINTS, quieted
-from lm.app.text import ACCENT, LABEL, QUIET
+from lm.app.terminal import CHECKPOINTS, quieted, uninterrupted
+from lm.app.text import ACCENT, LABEL, QUIET, spans, wrapped
 from lm.app.words import counted, figure, one_line
+from lm.training.forgetting import keep_measures, kept_measures
+from lm.training.headers import NAMES, Header, Listed, SnapshotError, listed, read_header
 
 MEANING = "cross entropy in nats a token; bits per byte do not depend on the tokenizer"
 COLUMNS = ("cross entropy", "perplexity", "bits per byte", "held-out tokens")
+MEASURE = {"m": "measure what is missing"}
+Texts = Mapping[str, Sequence[str]]  # by source
 
 
 def evaluate() -> str:
-    """Show the table until the person goes back. A line for the menu when there is nothing to show."""
+    """Show the page until the person goes back. A line for the menu when there is nothing to show."""
     console = Console(highlight=False, markup=False, emoji=False)
     console.clear()
     try:
         with console.status(Text("measuring on held-out text (Ctrl-C goes back)", style=QUIET), spinner_style=ACCENT), quieted():
-            event = _measured()
+            header, texts, event = _measured()
     except KeyboardInterrupt:
         return ""
     if not event.get("sources"):
         return event.get("text", "No text is held out yet: it is gathered while the model trains.")
-    Pager("evaluation of the current snapshot", lambda width: Group(table_of(event), Text(""), Text(MEANING, style=QUIET))).run()
-    return ""
+    notes: list[str] = []
+    while True:
+        panel = panel_of(event["sources"], header, listed(CHECKPOINTS), kept_measures(CHECKPOINTS))
+        if not Pager("evaluation of the current snapshot", _page(event, panel, notes), MEASURE if panel.missing else {}).run():
+            return ""
+        console.clear()
+        notes = _measure(console, panel.missing, texts)
 
 
-def _measured() -> Mapping[str, Any]:
-    from lm.training.evaluation import evaluate_snapshot
-    from lm.training.snapshots import SnapshotError
+def _measured() -> tuple[Header | None, Texts, Mapping[str, Any]]:
+    """The current snapshot, all text that is held out, and the evaluation of the one on the other."""
+    with uninterrupted():
+        from lm.training.evaluation import evaluate_file, held_out_texts
 
     try:
-        return evaluate_snapshot(str(CHECKPOINTS))
+        header, texts = read_header(CHECKPOINTS / NAMES["current"]), held_out_texts(CHECKPOINTS)
+        event = evaluate_file(header.path, texts)
     except SnapshotError as error:
-        return {"text": one_line(str(error))}
+        return None, {}, {"text": one_line(str(error))}
+    keep_measures(CHECKPOINTS, header.identity, event.get("sources", {}))
+    return header, texts, event
+
+
+def _measure(console: Console, missing: list[Listed], texts: Texts) -> list[str]:
+    """Measure snapshots on the text that the current one was measured on. Lines about those that could not be."""
+    from lm.training.evaluation import evaluate_file
+
+    notes = []
+    for each in missing:
+        words = f"measuring {heading(each.kind, each.header)} on held-out text (Ctrl-C stops)"
+        try:
+            with console.status(Text(words, style=QUIET), spinner_style=ACCENT), quieted():
+                measures = evaluate_file(each.path, texts)["sources"]
+            keep_measures(CHECKPOINTS, each.header.identity, measures)
+        except SnapshotError as error:
+            notes.append(one_line(str(error)))
+        except KeyboardInterrupt:
+            break
+    return notes
+
+
+def _page(event: Mapping[str, Any], panel: Panel, notes: list[str]) -> Callable[[int], Group]:
+    def page(width: int) -> Group:
+        lines = [*lines_of(panel, width), *(line for note in notes for line in wrapped(spans((note, "yellow")), width, 3))]
+        return Group(table_of(event), Text(MEANING, style=QUIET), Text(""), Text("\n").join(lines))
+
+    return page
 
 
 def table_of(event: Mapping[str, Any]) -> Table:

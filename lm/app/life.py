@@ -3,6 +3,7 @@
 import json
 import time
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,17 @@ class Life:
             return f"A snapshot is there, saved {ago} ago."
         runs = "1 run" if self.runs == 1 else f"{self.runs} runs"
         last = f"{self.last_preset} at {counted(self.run_tokens)} of {counted(self.budget)}"
-        return f"{counted(self.life_tokens)} tokens in {runs} · {last} · saved {ago} ago"
+        return f"{_day(self.born)}{counted(self.life_tokens)} tokens in {runs} · {last} · saved {ago} ago"
+
+
+def _day(born: str) -> str:
+    """ "born 3 Nov, " or nothing where it is not told."""
+    try:
+        day = datetime.fromisoformat(born).astimezone()
+    except ValueError:
+        return ""
+    year = f" {day.year}" if day.year != datetime.now().year else ""
+    return f"born {day.day} {day:%b}{year}, "
 
 
 def read_life(folder: Path) -> Life:

@@ -1,6 +1,6 @@
 """A full screen with a list and, beside or under it, what there is to say about the chosen entry.
 
-head                       head
+head                       head, in a narrow terminal
 list   | about it          list
        |                   about it
 keys                       keys
@@ -20,8 +20,9 @@ from prompt_toolkit.styles import Style
 
 from lm.app.details import Fragments
 
-WIDE, LEAST_WIDTH, LEAST_HEIGHT = 100, 40, 14
-LIST_WIDTH, GAP, DETAILS_HEIGHT = 30, 3, 9  # the details of a preset with four sources
+WIDE, LEAST_WIDTH, LEAST_HEIGHT = 76, 40, 14
+LIST_WIDTHS, ROOMY_FROM = (24, 30), 100  # below that many columns and from there on
+GAP, DETAILS_HEIGHT = 3, 9  # the details of a preset with four sources
 BACK = "back"
 
 STYLE = Style.from_dict(
@@ -129,7 +130,7 @@ class ListScreen:
         return Point(0, self._cursor)
 
     def _list_width(self) -> int | None:
-        return LIST_WIDTH if _is_wide() else None
+        return _beside() if _is_wide() else None
 
     def _list_height(self) -> int | None:
         """All entries, or what the details leave."""
@@ -149,7 +150,7 @@ class ListScreen:
 
     def _list(self) -> Fragments:
         out: Fragments = []
-        room = (LIST_WIDTH if _is_wide() else _width() - 2) - 2 - self._has_bar()
+        room = (_beside() if _is_wide() else _width() - 2) - 2 - self._has_bar()
         for number, entry in enumerate(self._entries):
             chosen = number == self._cursor
             style = "class:chosen" if chosen else "" if entry.can_be_picked else "class:quiet"
@@ -159,7 +160,7 @@ class ListScreen:
         return out
 
     def _about(self) -> Fragments:
-        room = _width() - 2 - (LIST_WIDTH + GAP if _is_wide() else 0)
+        room = _width() - 2 - (_beside() + GAP if _is_wide() else 0)
         return self._entries[self._cursor].about(min(room, 96))
 
 
@@ -180,6 +181,11 @@ def _is_roomy() -> bool:
 def _is_wide() -> bool:
     """Whether there is room for it beside the list."""
     return _width() >= WIDE and _height() >= LEAST_HEIGHT
+
+
+def _beside() -> int:
+    """Columns of a list that has something beside it."""
+    return LIST_WIDTHS[_width() >= ROOMY_FROM]
 
 
 def _width() -> int:

@@ -17,9 +17,12 @@ ACTIONS = {
     "evaluate": ("Evaluate", "Measure the newest snapshot on held-out text: cross entropy, perplexity and bits per byte, by source."),
     "reading": ("What it has read", "Its sources over its whole life: documents, tokens, epochs and shares, and what went wrong with each last."),
     "presets": ("Presets", "Look at a preset with every default written out, or open one in your editor."),
+    "compare": ("Compare", "One prompt, answered by the model as it is now and as it was: current, prev, prev2 and the ends of earlier runs."),
+    "back": ("Go back", "Make an earlier snapshot the current one: of the last half hour, or the end of an earlier run. Nothing is deleted."),
+    "export": ("Export", "Write the newest snapshot as a folder that transformers opens without this program, into exports/."),
     "quit": ("Quit", "The model stays in checkpoints/ and goes on from there next time."),
 }
-NEEDS_A_MODEL = ("chat", "evaluate", "reading")
+NEEDS_A_MODEL = ("chat", "evaluate", "reading", "compare", "back", "export")
 
 
 class Choice(NamedTuple):
@@ -53,8 +56,8 @@ def _about(shelved: Shelved, vocab_size: int | None) -> Callable[[int], Fragment
 def _action(name: str, life: Life) -> Entry:
     label, about = ACTIONS[name]
     missing = name in NEEDS_A_MODEL and not life.has_begun
-    words = f"{about} There is no model yet: train one first." if missing else about
-    return Entry(label, lambda width: [("class:strong", f"{label}\n"), *paragraph("", words, width)], not missing)
+    words = "There is no model yet: train one first." if missing else ""
+    return Entry(label, lambda width: [("class:strong", f"{label}\n"), *paragraph("", about, width), *paragraph("", words, width)], not missing)
 
 
 def _first(shelf: list[Shelved]) -> int:

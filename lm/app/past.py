@@ -17,7 +17,9 @@ def past_losses(journal: Path, tokens: int, life_tokens: int) -> Iterator[Point]
     """(tokens, loss) of the steps up to `tokens` of the run that has read `life_tokens` in its life."""
     newest: dict[int, float] = {}
     for line in _newest_lines(journal):
-        if b'"event": "step"' in line and (event := _read(line)) and event["life_tokens"] - event["tokens"] == life_tokens - tokens:
+        if b'"event": "went_back"' in line:  # what was learned after that place is no part of this life
+            newest = {at: loss for at, loss in newest.items() if at <= _place(line) - (life_tokens - tokens)}
+        elif b'"event": "step"' in line and (event := _read(line)) and event["life_tokens"] - event["tokens"] == life_tokens - tokens:
             newest[event["tokens"]] = event["loss"]
     yield from sorted((at, loss) for at, loss in newest.items() if at <= tokens)
 
@@ -25,12 +27,15 @@ def past_losses(journal: Path, tokens: int, life_tokens: int) -> Iterator[Point]
 def past_sources(journal: Path) -> dict[str, dict[str, Any]]:
     """By source what the journal last said of it: tokens, documents, epochs, state, last_error, last_error_at. Any of them may be missing.
 
-    A state is told only of the sources of the newest run.
+    A state is told only of the sources of the newest run, and nothing of what was before the model went back to an earlier snapshot:
+    much of that is no part of its life.
     """
     known: dict[str, dict[str, Any]] = {}
     last_step = b""
     for line in _newest_lines(journal):
-        if b'"event": "step"' in line:
+        if b'"event": "went_back"' in line:
+            known, last_step = {}, b""
+        elif b'"event": "step"' in line:
             last_step = line  # each holds all that those before it in a run held
         elif b'"event": "run"' in line:
             _note_step(known, _read(last_step))
@@ -63,6 +68,11 @@ def _newest_lines(journal: Path) -> Iterator[bytes]:
     with file:
         file.seek(max(0, os.fstat(file.fileno()).st_size - NEWEST_BYTES))
         yield from (line for line in file if line.endswith(b"\n"))  # the last may be torn
+
+
+def _place(line: bytes) -> int:
+    """The tokens of its life that a model went back to."""
+    return _read(line).get("to", {}).get("life_tokens", 0)
 
 
 def _read(line: bytes) -> dict[str, Any]:

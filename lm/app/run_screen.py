@@ -83,7 +83,19 @@ def _trained(preset: Preset, facts: Facts, observer: Callable[[Event], None], in
     if summary.stopped:
         return Outcome(f"Stopped and saved at {so_far}; goes on from here.", 0, interrupts.ends)
     perplexity = summary.evaluation.get("perplexity") if summary.evaluation else None
-    return Outcome(f"The run is done: {so_far}, held-out perplexity {figure(perplexity, 1)}.", 0, interrupts.ends)
+    return Outcome(f"The run is done: {so_far}, held-out perplexity {figure(perplexity, 1)}{_forgotten()}.", 0, interrupts.ends)
+
+
+def _forgotten() -> str:
+    """What the run's last snapshot says of sources that were known better, to be added to a line."""
+    from lm.training.forgetting import forgotten_in_words
+    from lm.training.headers import NAMES, SnapshotError, read_header
+
+    try:
+        words = forgotten_in_words(read_header(CHECKPOINTS / NAMES["current"]).life)
+    except SnapshotError:
+        return ""
+    return words and f"; {one_line(words)}"
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ from lm.app.run_screen import Outcome
 from lm.app.terminal import in_a_line, log_traceback
 from lm.preset import Preset
 
-__all__ = ["ask", "show", "train"]
+__all__ = ["ask", "settled", "show", "train"]
 
 
 def train(preset: Preset, is_alone: bool) -> Outcome:
@@ -15,6 +15,13 @@ def train(preset: Preset, is_alone: bool) -> Outcome:
     from lm.app.run_screen import train_with_screen
 
     return train_with_screen(preset, is_alone)
+
+
+def settled(preset: Preset) -> str | None:
+    """None where a run can begin; a line for the menu where a person was asked, and does not want it."""
+    from lm.app.change_screen import settled
+
+    return settled(preset)
 
 
 def show(name: str) -> str:
@@ -50,4 +57,30 @@ def _reading() -> str:
     return reading()
 
 
-SCREENS: dict[str, Callable[[], str]] = {"chat": _chat, "evaluate": _evaluate, "reading": _reading, "presets": _presets}
+def _compare() -> str:
+    from lm.app.compare_screen import compare
+
+    return compare()
+
+
+def _back() -> str:
+    from lm.app.back_screen import back
+
+    return back()
+
+
+def _export() -> str:
+    from lm.app.export_screen import export
+
+    return export()
+
+
+SCREENS: dict[str, Callable[[], str]] = {
+    "chat": _chat,
+    "evaluate": _evaluate,
+    "reading": _reading,
+    "presets": _presets,
+    "compare": _compare,
+    "back": _back,
+    "export": _export,
+}

@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import select
+import signal
 import sys
 import termios
 import threading
@@ -17,7 +18,7 @@ from typing import TextIO
 CHECKPOINTS = Path("checkpoints")
 LOG = CHECKPOINTS / "perennial.log"
 CANT_DRAW = ("dumb", "unknown")
-INTERRUPT = b"\x03"
+INTERRUPT, ESCAPE = b"\x03", b"\x1b"
 LEAVE_SCREEN = "\x1b[?1049l\x1b[?25h\x1b[0m"
 
 
@@ -97,6 +98,19 @@ def in_a_line(error: BaseException) -> str:
 
 
 @contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Inside, Ctrl-C waits: a large import that is broken off can't be taken up again by the same process."""
+    pressed: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: pressed.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if pressed:
+        raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
 def unechoed() -> Iterator[None]:
     """Inside, keys are kept for later and not echoed."""
     before = termios.tcgetattr(0)
@@ -112,6 +126,25 @@ def _set_without(flags: int) -> None:
     modes = termios.tcgetattr(0)
     modes[3] &= ~flags
     termios.tcsetattr(0, termios.TCSANOW, modes)
+
+
+class Escape:
+    """Inside, keys are not echoed, and those pressed are dropped but for Esc, which `pressed` tells of; Ctrl-C interrupts as ever."""
+
+    def __enter__(self) -> "Escape":
+        self._before = termios.tcgetattr(0)
+        _set_without(termios.ECHO | termios.ICANON)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        termios.tcsetattr(0, termios.TCSANOW, self._before)
+
+    def pressed(self) -> bool:
+        """Whether Esc was the last key since the last look. Arrows and their like begin with it and go on."""
+        keys = b""
+        while select.select([0], [], [], 0)[0] and (more := os.read(0, 64)):
+            keys += more
+        return keys.endswith(ESCAPE)
 
 
 class Keyboard:

@@ -90,6 +90,14 @@ class TrainConfig(Config):
     loader_processes: int = Field(
         0, ge=0, le=48, description="Processes beside each trainer that read and tokenise; 0: a thread of it. Processes times loaders must divide 48."
     )
+    tensorboard: bool = Field(False, description="Write curves for TensorBoard into checkpoints/tensorboard; needs the package tensorboard.")
+    replay_share: float | None = Field(
+        None,
+        ge=0,
+        le=0.5,
+        description="Share of a run's tokens that is text of earlier runs, read again; nothing: 0.05 where the mix lacks sources that were read before.",
+    )
+    replay_megabytes: int = Field(32, ge=0, le=4096, description="Size of the sample that is kept of all that was read; 0 keeps none.")
     seed: int = Field(0, ge=0, le=2**32 - 1, description="Seed of the first weights and of the order of the data.")
     objective: Literal["clm", "ul2", "mlm", "custom"] = Field("clm", description="What is predicted. clm: the next token.")
     optimizer: Literal["adamw"] = Field("adamw", description="Update rule.")

@@ -19,7 +19,7 @@ from data_sources.held_out import HeldOutStore
 from data_sources.tokenizer import tokenizer_from_json
 from lm.model import Context, build_model
 from lm.ops.cross_entropy import IGNORED, linear_cross_entropy
-from lm.training.snapshots import Snapshots
+from lm.training.snapshots import Snapshots, read_snapshot
 
 HELD_OUT = "held_out"
 ROWS_AT_ONCE = 8
@@ -157,12 +157,20 @@ def _until(texts: Sequence[str], tokenizer: Any, limit: int) -> Iterator[str]:
 
 def evaluate_snapshot(checkpoint_dir: str | Path, which: str = "current") -> dict[str, Any]:
     """The evaluation event of a snapshot on all text that was held out for it. SnapshotError when there is no snapshot."""
-    snapshots = Snapshots(checkpoint_dir)
-    snapshot = snapshots.read(which)
+    return evaluate_file(Snapshots(checkpoint_dir).path_of(which), held_out_texts(checkpoint_dir))
+
+
+def held_out_texts(checkpoint_dir: str | Path) -> dict[str, list[str]]:
+    """All text that was held out, by source."""
+    store = HeldOutStore(Path(checkpoint_dir) / HELD_OUT, limit_tokens=0)
+    return {name: store.texts(name) for name in store.sources()}
+
+
+def evaluate_file(path: Path, texts: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """The same for the snapshot at `path`, on `texts`."""
+    snapshot = read_snapshot(path)
     tokenizer = tokenizer_from_json(snapshot.tokenizer)
     model = build_model(snapshot.preset, len(tokenizer))
     model.load_state_dict(snapshot.model_weights)
-    store = HeldOutStore(Path(checkpoint_dir) / HELD_OUT, limit_tokens=0)
-    texts = {name: store.texts(name) for name in store.sources()}
     measures = evaluate(model.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer, texts, snapshot.preset.model.seq_length)
     return {"event": "evaluation", **measures, "tokens": snapshot.run["tokens"]}

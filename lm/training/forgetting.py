@@ -3,26 +3,74 @@
 Two kinds of measure are kept apart: those along the way read the first held-out tokens of each source, those at the end of a run all of them.
 """
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 WORSE = 0.02  # past its best by this share, a source is being forgotten
+FULL = "full"  # measures on all held-out text
+MEASURES, KEPT = "measures.json", 32
+
+Measures = Mapping[str, Mapping[str, float]]  # by source: {"bits_per_byte", "tokens"}, and what else was measured
 
 
-def note_measures(life: dict[str, Any], measures: Mapping[str, Mapping[str, float]], kind: str) -> list[str]:
+def note_measures(life: dict[str, Any], measures: Measures, kind: str) -> list[str]:
     """Put the measures by source into the life; a line for each source that the model knew better.
 
     A best is kept as long as the same text is measured: it grows until a source has enough of it.
     """
     known = life.setdefault("measured", {}).setdefault(kind, {})
-    lines = []
     for name, found in measures.items():
         bits, tokens = found["bits_per_byte"], found["tokens"]
         held = known.get(name)
         if held is None or held["tokens"] != tokens or bits <= held["best"]:
             held = {"best": bits, "best_at": life["tokens"], "tokens": tokens}
         known[name] = {**held, "now": bits, "at": life["tokens"]}
-        if bits > held["best"] * (1 + WORSE):
-            more = bits / held["best"] - 1
-            lines.append(f"{name}: {bits:.3f} bits per byte, {more:.0%} more than its best {held['best']:.3f}: it is being forgotten")
-    return lines
+    if kind == FULL:
+        life["runs"][-1]["after"] = last_measured(life)
+    return [warning(name, known[name]["now"], known[name]["best"]) for name in measures if is_forgotten(known[name]["now"], known[name]["best"])]
+
+
+def last_measured(life: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """By source: bits per byte on all its held-out text as measured last, and at how many tokens of the life that was."""
+    full = life.get("measured", {}).get(FULL, {})
+    return {name: {"bits_per_byte": held["now"], "at": held["at"]} for name, held in full.items()}
+
+
+def is_forgotten(now: float, best: float) -> bool:
+    return now > best * (1 + WORSE)
+
+
+def warning(name: str, now: float, best: float) -> str:
+    """A line about a source that is being forgotten."""
+    return f"{name}: {now:.3f} bits per byte, {now / best - 1:.0%} more than its best {best:.3f}: it is being forgotten"
+
+
+def forgotten_in_words(life: Mapping[str, Any]) -> str:
+    """What a finished run has to say of it, from the life in its last snapshot; empty where nothing was measured."""
+    full = life.get("measured", {}).get(FULL, {})
+    newest = {name: held for name, held in full.items() if held["at"] == life["tokens"]}
+    lost = [f"{name} ({held['now'] / held['best'] - 1:+.0%})" for name, held in newest.items() if is_forgotten(held["now"], held["best"])]
+    return f"forgotten, against its best: {', '.join(lost)}" if lost else "nothing forgotten" if newest else ""
+
+
+def kept_measures(folder: Path) -> dict[str, Measures]:
+    """Measures taken of snapshots when a person asked for them, by the identity of the snapshot, oldest first."""
+    try:
+        kept = json.loads((folder / MEASURES).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return kept if isinstance(kept, dict) else {}
+
+
+def keep_measures(folder: Path, identity: str, measures: Measures) -> None:
+    """Keep them, with the newest others. What can't be written is measured again some day."""
+    short = {name: {"bits_per_byte": found["bits_per_byte"], "tokens": found["tokens"]} for name, found in measures.items()}
+    others = {key: value for key, value in kept_measures(folder).items() if key != identity}
+    aside = folder / f"{MEASURES}.new"
+    try:
+        aside.write_text(json.dumps(dict([*others.items(), (identity, short)][-KEPT:])), encoding="utf-8")
+        aside.replace(folder / MEASURES)
+    except OSError:
+        aside.unlink(missing_ok=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 from data_sources.cursor import read_so_far
 from lm.training.run import Run, now
-from lm.training.snapshots import SnapshotError
+from lm.training.snapshots import Snapshot, SnapshotError
 
 JOURNAL, LIFE = "run.jsonl", "life.json"
 
@@ -65,16 +65,28 @@ def _cut_torn_line(path: Path) -> None:
 
 def life_in_numbers(run: Run, vocab_size: int) -> dict[str, Any]:
     """What the menu shows of a life, as it stands now."""
-    about = {"born": run.life["born"], "runs": len(run.life["runs"]), "life_tokens": run.life["tokens"], "last_preset": run.preset.name}
     parameters = sum(parameter.numel() for parameter in run.learner.model.parameters())
-    about |= {"run_tokens": run.tokens, "budget": run.budget, "parameters": parameters, "vocab_size": vocab_size}
-    return about | {"sources": run.life["sources"], "read": read_of(run)}
+    about = {"last_preset": run.preset.name, "run_tokens": run.tokens, "budget": run.budget, "parameters": parameters, "vocab_size": vocab_size}
+    return _of_life(run.life, run.cursor) | about
 
 
-def read_of(run: Run) -> dict[str, dict[str, Any]]:
+def snapshot_in_numbers(snapshot: Snapshot) -> dict[str, Any]:
+    """The same as a snapshot tells it."""
+    weights = snapshot.model_weights
+    about = {"last_preset": snapshot.preset.name, "run_tokens": snapshot.run["tokens"], "budget": snapshot.run["budget"]}
+    about |= {"parameters": sum(tensor.numel() for tensor in weights.values()), "vocab_size": len(weights["embedding.weight"])}
+    return _of_life(snapshot.life, snapshot.cursor) | about
+
+
+def _of_life(life: Mapping[str, Any], cursor: Mapping[str, Any] | None) -> dict[str, Any]:
+    about = {"born": life["born"], "runs": len(life["runs"]), "life_tokens": life["tokens"]}
+    return about | {"sources": life["sources"], "read": _read(life, cursor)}
+
+
+def _read(life: Mapping[str, Any], cursor: Mapping[str, Any] | None) -> dict[str, dict[str, Any]]:
     """By source, over the whole life: documents begun, epochs from 0, and the last fault with its time, where there was one."""
-    counts = read_so_far(run.cursor) if run.cursor else {}
-    faults = run.life.get("faults", {})
+    counts = read_so_far(cursor) if cursor else {}
+    faults = life.get("faults", {})
     return {name: {**counts.get(name, {}), **faults.get(name, {})} for name in {**counts, **faults}}
 
 

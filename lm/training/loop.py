@@ -22,6 +22,7 @@ from lm.training.session import Session, batch_hash
 from lm.training.setup import Halted, Observer, open_session
 from lm.training.snapshots import SnapshotError
 from lm.training.step import Step, TooLarge
+from lm.training.tensorboard import tensorboard_missing
 
 BAD_STEPS_IN_A_ROW = 10
 
@@ -51,6 +52,8 @@ def train(
     missing = not_built(preset)
     if missing:
         raise Halted(f"{preset.name}: {missing[0]} is not built yet; switch it off to train this preset")
+    if preset.train.tensorboard and (absent := tensorboard_missing()):
+        raise Halted(f"{preset.name}: {absent}")
     try:
         with open_session(preset, Path(checkpoint_dir), budget_tokens, observers, should_stop) as session:
             return Loop(session, should_stop).run_out()
@@ -93,9 +96,9 @@ class Loop:
             if turn.batch is None or turn.stop:
                 break
             before, run.cursor = run.tokens, turn.cursor
-            step = self.session.teacher.step(turn.batch, len(run.preset.data.sources), run.tokens, run.budget)
+            step = self.session.teacher.step(turn.batch, len(run.data.sources), run.tokens, run.budget)
             self.session.drawn = None
-            self.session.count(step, turn.cursor)
+            self.session.count(step, turn.batch, turn.cursor)
             if not step.tokens:
                 continue  # of lanes that have ended, near the end of a finite mix
             self.tell(step, turn)

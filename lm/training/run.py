@@ -10,9 +10,11 @@ import torch
 from data_sources.config import DataConfig
 from lm.preset import Preset
 from lm.training.adaptive import AdaptiveSources
+from lm.training.forgetting import last_measured
 from lm.training.growth import Fit, fit, fitted, fitted_moments
 from lm.training.learner import Learner
 from lm.training.optimizer import load_optimizer_tensors, optimizer_tensors
+from lm.training.replay import Replay
 from lm.training.snapshots import Snapshot
 
 
@@ -32,6 +34,11 @@ class Run:
     ended: bool = False  # whether every source was read to its end before the budget was
     certificate: dict[str, Any] = field(default_factory=dict)  # of the last snapshot
     adaptive: AdaptiveSources | None = None  # where the preset switches it on
+    replay: Replay | None = None  # what is read again of earlier runs
+    data: DataConfig = field(init=False)  # the preset's, and what is read again
+
+    def __post_init__(self) -> None:
+        self.data = self.preset.data
 
     def counted(self, tokens: int, by_source: dict[str, int]) -> None:
         """Note that an optimizer step has read `tokens`."""
@@ -57,6 +64,7 @@ class Run:
                 "global_rows": self.global_rows,
                 "ended": self.ended,
                 "adaptive": self.adaptive.state() if self.adaptive else None,
+                "replay": self.replay,
             },
             life=copy.deepcopy(self.life),
             certificate=self.certificate,
@@ -69,8 +77,9 @@ def new_life() -> dict[str, Any]:
 
 
 def begin_run(life: dict[str, Any], preset: Preset, budget: int) -> None:
-    """Add a run to the history."""
-    life["runs"].append({"preset": preset.name, "began": now(), "budget": budget, "tokens": 0})
+    """Add a run to the history, with what was measured last before it: bits per byte by source, on all held-out text."""
+    about = {"preset": preset.name, "began": now(), "budget": budget, "tokens": 0}
+    life["runs"].append({**about, "before": last_measured(life), "after": {}})
 
 
 def now() -> str:

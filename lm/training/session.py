@@ -3,7 +3,7 @@
 import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import psutil
@@ -12,14 +12,16 @@ import torch
 from data_sources import Batch, merge_cursors
 from data_sources.documents import SourcesFailed, Stopped
 from data_sources.held_out import HeldOutStore
+from data_sources.past import Read
 from data_sources.prefetch import Prefetch
 from data_sources.stream import Stream
 from lm.generation import generate
 from lm.training.certificate import PROBE_TOKENS, certified
 from lm.training.distribution import Ranks
 from lm.training.evaluation import Place, encoded, evaluate, first_texts
-from lm.training.forgetting import note_measures
+from lm.training.forgetting import FULL, note_measures
 from lm.training.journal import life_in_numbers, write_life
+from lm.training.replay import PastKeeper
 from lm.training.run import Run, now
 from lm.training.saving import Saved, Saver
 from lm.training.snapshots import NAMES, SnapshotError, Snapshots
@@ -46,6 +48,8 @@ class Session:
     saver: Saver  # used on rank 0
     report: Callable[[Mapping[str, Any]], None]  # tells the observers of rank 0
     expected: list[str]  # hashes of the batches that come next, where a snapshot told them
+    past: PastKeeper | None  # on rank 0, where a sample of what is read is kept
+    begun: list[Read] = field(default_factory=list)  # documents that this rank has read since the last snapshot, for the sample
     drawn: Batch | None = None  # taken from the stream, and not trained on yet
     failure: Exception | None = None  # that reading ended with
 
@@ -77,9 +81,10 @@ class Session:
                 self.run.life.setdefault("faults", {})[event["name"]] = {"last_error": event["reason"], "last_error_at": now()}
             self.report(event)
 
-    def count(self, step: Step, cursor: Mapping[str, Any]) -> None:
+    def count(self, step: Step, batch: Batch, cursor: Mapping[str, Any]) -> None:
         """Note what a step has read, and where the data stands after it."""
-        names = [source.name for source in self.run.preset.data.sources]
+        self.begun += batch.begun
+        names = [source.name for source in self.run.data.sources]
         self.run.counted(step.tokens, {name: int(count) for name, count in zip(names, step.read, strict=True) if count})
         if self.run.adaptive:
             nothing = [0.0] * len(names)
@@ -119,13 +124,21 @@ class Session:
             self.ahead.wait(LONGEST_PEEK)
         ahead = [self.drawn] * (self.drawn is not None) + [batch for batch, _ in self.ahead.peek()]
         coming = self.ranks.gathered([batch.digests() for batch in ahead])
+        begun, self.begun = self.ranks.gathered(self.begun), []
         if self.ranks.is_first:
             self.tell_saved(wait=True)
             probe = self.run.certificate.get("probe") or self._probe(ahead)
             hashes = [batch_hash(digests) for digests in zip(*coming, strict=False)]  # as many as every rank has ready
             self.run.certificate = certified(self.run.learner.model, probe, self.ranks) | {"coming": hashes}
+            write_sample = self.past.take([read for of_rank in begun for read in of_rank], self.run.life) if self.past else lambda: None
             life = life_in_numbers(self.run, len(self.tokenizer))
-            self.saver.begin(self.run.snapshot(), then=lambda: write_life(self.snapshots.folder, life), amends=amends)
+            self.saver.begin(self.run.snapshot(), write_sample, lambda: self._settle(life), amends)
+
+    def _settle(self, life: dict[str, Any]) -> None:
+        """What is done once a snapshot is on disk."""
+        write_life(self.snapshots.folder, life)
+        if self.past:
+            self.past.tidy()
 
     def _probe(self, ahead: Sequence[Batch]) -> list[int]:
         """The tokens whose loss stands in every certificate of a life: held out, or while nothing is, a row that comes next."""
@@ -194,7 +207,7 @@ class Session:
             return {}
         if measures:
             self.report({"event": "evaluation", **measures, "tokens": self.run.tokens, "brief": brief})
-            for line in note_measures(self.run.life, measures["sources"], "brief" if brief else "full"):
+            for line in note_measures(self.run.life, measures["sources"], "brief" if brief else FULL):
                 self.report({"event": "notice", "text": line})
         return measures
 

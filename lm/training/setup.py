@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from data_sources import open_stream, reopened
-from data_sources.cursor import lanes_of
+from data_sources.config import PAST
+from data_sources.cursor import lanes_of, without
 from data_sources.documents import SourceError, SourcesFailed
 from data_sources.held_out import HeldOutStore
 from data_sources.prefetch import Prefetch
@@ -24,11 +25,13 @@ from lm.training.going_back import came_back
 from lm.training.journal import opened_journal
 from lm.training.learner import Learner
 from lm.training.optimizer import build_optimizer
+from lm.training.replay import PastKeeper, begun_replay, in_words, opened_past, past_source, spread
 from lm.training.run import Run, begin_run, is_under_way, new_life, restore
 from lm.training.saving import Saver
 from lm.training.session import Session
 from lm.training.snapshots import Snapshot, SnapshotError, Snapshots
 from lm.training.step import Teacher
+from lm.training.tensorboard import TensorBoard
 
 HELD_OUT_TOKENS = 200_000  # of a source, at most
 BATCHES_AHEAD = 4
@@ -92,18 +95,22 @@ def open_session(
             expected = _go_on(run, snapshot, snapshots, ranks, report)
         else:
             begin_run(run.life, preset, budget)
+        begins = snapshot is not None and not is_under_way(snapshot, preset, budget)
+        keep, past = _kept_past(run, begins, folder, ranks, report)
         if preset.auxiliary.enable_adaptive_sources:
             held = snapshot.run.get("adaptive") if snapshot else None
             next_row = run.cursor["next_row"] if run.cursor else 0
-            run.adaptive = AdaptiveSources(preset.auxiliary, preset.data, run.global_rows, preset.model.seq_length, next_row, held)
+            run.adaptive = AdaptiveSources(preset.auxiliary, run.data, run.global_rows, preset.model.seq_length, next_row, held)
+        if preset.train.tensorboard:
+            ranks.first_does(lambda: report.observers.append(stack.enter_context(contextlib.closing(TensorBoard(folder, run.life["tokens"], report.notice)))))
         report.phase("opening the sources")
-        stream = _opened(run, tokenizer, ranks, should_stop)
+        stream = _opened(run, tokenizer, ranks, keep, should_stop)
         ahead = stack.enter_context(Prefetch(stream, BATCHES_AHEAD))
         store = HeldOutStore(folder / HELD_OUT, min(preset.train.eval_tokens, HELD_OUT_TOKENS))
         teacher = Teacher(ranks, run.learner, run.optimizer, preset.train, {})
         saver = Saver(snapshots)
         stack.callback(_let_finish, saver)
-        yield Session(ranks, run, teacher, tokenizer, stream, ahead, store, snapshots, saver, report, expected)
+        yield Session(ranks, run, teacher, tokenizer, stream, ahead, store, snapshots, saver, report, expected, past)
 
 
 def _let_finish(saver: Saver) -> None:
@@ -145,12 +152,12 @@ def _go_on(run: Run, snapshot: Snapshot, snapshots: Snapshots, ranks: Ranks, rep
         report.notice(f"the model keeps the tokenizer it was born with ({snapshot.preset.data.tokenizer})")
     under_way = is_under_way(snapshot, run.preset, run.budget)
     if under_way:
-        run.tokens = snapshot.run["tokens"]
+        run.tokens, run.replay = snapshot.run["tokens"], snapshot.run.get("replay")
         if snapshot.preset.step_rows == run.preset.step_rows:
             run.global_rows = snapshot.run["global_rows"]
     else:
         begin_run(run.life, run.preset, run.budget)
-        run.cursor = reopened(run.cursor) if run.cursor else None
+        run.cursor = without(reopened(run.cursor), PAST) if run.cursor else None
     differs = []
     if run.certificate:
         differs = differences(run.certificate, certified(run.learner.model, run.certificate["probe"], ranks), snapshot.preset, run.preset)
@@ -164,6 +171,26 @@ def _go_on(run: Run, snapshot: Snapshot, snapshots: Snapshots, ranks: Ranks, rep
     return run.certificate.get("coming", []) if same_batches else []
 
 
+def _kept_past(run: Run, begins: bool, folder: Path, ranks: Ranks, report: Reporter) -> tuple[tuple[int, int] | None, PastKeeper | None]:
+    """What the stream is to keep of what it reads, and on rank 0 the one who keeps it. The run is told what it reads again."""
+    limit = run.preset.train.replay_megabytes * 1_000_000
+    past = opened_past(folder, run.life, limit, report.notice) if ranks.is_first and limit else None
+    if past and begins:
+        run.replay = begun_replay(run.preset, run.life, past)
+    wanted = ranks.from_first(run.replay)
+    run.replay = spread(wanted, folder, ranks)
+    if run.replay:
+        run.data = run.preset.data.with_past(past_source(run.replay, folder))
+        report.notice(in_words(run.replay))
+    elif wanted:
+        report.notice("the sample that this run reads again is lost; it goes on without it")
+    if not limit:
+        run.life.pop("past", None)
+        return None, None
+    until = ranks.from_first(past.until if past else None)
+    return (limit, until), PastKeeper(past, folder) if past else None
+
+
 def _tell_run(run: Run, ranks: Ranks, report: Reporter) -> None:
     model = run.learner.model
     about = {"preset": run.preset.name, "parameters": sum(p.numel() for p in model.parameters()), "plan": plan_in_words(model.plan)}
@@ -171,16 +198,17 @@ def _tell_run(run: Run, ranks: Ranks, report: Reporter) -> None:
     report({"event": "run", **about, "sources": [source.name for source in run.preset.data.sources]})
 
 
-def _opened(run: Run, tokenizer: Any, ranks: Ranks, should_stop: Callable[[], bool]) -> Stream:
+def _opened(run: Run, tokenizer: Any, ranks: Ranks, keep: tuple[int, int] | None, should_stop: Callable[[], bool]) -> Stream:
     options = Options(
         global_rows=run.global_rows,
+        keep=keep,
         workers=run.preset.train.loader_processes,
         schedule=run.adaptive.schedule if run.adaptive else None,
         should_stop=should_stop if ranks.size == 1 else lambda: False,  # several must begin together, to agree to stop
     )
     try:
         return open_stream(
-            run.preset.data,
+            run.data,
             tokenizer,
             seq_length=run.preset.model.seq_length,
             batch_size=run.preset.step_rows,

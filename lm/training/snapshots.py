@@ -7,35 +7,30 @@ A file holds {"format", "meta" (JSON text), "tensors" (flat, by path), "checksum
 torch.load(weights_only=True) opens it: nothing in it can run.
 """
 
+import contextlib
 import fcntl
 import hashlib
 import json
 import os
 import pickle
+import shutil
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from itertools import chain, count
 from pathlib import Path
 from typing import IO, Any
 
 import torch
 from torch import Tensor
 
+from data_sources.disk import sync_folder
 from lm.preset import Preset, PresetError, preset_from_json
+from lm.training.headers import ARCHIVE, FORMAT, NAMES, DamagedSnapshot, SnapshotError, check_parts, newest_first, read_header
 
-FORMAT = 1
-NAMES = {"current": "lm_current.pth", "prev": "lm_prev.pth", "prev2": "lm_prev2.pth"}
 NEW, LEGACY, LOCK = "lm_new.pth", "simple_lm_trained.pth", ".lock"
-ARCHIVE, ARCHIVE_KEEPS = "archive", 3
-PARTS = {"format": int, "meta": str, "tensors": dict, "checksums": dict}
-
-
-class SnapshotError(Exception):
-    """A snapshot can't be read or written. The message is one line."""
-
-
-class DamagedSnapshot(SnapshotError):
-    """The file was cut off or changed since it was written."""
+ARCHIVE_KEEPS = 3
 
 
 @dataclass(frozen=True)
@@ -68,12 +63,16 @@ class Snapshots:
 
     def read(self, which: str) -> Snapshot:
         """The snapshot called "current", "prev" or "prev2". SnapshotError when it is not there, damaged, or not ours."""
+        return read_snapshot(self.path_of(which))
+
+    def path_of(self, which: str) -> Path:
+        """Where the snapshot called `which` is. SnapshotError when it is not there."""
         if which not in NAMES:
             raise SnapshotError(f'no snapshot is called "{which}"; there are {", ".join(NAMES)}')
         path = self.folder / NAMES[which]
         if not path.exists():
             raise SnapshotError(f"{path}: there is no such snapshot yet")
-        return read_snapshot(path)
+        return path
 
     def newest(self, say: Callable[[str], None] = lambda line: None) -> Snapshot | None:
         """The newest whole snapshot, or None where there is none. `say` gets a line for each that is passed over.
@@ -113,14 +112,68 @@ class Snapshots:
             raise SnapshotError(f"{self.folder}: the snapshot can't be written: {_reason(error)}") from None
         return self.folder / NAMES["current"]
 
-    def _settle(self, new: Path) -> None:
-        """A new one left by a sudden end: in its place when it is whole, else gone."""
+    def go_back(self, path: str | Path, then: Callable[[Snapshot, Path | None], None] = lambda chosen, kept: None) -> Snapshot:
+        """Make an earlier snapshot, prev, prev2 or one of the archive, the current one. Nothing is deleted: what was current becomes
+        prev, and it, and what else gives way, gets a name in the archive. While the folder is still held, `then` is called with the
+        chosen one and the archive's name of what was current, if there was one.
+
+        SnapshotError, and all stays as it was, when another process uses the folder, or the chosen one is not ours, damaged, or current.
+        """
+        new, current = self.folder / NEW, self.folder / NAMES["current"]
+        with contextlib.closing(self.lock()):
+            try:
+                if new.exists() and self._settle(new):
+                    raise SnapshotError(f"{self.folder}: a snapshot left by a sudden end has taken its place as the current one first; look again and choose")
+                place = self._own(Path(path))
+                chosen = read_snapshot(place)
+                kept = self._keep(current)
+                if place.parent == self.folder:
+                    place.replace(new)  # from here on it is the newest; what follows can be done by the next save
+                else:
+                    self._keep(self.folder / NAMES["prev2"])
+                    _copied(place, new)
+                self._rotate(new)
+            except OSError as error:
+                how = "the next run goes back, the names of the files could not be changed yet" if new.exists() else "can't go back"
+                raise SnapshotError(f"{self.folder}: {how}: {_reason(error)}") from None
+            then(chosen, kept)
+        return chosen
+
+    def _own(self, path: Path) -> Path:
+        """The name by which a snapshot that is not the current one is ours, prev and prev2 first."""
+        if not path.exists():
+            raise SnapshotError(f"{path}: there is no such snapshot")
+        current, *others = (self.folder / name for name in NAMES.values())
+        if current.exists() and path.samefile(current):
+            raise SnapshotError(f"{path}: is the current one already")
+        ours = (place for place in (*others, *(self.folder / ARCHIVE).glob("*.pth")) if place.exists() and path.samefile(place))
+        if (place := next(ours, None)) is None:
+            raise SnapshotError(f"{path}: is no snapshot of the model in {self.folder}")
+        return place
+
+    def _keep(self, path: Path) -> Path | None:
+        """Give the snapshot at `path` a name in the archive for good. None when it is not there, or so damaged that it is set aside."""
+        if not path.exists():
+            return None
+        try:
+            place = self._archived("left", read_header(path).life_tokens, path)
+        except DamagedSnapshot:
+            self._damaged.add(path)
+            return None
+        if not place.exists():
+            _copied(path, place)
+        sync_folder(place.parent)
+        return place
+
+    def _settle(self, new: Path) -> bool:
+        """A new one left by a sudden end: in its place when it is whole, else gone. Whether it was whole."""
         try:
             read_snapshot(new)
         except SnapshotError:
             new.unlink()
-        else:
-            self._rotate(new)
+            return False
+        self._rotate(new)
+        return True
 
     def _rotate(self, new: Path, amends: bool = False) -> None:
         current, prev, prev2 = (self.folder / name for name in NAMES.values())
@@ -137,17 +190,24 @@ class Snapshots:
         new.replace(current)
         if ours:  # a file of that name from another program stays
             _link(current, legacy)
-        _sync_folder(self.folder)
+        sync_folder(self.folder)
 
     def archive(self, kind: str, number: int, path: Path | None = None) -> Path:
         """Link the snapshot at `path`, else the current one, into archive/ as "kind-number", and keep the newest few of the kind."""
-        folder = self.folder / ARCHIVE
-        folder.mkdir(exist_ok=True)
-        place = folder / f"{kind}-{number:015}.pth"
-        _link(path or self.folder / NAMES["current"], place)
-        for old in sorted(folder.glob(f"{kind}-{'[0-9]' * 15}.pth"))[:-ARCHIVE_KEEPS]:
+        target = path or self.folder / NAMES["current"]
+        place = self._archived(kind, number, target)
+        _link(target, place)
+        # By date: a model that went back finishes runs with fewer tokens than those it left.
+        for old in newest_first(place.parent.glob(f"{kind}-{'[0-9]' * 15}*.pth"))[ARCHIVE_KEEPS:]:
             old.unlink()
         return place
+
+    def _archived(self, kind: str, number: int, target: Path) -> Path:
+        """The name of `target` in the archive, which it may have already. Another snapshot's is never taken."""
+        folder = self.folder / ARCHIVE
+        folder.mkdir(exist_ok=True)
+        names = (f"{kind}-{number:015}{again}.pth" for again in chain([""], (f"-{time}" for time in count(2))))
+        return next(place for name in names if not (place := folder / name).exists() or place.samefile(target))
 
     def lock(self) -> IO[bytes]:
         """Hold the folder for this process until the file that comes back is closed. SnapshotError when another holds it."""
@@ -184,19 +244,27 @@ def _link(target: Path, place: Path) -> None:
     aside.unlink(missing_ok=True)  # a rename onto the same file leaves both names
 
 
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
+def _copied(target: Path, place: Path) -> None:
+    """`place` as another name of `target`, or as a copy where the file system has no hard links. It is whole as soon as it is there."""
+    _link(target, place)
+    if place.exists():
+        return
+    aside = place.with_suffix(".link")
     try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        shutil.copy2(target, aside)
+        with aside.open("rb") as file:
+            os.fsync(file.fileno())
+    except OSError:
+        aside.unlink(missing_ok=True)
+        raise
+    aside.replace(place)
 
 
 def _write(path: Path, snapshot: Snapshot) -> None:
     tensors = {
         f"{part}.{name}": tensor.detach().cpu().contiguous() for part in ("weights", "optimizer", "random") for name, tensor in getattr(snapshot, part).items()
     }
-    about = {"preset": snapshot.preset.model_dump(mode="json"), "tokenizer": snapshot.tokenizer}
+    about = {"saved": datetime.now(UTC).isoformat(timespec="seconds"), "preset": snapshot.preset.model_dump(mode="json"), "tokenizer": snapshot.tokenizer}
     meta = json.dumps({**about, "cursor": snapshot.cursor, "run": snapshot.run, "life": snapshot.life, "certificate": snapshot.certificate})
     checksums = {name: checksum(tensor) for name, tensor in tensors.items()} | {"meta": hashlib.sha256(meta.encode()).hexdigest()}
     with path.open("wb") as file:
@@ -214,10 +282,7 @@ def checksum(tensor: Tensor) -> str:
 def read_snapshot(path: Path) -> Snapshot:
     """The snapshot in the file at `path`, checked. DamagedSnapshot, or SnapshotError for a file that is not ours or too new."""
     content = _opened(path)
-    if not isinstance(content, dict) or [type(content.get(part)) for part in PARTS] != list(PARTS.values()):
-        raise SnapshotError(f"{path}: was not written by this program; move it away, nothing is overwritten")
-    if content["format"] > FORMAT:
-        raise SnapshotError(f"{path}: has format {content['format']}, this program reads up to {FORMAT}; use the newer program that wrote it")
+    check_parts(path, content)
     found = {name: checksum(tensor) for name, tensor in content["tensors"].items()}
     found["meta"] = hashlib.sha256(content["meta"].encode()).hexdigest()
     if found != content["checksums"]:

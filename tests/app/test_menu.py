@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from datetime import datetime
 
 import pytest
 
@@ -36,13 +37,27 @@ def test_main_is_short():
 def test_all_of_it_stands_on_80_by_24(folder):
     with Person(MAIN, folder) as person:
         text = person.waits_for("q quit")
-        for words in ("Perennial", "No model yet", "❯ best_general", "best_qa", "my_documents", "Chat", "Evaluate", "What it has read", "Presets", "Quit"):
+        for words in (
+            "Perennial",
+            "No model yet",
+            "❯ best_general",
+            "best_qa",
+            "my_documents",
+            "Chat",
+            "Evaluate",
+            "What it has read",
+            "Presets",
+            "Compare",
+            "Go back",
+            "Export",
+            "Quit",
+        ):
             assert words in text
         for words in ("The world in general", "M parameters", "8 x (attention, swiglu)", "35%  wikipedia", "5%  installed_docs"):
             assert words in text
         person.types("down")
         assert "❯ best_qa" in person.text and "Questions and answers first" in person.text
-        person.types(*["down"] * 8)
+        person.types("\x1b[F")
         assert "❯ Quit" in person.text
         person.types("enter")
         assert person.ends() == 0
@@ -169,8 +184,12 @@ def test_the_life_in_a_line(tmp_path):
     for broken in ("", "{", "[]", '{"runs": "x"}', "null"):
         (tmp_path / "life.json").write_text(broken)
         assert life.read_life(tmp_path).in_words(saved + 120) == "A snapshot is there, saved 2 min ago."
-    told = {"born": "2026-11-20T10:00:00+00:00", "runs": 2, "life_tokens": 112_400_000, "last_preset": "best_qa"}
+    told = {"born": f"{datetime.now().year}-11-20T10:00:00+00:00", "runs": 2, "life_tokens": 112_400_000, "last_preset": "best_qa"}
     told |= {"run_tokens": 12_400_000, "budget": 100_000_000, "parameters": 5, "vocab_size": 600}
     (tmp_path / "life.json").write_text(json.dumps(told))
     line = life.read_life(tmp_path).in_words(saved + 5)
-    assert line == "112M tokens in 2 runs · best_qa at 12.4M of 100M · saved 5 s ago"
+    assert line == "born 20 Nov, 112M tokens in 2 runs · best_qa at 12.4M of 100M · saved 5 s ago"
+    (tmp_path / "life.json").write_text(json.dumps(told | {"born": "2019-01-02T10:00:00+00:00"}))
+    assert life.read_life(tmp_path).in_words().startswith("born 2 Jan 2019, 112M")
+    (tmp_path / "life.json").write_text(json.dumps(told | {"born": "long ago"}))
+    assert life.read_life(tmp_path).in_words().startswith("112M")

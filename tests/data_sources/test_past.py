@@ -15,6 +15,7 @@ from data_sources.config import DataConfig, PastSource
 from data_sources.cursor import check_cursor, without
 from data_sources.documents import GivenUp, SourcesFailed
 from data_sources.past import ANY, LONGEST, Past, PastReader, Read, read_past, remove_others, write_past
+from data_sources.weights import WeightSchedule, base_weights
 from tests.data_sources.streams import byte_tokenizer, data_config, files, global_batches, paragraphs, read_texts, rows_of, three_sources, write_jsonl
 
 LENGTH, ROWS, LIMIT = 64, 24, 40_000
@@ -274,3 +275,15 @@ def test_a_run_after_it_goes_on_with_the_others_where_they_were(tmp_path: Path, 
 def test_its_name_is_taken() -> None:
     with pytest.raises(ValueError, match="give the source another"):
         data_config(files("past text", "somewhere"))
+
+
+def test_weights_that_change_leave_its_share(tmp_path: Path) -> None:
+    data = with_past(tmp_path, mix_strategy="weighted", source_weights=[1.0, 1.0, 1.0])
+    schedule = WeightSchedule(base_weights(data), 48)
+    for interval in range(2, 80):
+        schedule.announce(interval, (0.05, 0.05, 0.05, 0.85) if interval % 2 else (0.6, 0.2, 0.1, 0.1))
+    counts: Counter[int] = Counter()
+    for rows, _ in global_batches(data, 70, 48, seq_length=LENGTH, options=Options(schedule=schedule)):
+        for row in rows:
+            counts.update(row.source)
+    assert 0.07 < counts[3] / sum(count for source, count in counts.items() if source >= 0) < 0.13

@@ -1,0 +1,160 @@
+"""Compare: one prompt, answered by the model as it is and as it was, with the same settings and the same seed.
+
+80 columns           wide
+› a prompt           › a prompt
+current · 12M ...    current       prev          run end
+its words            12M ...       11M ...       100M ...
+prev · 11M ...       its words     its words     its words
+its words
+"""
+
+import json
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from lm.app.columns import Answer, in_columns, per_row
+from lm.app.commands import COMPARING, CommandError, command_in, numbered, seed_in
+from lm.app.earlier import heading
+from lm.app.flow import flow
+from lm.app.partner import Cast
+from lm.app.sitting import Sitting, terminal_size
+from lm.app.terminal import CHECKPOINTS, Escape, quieted
+from lm.app.text import ACCENT, LABEL, QUIET
+from lm.app.words import size
+from lm.preset import preset_from_json
+from lm.training.headers import Listed, listed
+
+UNCHOSEN = ("left", "before")  # answer when they are asked to
+DRAWINGS_A_SECOND = 10
+ALONE = "There is nothing to compare with yet: a run keeps two earlier snapshots as it goes, and its end."
+
+
+def compare() -> str:
+    """Until the person has had enough. A line for the menu when there is nothing to compare."""
+    if len(_there()) < 2:
+        return ALONE
+    console = Console(highlight=False, markup=False, emoji=False)
+    console.clear()
+    Comparison(console).run()
+    return ""
+
+
+def _there() -> list[Listed]:
+    return [each for each in listed(CHECKPOINTS) if each.header]
+
+
+class Comparison(Sitting):
+    """One sitting: reads prompts, has them answered, obeys commands."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(console, leaving=("escape", "c-c"))
+        self.chosen = {each.path for each in _there() if each.kind not in UNCHOSEN}
+        self.seed = 1
+        self.preset = preset_from_json(json.dumps(_there()[0].header.config), "the snapshot's preset")
+        self.write_by = self.preset.generation
+        self._cast = Cast()
+
+    def run(self) -> None:
+        self.console.print(Text.assemble(("Perennial", f"bold {ACCENT}"), ("  compare", "bold")))
+        self._list()
+        self.note("Type the beginning of a text or a question: those with ● answer. /with 1 2 chooses others, /help for commands, Esc to leave")
+        self.console.print()
+        for line in self.lines():
+            try:
+                command = command_in(line.strip(), COMPARING)
+                if command is None:
+                    self._ask(line.strip())
+                elif command.name == "/quit":
+                    return
+                else:
+                    self._obey(command.name, command.words)
+            except CommandError as error:
+                self.note(str(error), "yellow")
+            self.console.print()
+
+    def _list(self) -> None:
+        for number, each in enumerate(_there(), start=1):
+            mark = ("● ", ACCENT) if each.path in self.chosen else "  "
+            self.console.print(Text.assemble((f"{number:>2} ", LABEL), mark, heading(each.kind, each.header)))
+
+    def _obey(self, name: str, words: tuple[str, ...]) -> None:
+        if name == "/help":
+            self.table(list(COMPARING.items()))
+        elif name == "/seed":
+            self.seed = seed_in(words)
+        elif name == "/settings":
+            self.write_by = self.settings(self.preset, self.write_by, words)
+        else:
+            there = _there()
+            if words:
+                self.chosen = {there[number].path for number in numbered(words, len(there))}
+            self._list()
+
+    def _ask(self, prompt: str) -> None:
+        """Have `prompt` answered. Esc or Ctrl-C stops it; what was written until then stands."""
+        answers = [Answer(each.kind, each.header) for each in _there() if each.path in self.chosen]
+        if not prompt or not answers:
+            return
+        self.console.print()
+        with Escape() as escape:
+            try:
+                side_by_side = per_row(len(answers), self.console.width) > 1
+                (self._in_columns if side_by_side else self._in_turn)(answers, prompt, escape)
+            except KeyboardInterrupt:
+                self.note("(stopped)")
+        models, held = self._cast.size
+        self.note(f"seed {self.seed} · {models} model{'s' * (models != 1)} in memory, {size(held)}")
+        self.seed += 1
+
+    def _in_turn(self, answers: Sequence[Answer], prompt: str, escape: Escape) -> None:
+        """One under the other, as they come."""
+        for answer in answers:
+            self.console.print(Text(heading(answer.kind, answer.header), style=f"bold {ACCENT}"))
+            with self.console.status(Text("loading", style=QUIET), spinner_style=ACCENT):
+                writing = self._begun(answer, prompt)
+            started = flow(self._pieces(answer, writing, escape), sys.stdout, lambda: terminal_size().columns)
+            self.console.print("\n" if started else Text(f"{answer.note}\n", style=QUIET))
+            if answer.stopped:
+                raise KeyboardInterrupt
+
+    def _in_columns(self, answers: Sequence[Answer], prompt: str, escape: Escape) -> None:
+        """Side by side: drawn again as words come, and left standing in full at the end."""
+        width, next_drawing = self.console.width, 0.0
+        try:
+            with Live(console=self.console, auto_refresh=False, transient=True, vertical_overflow="crop") as live:
+                for answer in answers:
+                    answer.note = "loading"
+                    live.update(in_columns(answers, width, self.console.height - 1), refresh=True)
+                    writing = self._begun(answer, prompt)
+                    for _ in self._pieces(answer, writing, escape):
+                        if time.monotonic() >= next_drawing:
+                            live.update(in_columns(answers, width, self.console.height - 1), refresh=True)
+                            next_drawing = time.monotonic() + 1 / DRAWINGS_A_SECOND
+        finally:
+            self.console.print(in_columns(answers, width))
+
+    def _begun(self, answer: Answer, prompt: str) -> Iterable[str]:
+        """What will be written, once the model is loaded; nothing, and a note of why, when it can't be."""
+        try:
+            with quieted():
+                partner = self._cast.partner(answer.header)
+        except CommandError as error:
+            answer.note = str(error)
+            return ()
+        answer.note = "(no words)"
+        return partner.conversation(self.write_by, self.seed).say(prompt)
+
+    def _pieces(self, answer: Answer, writing: Iterable[str], escape: Escape) -> Iterator[str]:
+        """The pieces of `writing`, noted in its answer. KeyboardInterrupt when the person has had enough of them."""
+        answer.stopped = True
+        for piece in writing:
+            if escape.pressed():
+                raise KeyboardInterrupt
+            answer.text += piece
+            yield piece
+        answer.stopped = False

@@ -1,0 +1,85 @@
+"""A snapshot that can be talked with: its model on the device, with the tokenizer and preset it was saved with."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import psutil
+
+from lm.app.commands import CommandError
+from lm.app.terminal import uninterrupted
+from lm.app.words import one_line
+from lm.preset import Preset
+from lm.training.headers import Header, SnapshotError
+
+if TYPE_CHECKING:  # a screen is drawn before torch is there
+    from transformers import PreTrainedTokenizerBase
+
+    from lm.generation.chat import Conversation
+    from lm.model import Model
+    from lm.preset.switches import GenerationConfig
+
+
+class Partner(NamedTuple):
+    """A model that answers."""
+
+    preset: Preset
+    tokens: int  # read in its life
+    model: "Model"
+    tokenizer: "PreTrainedTokenizerBase"
+
+    def conversation(self, settings: "GenerationConfig | None" = None, seed: int | None = None) -> "Conversation":
+        """A new one, in the form of the snapshot's own sources."""
+        with uninterrupted():
+            from lm.generation.chat import Conversation, frame_of
+
+        return Conversation(self.model, self.tokenizer, frame_of(self.preset), settings or self.preset.generation, seed)
+
+
+def load(path: Path) -> Partner:
+    """The snapshot at `path`, ready to talk. CommandError, one line, when it is not there or damaged."""
+    with uninterrupted():
+        import torch
+
+        from data_sources.tokenizer import tokenizer_from_json
+        from lm.model import build_model
+        from lm.training.snapshots import read_snapshot
+
+    try:
+        snapshot = read_snapshot(path)
+    except SnapshotError as error:
+        raise CommandError(one_line(str(error))) from None
+    tokenizer = tokenizer_from_json(snapshot.tokenizer)
+    model = build_model(snapshot.preset, len(tokenizer))
+    model.load_state_dict(snapshot.model_weights)
+    model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    return Partner(snapshot.preset, int(snapshot.life["tokens"]), model, tokenizer)
+
+
+class Cast:
+    """The partners of a comparison. As many stay loaded as there is room for: with little memory one at a time."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, tuple[Partner, int]] = {}  # by the snapshot's identity, with the bytes of its model
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """How many are loaded, and their bytes."""
+        return len(self._kept), sum(held for _, held in self._kept.values())
+
+    def partner(self, header: Header) -> Partner:
+        """The one in the snapshot with `header`. CommandError, one line, when it can't be loaded."""
+        if header.identity not in self._kept:
+            # The whole file is read, the optimizer's moments with it, before the model is built.
+            while self._kept and free_memory() < 2 * (header.bytes + header.weight_bytes):
+                del self._kept[next(iter(self._kept))]
+            self._kept[header.identity] = load(header.path), header.weight_bytes
+        return self._kept[header.identity][0]
+
+
+def free_memory() -> int:
+    """Bytes that can be had, of the host or the device, whichever has less."""
+    with uninterrupted():
+        import torch
+
+    free = psutil.virtual_memory().available
+    return min(free, torch.cuda.mem_get_info()[0]) if torch.cuda.is_available() else free

@@ -1,0 +1,113 @@
+"""The model card: what a reader should know before using the model, all of it from the snapshot."""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from data_sources.config import HubSource
+from lm.preset import Preset, plan_in_words
+from lm.preset.plan import layer_plan
+from lm.training.snapshots import Snapshot
+
+IMPORTS = "from transformers import AutoModelForCausalLM, AutoTokenizer"
+CARD = """---
+library_name: transformers
+pipeline_tag: text-generation
+{datasets}---
+
+# {name}
+
+{about}A language model made with Perennial. It reads on from run to run; this is how it stood after {tokens:,} tokens.
+
+{facts}
+
+## Open it
+
+```python
+{imports}
+
+{opening}
+tokens = model.generate(**tokenizer("It was", return_tensors="pt"))
+print(tokenizer.batch_decode(tokens, skip_special_tokens=True)[0])
+```
+
+The code in this folder is the code that trained the model; `trust_remote_code=True` lets transformers run it. Text begins with
+`{begin}`, which the tokenizer puts there. Rows of different length are padded at the left.
+
+## What it has read
+
+{sources}
+
+## How well it predicts
+
+Bits per byte of text that was held out from training: lower is better, and the tokenizer makes no difference.
+
+{measures}
+"""
+
+
+def model_card(snapshot: Snapshot, place: str, begin: str) -> str:
+    """README.md of the folder that will be called `place`. `begin`: the token that begins a text."""
+    preset, life = snapshot.preset, snapshot.life
+    about = f"{plain(preset.about)}\n\n" if preset.about else ""
+    words = {"name": plain(preset.name) or "A language model", "about": about, "tokens": life["tokens"], "begin": begin}
+    words |= {"imports": IMPORTS, "opening": "\n".join(opening_lines(place))}
+    tables = {"facts": _facts(snapshot), "sources": _sources(life["sources"]), "measures": _measures(life.get("measured", {}))}
+    return CARD.format(**words, **tables, datasets=_datasets(preset, life["sources"]))
+
+
+def _facts(snapshot: Snapshot) -> str:
+    preset, weights = snapshot.preset, snapshot.model_weights
+    parameters = sum(tensor.numel() for tensor in weights.values())
+    rows = [
+        ("preset", plain(preset.name)),
+        ("parameters", f"{parameters:,}"),
+        ("layers", plan_in_words(layer_plan(preset))),
+        ("tokens in a row of training", f"{preset.model.seq_length:,}"),
+        ("vocabulary", f"{len(weights['embedding.weight']):,}"),
+        ("tokens read", f"{snapshot.life['tokens']:,}"),
+        ("born", plain(str(snapshot.life["born"]))),
+    ]
+    return _table(("", ""), rows)
+
+
+def _sources(tokens: Mapping[str, int]) -> str:
+    total = sum(tokens.values())
+    by_tokens = sorted(tokens.items(), key=lambda pair: -pair[1])
+    return _table(("source", "tokens", "share"), [(plain(name), f"{count:,}", f"{count / total:.1%}") for name, count in by_tokens if count])
+
+
+def _measures(measured: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
+    """The newest measure of each source, of all of its held-out text where there is one."""
+    newest = {**measured.get("brief", {}), **measured.get("full", {})}
+    rows = [(plain(name), f"{each['now']:.4f}", f"{each['tokens']:,}", f"{each['at']:,}") for name, each in newest.items()]
+    return _table(("source", "bits per byte", "held-out tokens", "measured after tokens"), rows) if rows else "It has not been measured yet."
+
+
+def _datasets(preset: Preset, read: Mapping[str, int]) -> str:
+    """Metadata of the Hub: its data sets among the sources that were read."""
+    names = sorted({source.dataset for source in preset.data.sources if isinstance(source, HubSource) and read.get(source.name)})
+    return "".join(["datasets:\n", *(f'- "{name}"\n' for name in names)]) if names else ""
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (columns, ["---"] * len(columns), *rows))
+
+
+def plain(text: str) -> str:
+    """`text` on one line, without control characters, none of it taken for Markdown or HTML."""
+    shown = "".join(char if char.isprintable() else " " for char in text)
+    return re.sub(r"([\\`*\[\]<>|~&])", r"\\\1", " ".join(shown.split()))
+
+
+def folder_name(snapshot: Snapshot) -> str:
+    """A name for any file system: what is readable of the preset's, and the tokens of the model's life."""
+    readable = re.sub(r"[^A-Za-z0-9_]+", "_", snapshot.preset.name).strip("_")[:60] or "model"
+    return f"{readable}-{snapshot.life['tokens']}"
+
+
+def opening_lines(place: str | Path) -> list[str]:
+    """The two lines of Python that open the folder at `place`, after IMPORTS. Without the word of trust even the tokenizer asks for it."""
+    kinds = {"model": "AutoModelForCausalLM", "tokenizer": "AutoTokenizer"}
+    return [f'{name} = {kind}.from_pretrained("{place}", trust_remote_code=True)' for name, kind in kinds.items()]

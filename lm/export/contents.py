@@ -1,0 +1,76 @@
+"""The files of an exported folder that say what the model is: config, generation, tokenizer. All of it from the snapshot."""
+
+import json
+from typing import Any
+
+from tokenizers import Tokenizer, processors
+
+from data_sources.config import Config
+from lm.export.sources import ENTRIES
+from lm.preset import Preset, layer_plan
+from lm.preset.switches import GenerationConfig, LayerMechanism, ModelConfig
+from lm.training.snapshots import Snapshot
+
+
+def written_json(content: Any) -> str:
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+
+
+def config(snapshot: Snapshot) -> dict[str, Any]:
+    """config.json."""
+    table = snapshot.model_weights["embedding.weight"]
+    return {
+        "architectures": [ENTRIES["AutoModelForCausalLM"].split(".")[1]],
+        "auto_map": ENTRIES,
+        "model_type": "perennial",
+        "dtype": str(table.dtype).removeprefix("torch."),
+        "vocab_size": len(table),
+        **special_ids(snapshot.tokenizer),
+        "plan": layer_plan(snapshot.preset),
+        "sections": sections(snapshot.preset),
+    }
+
+
+def sections(preset: Preset) -> dict[str, dict[str, Any]]:
+    """The sections that can shape a model: every switch, and what follows from them (the width of a head, say)."""
+    found = {name: getattr(preset, name) for name in type(preset).model_fields}
+    return {name: resolved(section) for name, section in found.items() if isinstance(section, ModelConfig | LayerMechanism)}
+
+
+def resolved(section: Config) -> dict[str, Any]:
+    """Switches of `section` and its properties by name, as JSON has them."""
+    kinds = [kind for kind in type(section).__mro__ if issubclass(kind, Config)]
+    properties = [name for kind in kinds for name, member in vars(kind).items() if isinstance(member, property)]
+    return section.model_dump(mode="json") | {name: getattr(section, name) for name in properties}
+
+
+def generation_config(settings: GenerationConfig, tokenizer: str) -> dict[str, Any]:
+    """generation_config.json: the preset's way of writing. `top_k` is switched off, which transformers would have at 50."""
+    draws = {"temperature": settings.temperature, "top_p": settings.top_p, "top_k": 0} if settings.temperature else {}
+    rules = {"repetition_penalty": settings.repetition_penalty, "no_repeat_ngram_size": settings.no_repeat_ngram}
+    ends = {"eos_token_id": sorted(set(_special_ids(tokenizer).values()))}  # as in chat, where each of them ends what is written
+    return {"do_sample": bool(settings.temperature), **draws, **rules, "max_new_tokens": settings.max_new_tokens, **special_ids(tokenizer), **ends}
+
+
+def special_ids(tokenizer: str) -> dict[str, int]:
+    """Ids of the beginning, the end and padding, by transformers' names. `tokenizer`: the JSON text of a snapshot."""
+    ids = _special_ids(tokenizer)
+    return {f"{name}_id": ids[name] for name in ("bos_token", "eos_token", "pad_token")}
+
+
+def _special_ids(tokenizer: str) -> dict[str, int]:
+    held = json.loads(tokenizer)
+    own = Tokenizer.from_str(json.dumps(held["tokenizer"]))
+    return {name: own.token_to_id(token) for name, token in held["special"].items()}
+
+
+def tokenizer_files(tokenizer: str) -> dict[str, str]:
+    """tokenizer.json and tokenizer_config.json: text becomes the tokens that training read, a beginning first, special tokens typed out as text."""
+    held = json.loads(tokenizer)
+    own = Tokenizer.from_str(json.dumps(held["tokenizer"]))
+    start = held["special"]["bos_token"]
+    template = processors.TemplateProcessing(single=[start, "$A"], pair=[start, "$A", "$B:1"], special_tokens=[(start, own.token_to_id(start))])
+    own.post_processor = template
+    how = {"padding_side": "left", "split_special_tokens": True, "clean_up_tokenization_spaces": False, "model_input_names": ["input_ids", "attention_mask"]}
+    kind = {"tokenizer_class": "PreTrainedTokenizerFast"}
+    return {"tokenizer.json": own.to_str(pretty=True), "tokenizer_config.json": written_json({**kind, **held["special"], **how})}

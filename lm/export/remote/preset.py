@@ -1,0 +1,21 @@
+"""A preset as the model sees it: sections whose switches are attributes, and the layer plan. What they mean was decided at export."""
+
+from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+
+class Preset(SimpleNamespace):
+    """`sections`: switches by section, every default written out; `plan`: the unit names of each layer."""
+
+    def __init__(self, sections: Mapping[str, Mapping[str, Any]], plan: Sequence[Sequence[str]]) -> None:
+        super().__init__(plan=tuple(map(tuple, plan)))
+        for name, switches in sections.items():
+            # JSON knows no tuples, and a unit must not be able to change what it was told.
+            values = {switch: tuple(value) if isinstance(value, list) else value for switch, value in switches.items()}
+            setattr(self, name, SimpleNamespace(**values))
+
+
+def layer_plan(preset: Preset) -> tuple[tuple[str, ...], ...]:
+    """The unit names of each layer, first to last."""
+    return preset.plan

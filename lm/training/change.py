@@ -1,0 +1,127 @@
+"""What a preset would make of the model that lives in a folder, told before anything is done; and how a new life begins."""
+
+import os
+import re
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from itertools import count
+from math import prod
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lm.preset import Preset
+from lm.training.headers import ARCHIVE, NAMES, Header, Shape
+
+SHAPELESS = {"name", "about", "train", "data", "generation"}  # sections that no tensor's shape follows from
+STAYS = {ARCHIVE, ".lock", "perennial.log"}
+LAYER = re.compile(r"layers\.(\d+)\.")
+
+
+class Part(NamedTuple):
+    """A row of the table: tensors that share a fate."""
+
+    fate: str  # "kept", "grown", "new" or "left behind"
+    tensors: int
+    parameters: int
+    names: str  # of some of them, for a person
+
+
+class Change(NamedTuple):
+    """What becomes of a model under another preset."""
+
+    parts: list[Part]  # empty where the model is the same
+    tokenizer: str  # a line where the preset asks for another one than the model has, else empty
+
+
+def change_of(header: Header, preset: Preset) -> Change | None:
+    """What training with `preset` would change in the model of a snapshot; None where it would change nothing. Torch is only
+    imported where something differs."""
+    ours, theirs = preset.model_dump(mode="json"), header.config
+    same = all(ours[section] == theirs.get(section) for section in ours.keys() - SHAPELESS)
+    change = Change([] if same else _parts(header, preset), _tokenizer(ours["data"], theirs["data"]))
+    return change if change.parts or change.tokenizer else None
+
+
+def _tokenizer(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
+    wanted, has = (_called(data) for data in (ours, theirs))
+    return "" if wanted == has else f"the preset asks for {wanted}; the model was born with {has} and keeps it for life"
+
+
+def _called(data: Mapping[str, Any]) -> str:
+    return f"a tokenizer of {data['vocab_size']:,} entries" if data["tokenizer"] == "bpe" else f"the tokenizer {data['tokenizer']}"
+
+
+def _parts(header: Header, preset: Preset) -> list[Part]:
+    import torch
+
+    from lm.model import build_model
+    from lm.training.growth import fit
+    from lm.training.learner import Learner
+
+    theirs = {name.removeprefix("weights."): shape for name, shape in header.shapes.items() if name.startswith("weights.")}
+    with torch.device("meta"):
+        tensors = Learner(build_model(preset, theirs["model.embedding.weight"][0])).state_dict()
+        how = fit(tensors, {name: torch.empty(shape) for name, shape in theirs.items()})
+    ours = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    grown = ", ".join(f"{_plain(name)} from {_size(before)} to {_size(now)}" for name, (before, now) in how.grown.items())
+    parts = [
+        _part("kept", how.kept, ours),
+        _part("grown", how.grown, ours)._replace(names=grown),
+        _part("new", how.new, ours),
+        _part("left behind", how.left, theirs),
+    ]
+    return [] if how.is_whole else parts
+
+
+def _part(fate: str, names: Iterable[str], shapes: Mapping[str, Shape]) -> Part:
+    names = list(names)
+    return Part(fate, len(names), sum(prod(shapes[name]) for name in names), _in_words(names))
+
+
+def _in_words(names: Iterable[str]) -> str:
+    """ "layers 0 to 3 and 6, embedding"."""
+    layers, others = set(), []
+    for name in names:
+        found = LAYER.search(name)
+        if found:
+            layers.add(int(found[1]))
+        else:
+            others.append(_plain(name))
+    runs: list[list[int]] = []
+    for layer in sorted(layers):
+        if runs and runs[-1][-1] == layer - 1:
+            runs[-1].append(layer)
+        else:
+            runs.append([layer])
+    spans = [str(run[0]) if len(run) == 1 else f"{run[0]} to {run[-1]}" for run in runs]
+    inside = [f"layer{'s' * (len(layers) > 1)} {' and '.join(spans)}"] if spans else []
+    return ", ".join([*inside, *others])
+
+
+def _plain(name: str) -> str:
+    return name.removeprefix("model.").removesuffix(".weight")
+
+
+def _size(shape: Shape) -> str:
+    return " x ".join(f"{side:,}" for side in shape)
+
+
+def begin_new_life(folder: Path) -> Path:
+    """Put everything of the model that lives in `folder` into a folder of its own in the archive, so that the next run gives birth
+    to another. Nothing is deleted. SnapshotError where a run is using it; OSError where it can't be moved."""
+    from lm.training.snapshots import LEGACY, Snapshots
+
+    lock = Snapshots(folder).lock()
+    try:
+        day = datetime.now(UTC).date().isoformat()
+        home = next(path for number in count(1) if not (path := folder / ARCHIVE / f"life-{day}-{number}").exists())
+        (home / ARCHIVE).mkdir(parents=True)
+        (folder / LEGACY).unlink(missing_ok=True)
+        # The newest snapshot decides whose life goes on, so it moves after the older ones, and all that belongs to it afterwards.
+        snapshots = [folder / NAMES[name] for name in ("prev2", "prev", "current")]
+        others = [path for path in folder.iterdir() if path.name not in STAYS and path not in snapshots]
+        for path in [*filter(Path.exists, snapshots), *others, *(folder / ARCHIVE).glob("*.pth")]:
+            os.replace(path, home / path.relative_to(folder))
+    finally:
+        lock.close()
+    return home

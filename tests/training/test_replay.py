@@ -1,0 +1,158 @@
+"""Not forgetting: a sample of what was read stands beside each snapshot, and is read again when the mix has changed."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from data_sources.past import read_past
+from lm.preset import Preset
+from lm.training import train
+from lm.training.headers import listed
+from lm.training.snapshots import Snapshots
+from tests.training.test_sources import STEP, of, trained
+
+Tiny = Callable[..., Preset]
+LIMIT = 1_000_000
+
+
+@pytest.fixture
+def mixes(corpus: Path, tmp_path: Path) -> dict[str, list[dict[str, Any]]]:
+    """Two mixes of one source each, of short documents from different ends of the reference."""
+    texts = [text for file in sorted(corpus.glob("*.txt")) for text in file.read_text(encoding="utf-8").split("\n\n") if len(text) > 60]
+    found = {}
+    for name, part in (("a", texts[: len(texts) // 2]), ("b", texts[len(texts) // 2 :])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in part), encoding="utf-8")
+        found[name] = [{"type": "files", "name": name, "path": str(tmp_path / f"{name}.jsonl"), "repeat": True}]
+    return found
+
+
+def preset(tiny: Tiny, sources: list[dict[str, Any]], **switches: Any) -> Preset:
+    quick = {"per_gpu_batch_size": 4, "learning_rate": 0.01, "snapshot_every_minutes": 1000, "replay_megabytes": 1}
+    return tiny(data={"sources": sources, "vocab_size": 500}, train=quick | switches)
+
+
+def sample(folder: Path, file: str) -> set[str]:
+    return {document.text for document in read_past(folder / "past" / file, LIMIT).documents()}
+
+
+def notices(events: list[Any]) -> list[str]:
+    return [text for text in of(events, "notice", "text") if "read before" in text or "sample" in text]
+
+
+def test_a_changed_mix_reads_some_of_the_past_again(tiny: Tiny, mixes: dict[str, list[Any]], tmp_path: Path) -> None:
+    folder = tmp_path / "c"
+    assert notices(trained(preset(tiny, mixes["a"]), folder, 40)) == []
+    first = Snapshots(folder).newest()
+    assert first is not None and first.run["replay"] is None
+    events = trained(preset(tiny, mixes["b"]), folder, 240)
+    assert notices(events) == ["5 % of the text is what was read before, from a"]
+    steps = [event["sources"] for event in events if event["event"] == "step"]
+    again, new = steps[-1]["past text"]["tokens"], steps[-1]["b"]["tokens"]
+    assert 0.02 < again / (again + new) < 0.07
+    assert any(step["past text"]["loss"] is not None for step in steps)
+    second = Snapshots(folder).newest()
+    assert second is not None and second.run["replay"] == {"file": first.life["past"]["file"], "share": 0.05, "sources": ["a"]}
+    kept = read_past(folder / "past" / second.life["past"]["file"], LIMIT).documents()
+    assert {document.source for document in kept} == {"a", "b"} and sample(folder, first.life["past"]["file"]) < {document.text for document in kept}
+
+
+def test_the_same_mix_does_not_unless_told(tiny: Tiny, mixes: dict[str, list[Any]], tmp_path: Path) -> None:
+    trained(preset(tiny, mixes["a"]), tmp_path / "c", 20)
+    assert notices(trained(preset(tiny, mixes["a"]), tmp_path / "c", 21)) == []
+    assert notices(trained(preset(tiny, mixes["a"], replay_share=0.2), tmp_path / "c", 22)) == ["20 % of the text is what was read before, from a"]
+    assert notices(trained(preset(tiny, [*mixes["a"], *mixes["b"]]), tmp_path / "c", 23)) == [], "a mix that grew lacks nothing"
+    assert notices(trained(preset(tiny, mixes["b"], replay_share=0), tmp_path / "c", 24)) == []
+
+
+def test_exactly_through_a_stop_and_again_afterwards(tiny: Tiny, mixes: dict[str, list[Any]], tmp_path: Path) -> None:
+    """30 steps at once, and 13, a stop, 17: the same batches, weights and samples; and so in the run after."""
+    ends = []
+    for name, stops in (("whole", [None]), ("cut", [13, None])):
+        folder = tmp_path / name
+        trained(preset(tiny, mixes["a"]), folder, 25)
+        hashes = []
+        for stop in stops:
+            events = trained(preset(tiny, mixes["b"], replay_share=0.3), folder, 30, stop_after=stop)
+            hashes += of(events, "step", "batch_hash")
+        hashes += of(trained(preset(tiny, mixes["a"], replay_share=0.3), folder, 31), "step", "batch_hash")
+        end = Snapshots(folder).newest()
+        assert end is not None
+        ends.append((hashes, end))
+    (hashes, one), (others, other) = ends
+    assert len(hashes) == 61 and hashes == others
+    assert all(torch.equal(one.weights[name], other.weights[name]) for name in one.weights)
+    assert one.life["past"] == other.life["past"] and one.run["replay"] == other.run["replay"]
+
+
+def test_each_snapshot_has_the_sample_of_its_moment(tiny: Tiny, mixes: dict[str, list[Any]], tmp_path: Path) -> None:
+    folder = tmp_path / "c"
+    trained(preset(tiny, mixes["a"], snapshot_every_tokens=10 * STEP, replay_megabytes=32), folder, 60)
+    found = {each.kind: each.header for each in listed(folder)}
+    files = {kind: header.life["past"]["file"] for kind, header in found.items() if header}
+    assert set(files) >= {"current", "prev", "prev2"} and len(set(files.values())) >= 3
+    assert {path.name for path in (folder / "past").iterdir()} == set(files.values()), "and none that nobody names"
+    assert sample(folder, files["prev2"]) < sample(folder, files["prev"]) < sample(folder, files["current"])
+
+
+def test_going_on_from_an_earlier_snapshot_takes_its_sample(tiny: Tiny, mixes: dict[str, list[Any]], tmp_path: Path) -> None:
+    folder = tmp_path / "c"
+    made = preset(tiny, mixes["a"], snapshot_every_tokens=10 * STEP, replay_megabytes=32)
+    trained(made, folder, 60, stop_after=40)
+    (folder / "lm_current.pth").unlink()
+    (folder / "simple_lm_trained.pth").unlink()
+    trained(made, folder, 60)
+    trained(made, tmp_path / "whole", 60)
+    one, other = Snapshots(folder).newest(), Snapshots(tmp_path / "whole").newest()
+    assert one is not None and other is not None and one.life["past"] == other.life["past"]
+
+
+@pytest.mark.parametrize("loss", ["folder", "file"])
+def test_a_lost_sample_costs_the_past_only(tiny: Tiny, mixes: dict[str, list[Any]], tmp_path: Path, loss: str) -> None:
+    folder = tmp_path / "c"
+    trained(preset(tiny, mixes["a"]), folder, 20)
+    for file in (folder / "past").iterdir():
+        file.unlink() if loss == "folder" else file.write_bytes(b"PAR1 what is this?")
+    if loss == "folder":
+        (folder / "past").rmdir()
+    events = trained(preset(tiny, mixes["b"]), folder, 21)
+    assert any("is lost" in text for text in notices(events)) and len(of(events, "step", "loss")) == 21
+    assert {document.source for document in read_past(folder / "past" / _named(folder), LIMIT).documents()} == {"b"}
+
+
+def test_lost_in_the_middle_of_a_run(tiny: Tiny, mixes: dict[str, list[Any]], tmp_path: Path) -> None:
+    folder = tmp_path / "c"
+    trained(preset(tiny, mixes["a"]), folder, 20)
+    trained(preset(tiny, mixes["b"]), folder, 30, stop_after=10)
+    for file in (folder / "past").iterdir():
+        file.unlink()
+    events = trained(preset(tiny, mixes["b"]), folder, 30)
+    assert "the sample that this run reads again is lost; it goes on without it" in notices(events)
+    assert len(of(events, "step", "loss")) == 20
+
+
+def _named(folder: Path) -> str:
+    snapshot = Snapshots(folder).newest()
+    assert snapshot is not None
+    return str(snapshot.life["past"]["file"])
+
+
+def test_none_is_kept_where_none_is_wanted(tiny: Tiny, mixes: dict[str, list[Any]], tmp_path: Path) -> None:
+    folder = tmp_path / "c"
+    trained(preset(tiny, mixes["a"], replay_megabytes=0), folder, 10)
+    assert not (folder / "past").exists() and "past" not in Snapshots(folder).newest().life
+    assert notices(trained(preset(tiny, mixes["b"], replay_share=0.5), folder, 11)) == []
+
+
+def test_a_sample_that_cannot_be_written_costs_a_snapshot_and_no_run(tiny: Tiny, mixes: dict[str, list[Any]], tmp_path: Path) -> None:
+    folder = tmp_path / "c"
+    folder.mkdir()
+    (folder / "past").write_text("in the way")
+    events: list[Any] = []
+    with pytest.raises(Exception, match="the snapshot can't be written"):
+        train(preset(tiny, mixes["a"], snapshot_every_tokens=10 * STEP), folder, 30 * STEP, (events.append,))
+    assert len(of(events, "step", "loss")) == 30, "told, and training goes on; at the end it must be said"
+    assert any("training goes on" in text for text in of(events, "notice", "text"))
