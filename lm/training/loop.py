@@ -200,15 +200,19 @@ class Loop:
         )
 
     def close(self, turn: Turn | None) -> Summary:
-        """Save; then the last events of the run: how good the model is now, and why it ends."""
-        self.run.ended = turn is not None and turn.batch is None and not turn.stop
-        self.save_news()
+        """Save; then the last events of the run: how good the model is now, and why it ends. What a sudden end leaves undone of that, the
+        next start does."""
         stopped = turn is not None and turn.stop
-        if not stopped:
+        self.run.ended = turn is not None and turn.batch is None and not turn.stop
+        self.run.closed = not stopped and not self.session.has_held_out
+        self.save_news()
+        if not stopped and not self.run.closed:
             measured = self.session.evaluate(brief=False, should_stop=self.should_stop)
+            self.run.closed = bool(measured)
             if measured:
                 self.evaluation = measured
                 self.last_save(amends=True)  # with what was measured
+        if self.run.closed:
             self.session.archive()
         ended = "every source has been read to its end" if self.run.tokens < self.run.budget else "the run's tokens are read"
         self.session.report({"event": "end", "reason": "stopped" if stopped else ended, "tokens": self.run.tokens, "loss": self.smooth_loss})

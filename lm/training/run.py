@@ -32,6 +32,7 @@ class Run:
     tokens: int = 0
     cursor: dict[str, Any] | None = None
     ended: bool = False  # whether every source was read to its end before the budget was
+    closed: bool = False  # whether it was measured at its end, so that nothing is left to do
     certificate: dict[str, Any] = field(default_factory=dict)  # of the last snapshot
     adaptive: AdaptiveSources | None = None  # where the preset switches it on
     replay: Replay | None = None  # what is read again of earlier runs
@@ -63,6 +64,7 @@ class Run:
                 "budget": self.budget,
                 "global_rows": self.global_rows,
                 "ended": self.ended,
+                "closed": self.closed,
                 "adaptive": self.adaptive.state() if self.adaptive else None,
                 "replay": self.replay,
             },
@@ -88,8 +90,9 @@ def now() -> str:
 
 def is_under_way(snapshot: Snapshot, preset: Preset, budget: int) -> bool:
     """Whether the snapshot's run goes on with `preset`: it is not finished, and the preset is called the same and reads the same."""
-    same = _text_of(snapshot.preset) == _text_of(preset) and snapshot.preset.name == preset.name
-    return same and not snapshot.run["ended"] and snapshot.run["tokens"] < budget and snapshot.run["budget"] == budget
+    same = _text_of(snapshot.preset) == _text_of(preset) and snapshot.preset.name == preset.name and snapshot.run["budget"] == budget
+    all_read = snapshot.run["ended"] or snapshot.run["tokens"] >= budget
+    return same and not (all_read and snapshot.run.get("closed", True))
 
 
 def _text_of(preset: Preset) -> DataConfig:

@@ -183,6 +183,12 @@ class Session:
             except OSError as error:
                 self.report({"event": "notice", "text": f"held-out text can't be kept: {error.strerror}"})
 
+    @property
+    def has_held_out(self) -> bool:
+        """Whether there is text to measure on. Asked by all ranks together, once what was held out last is kept."""
+        self.keep_held_out()
+        return self.ranks.from_first(bool(self.store.sources()))
+
     def evaluate(self, brief: bool, should_stop: Callable[[], bool]) -> dict[str, Any]:
         """Measures on held-out text: the first of each source's when `brief`, else all. Saved before, always. Empty when stopped."""
         mix = {source.name for source in self.run.preset.data.sources}

@@ -212,18 +212,21 @@ def test_all_sources_failed_halts(tiny: Tiny, tmp_path: Path) -> None:
 
 def test_a_finite_mix_ends_early(tiny: Tiny, tmp_path: Path, corpus: Path) -> None:
     recorder = Recorder()
-    source = {"type": "files", "path": str(sorted(corpus.glob("*.txt"))[0])}
-    folder = tmp_path / "few"
-    folder.mkdir()
-    for file in sorted(corpus.glob("*.txt"))[:3]:
-        (folder / file.name).write_bytes(file.read_bytes())
-    summary = train(tiny(data={"sources": [source | {"path": str(folder)}]}), tmp_path / "checkpoints", observers=(recorder,))
+    preset = tiny(data={"sources": [few_documents(corpus, tmp_path)], "vocab_size": 500})
+    summary = train(preset, tmp_path / "checkpoints", observers=(recorder,))
     assert recorder.of("end")[0]["reason"] == "every source has been read to its end"
     assert 0 < summary.tokens < 100_000
     assert not summary.stopped
     assert Snapshots(tmp_path / "checkpoints").newest() is not None
-    again = train(tiny(data={"sources": [source | {"path": str(folder)}]}), tmp_path / "checkpoints", observers=(recorder,))
+    again = train(preset, tmp_path / "checkpoints", observers=(recorder,))
     assert again.tokens == summary.tokens, "a new run reads finite sources again"
+
+
+def few_documents(corpus: Path, folder: Path) -> dict[str, Any]:
+    """A source of sixty short ones."""
+    texts = sorted(corpus.glob("*.txt"))[0].read_text(encoding="utf-8").split("\n\n")[:60]
+    (folder / "few.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts), encoding="utf-8")
+    return {"type": "files", "path": str(folder / "few.jsonl")}
 
 
 def test_a_bad_step_is_skipped_and_counted(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -373,3 +376,32 @@ def test_what_is_forgotten_is_said(tiny: Tiny, tmp_path: Path) -> None:
     measured = Snapshots(tmp_path / "c").read("current").life["measured"]["full"]["reference"]
     assert measured["best"] == best < measured["now"] / 1.02
     assert any(event["text"].startswith("reference: ") and "forgotten" in event["text"] for event in second.of("notice"))
+
+
+@pytest.mark.parametrize("finite", [False, True])
+def test_an_end_that_was_cut_off_is_made_up_for(tiny: Tiny, tmp_path: Path, corpus: Path, finite: bool) -> None:
+    """Killed while it is measured at its end, a run is closed by the next start, and only then followed by another."""
+    data = {"sources": [few_documents(corpus, tmp_path) | {"repeat": not finite}], "vocab_size": 500}
+    budget = 10**6 if finite else 5 * STEP
+
+    def run(cut: bool) -> Recorder:
+        recorder = Recorder()
+
+        def observe(event: Mapping[str, Any]) -> None:
+            recorder(event)
+            if cut and event["event"] == "phase" and event["text"].startswith("evaluating"):
+                raise SystemExit
+
+        train(tiny(data=data), tmp_path / "c", budget, observers=(observe,))
+        return recorder
+
+    with pytest.raises(SystemExit):
+        run(cut=True)
+    cut = Snapshots(tmp_path / "c").read("current")
+    assert cut.run["tokens"] > 0 and not cut.run["closed"] and not (tmp_path / "c" / "archive").exists()
+    closing = run(cut=False)
+    assert closing.of("step") == [] and len(closing.of("evaluation")) == len(closing.of("end")) == 1
+    closed = Snapshots(tmp_path / "c").read("current")
+    assert closed.run["closed"] and closed.life["runs"][-1]["after"] and len(closed.life["runs"]) == 1
+    assert len(list((tmp_path / "c" / "archive").glob("run-*.pth"))) == 1
+    assert run(cut=False).of("step") and len(Snapshots(tmp_path / "c").read("current").life["runs"]) == 2
