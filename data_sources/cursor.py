@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Any, NamedTuple
 
+from data_sources.config import PAST
 from data_sources.events import united
 from data_sources.lane import ASIDE, FINISHED, HEAD, NOTHING, READING, WIDTH, Standing, State
 from data_sources.order import LANES
@@ -134,11 +135,11 @@ def adapted(cursor: Cursor, names: Sequence[str], repeats: Sequence[bool], lanes
     before = [name for name, _ in cursor["sources"]]
     parked: Parked = cursor.get("parked", {})
     for name in names:
-        if name not in before:
+        if name not in before and name != PAST:
             text = "back in this mix: goes on where it was" if name in parked else "new in this mix: read from its start"
             tell({"event": "notice", "source": name, "text": text})
     for name in before:
-        if name not in names:
+        if name not in names and name != PAST:
             tell({"event": "notice", "source": name, "text": "no longer in this mix: its place is kept"})
     held = {lane: _standings(cursor, before, lane) for lane in lanes}
     origin = [before.index(name) if name in before else None for name in names]

@@ -1,6 +1,6 @@
 """Text that was read: a sample of it is kept, so that a later run can read some of it again and not forget.
 
-Every document has a priority, a number drawn from its text and the seed, and those with the least are kept, up to a number of bytes
+Every document has a priority, a number drawn from its text, its source and the seed, and those with the least are kept, up to a number of bytes
 (bottom-k sampling: Cohen and Kaplan 2007). So the sample is as good as drawn by lot among all documents ever read, each once, and it
 depends on nothing but which documents those are: not on their order, on the number of processes, or on where a run was stopped.
 """
@@ -43,10 +43,10 @@ class Read(NamedTuple):
 
     @classmethod
     def of(cls, seed: int, source: str, text: str, scored: Spans | None) -> "Read":
-        """The document with its priority. The same text has the same one, whatever source it comes from."""
+        """The document with its priority, which is the same however often it is read."""
         if len(text) > LONGEST and scored is not None:
             scored = tuple((first, min(last, LONGEST)) for first, last in scored if first < LONGEST)
-        return cls(draw(seed, content_hash(text), "past"), source, text[:LONGEST], scored)
+        return cls(draw(seed, source, content_hash(text), "past"), source, text[:LONGEST], scored)
 
 
 class Sieve:
@@ -110,11 +110,11 @@ class Past:
         return f"{found.hexdigest()[:16]}.parquet"
 
 
-def write_past(folder: Path, name: str, documents: list[Read], until: int) -> None:
-    """Write a sample to `folder`, as a whole or not at all; where it is there already, nothing."""
+def write_past(folder: Path, name: str, documents: list[Read], until: int) -> str:
+    """Write a sample to `folder`, as a whole or not at all; where it is there already, nothing. The SHA-256 of the file."""
     final, aside = folder / name, folder / f"{name}.tmp"
     if final.exists():
-        return
+        return file_hash(final)
     folder.mkdir(parents=True, exist_ok=True)
     columns = {
         "priority": [document.priority for document in documents],
@@ -133,13 +133,22 @@ def write_past(folder: Path, name: str, documents: list[Read], until: int) -> No
         aside.unlink(missing_ok=True)
         raise
     sync_folder(folder)
+    return file_hash(final)
 
 
-def read_past(path: Path, limit: int) -> Past:
-    """The sample in a file, for going on with it. OSError where it is not there or damaged.
+def file_hash(path: Path) -> str:
+    """SHA-256 of what a file holds. OSError where it can't be read."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_past(path: Path, digest: str, limit: int) -> Past:
+    """The sample in a file, for going on with it. OSError where it is not there, or not the one with that hash.
 
     With another `limit` than it had: a smaller one sifts on; with a larger one, what is read from now on has a better chance to be kept.
     """
+    if file_hash(path) != digest:
+        raise OSError(f"{path.name} is damaged")
     with _opened(path) as file:
         found = _documents(file.read())
         until = int((file.schema_arrow.metadata or {})[b"until"])
@@ -182,7 +191,7 @@ class PastReader:
             return None
         try:
             found = _documents(file.read_row_group(block))
-        except (OSError, pyarrow.ArrowException):
+        except Exception:  # a file that was changed since the run began fails in many ways
             raise GivenUp(f"{self._path.name} is damaged; what was read before is not read again in this run") from None
         return [Document(read.text, f"read before, from {read.source}", read.scored) for read in found if read.source in self._sources]
 

@@ -1,5 +1,6 @@
 """Before a run: a preset that would make another model of the one there is, or asks for another tokenizer, is asked about."""
 
+import contextlib
 from collections.abc import Callable
 
 from lm.app.details import Fragments, paragraph, row
@@ -8,23 +9,22 @@ from lm.app.terminal import CHECKPOINTS, in_a_line
 from lm.app.words import counted, one_line
 from lm.preset import Preset
 from lm.training.change import Change, begin_new_life, change_of
-from lm.training.headers import NAMES, SnapshotError, read_header
+from lm.training.headers import NAMES, NEW, Header, SnapshotError, read_header
 
-KEYS = "↑↓ choose  Enter do it  q back"
+KEYS = "↑↓ choose   Enter do it   q back"
 GO_ON = "What fits is kept with all that it has learned, what is new begins beside it. A copy of the model as it is now goes to checkpoints/archive/ first."
-ANEW = "The model and all that belongs to it moves to a folder in checkpoints/archive/, and another one is born. Nothing is deleted."
+KEEP = "The model goes on with its own tokenizer, and reads with it what the preset names."
+ANEW = "The folder checkpoints/ gets another name, with the model and all that belongs to it, and another model is born. Nothing is deleted."
 STAY = "Nothing is done."
 
 
 def settled(preset: Preset) -> str | None:
     """None where the run can begin, after a person was asked if there was something to ask. Else a line for the menu."""
-    try:
-        change = change_of(read_header(CHECKPOINTS / NAMES["current"]), preset)
-    except SnapshotError:  # training finds the newest whole one by itself, and says what it finds
-        return None
+    header = _newest()
+    change = change_of(header, preset) if header else None
     if change is None:
         return None
-    entries = [Entry("Go on", _about(GO_ON)), Entry("New life", _about(ANEW)), Entry("Back", _about(STAY))]
+    entries = [Entry("Go on", _about(GO_ON if change.parts else KEEP)), Entry("New life", _about(ANEW)), Entry("Back", _about(STAY))]
     picked = ListScreen(_head(preset, change), entries, 0, {"enter": "do"}, [], KEYS).run()
     if picked.action == BACK or picked.index == 2:
         return ""
@@ -33,6 +33,14 @@ def settled(preset: Preset) -> str | None:
             begin_new_life(CHECKPOINTS)
         except (SnapshotError, OSError) as error:
             return f"Nothing has begun. {in_a_line(error)}"
+    return None
+
+
+def _newest() -> Header | None:
+    """The header of the snapshot that training would go on from, as far as headers tell."""
+    for name in (NEW, *NAMES.values()):
+        with contextlib.suppress(SnapshotError):
+            return read_header(CHECKPOINTS / name)
     return None
 
 

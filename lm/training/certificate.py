@@ -19,8 +19,9 @@ from lm.training.distribution import Ranks, device_in_words
 PROBE_TOKENS = 257  # 256 predictions
 CLOSE = 1e-4  # relative: what another device or version may change by its order of sums
 PACKAGES = ("torch", "tokenizers", "transformers", "pyarrow", "numpy")
+LONGEST_VALUE = 60
 WITHOUT_EFFECT = {"name", "about", "generation", "data.cache"}  # on what this run learns
-WITHOUT_EFFECT |= {f"train.{switch}" for switch in ("loader_processes", "tensorboard", "train_tokens", "replay_share", "replay_megabytes")}
+WITHOUT_EFFECT |= {f"train.{switch}" for switch in ("eval_tokens", "loader_processes", "tensorboard", "train_tokens", "replay_share", "replay_megabytes")}
 WITHOUT_EFFECT |= {
     f"train.{what}_every_{when}" for what, when in (("snapshot", "minutes"), ("snapshot", "tokens"), ("sample", "tokens"), ("evaluate", "tokens"))
 }
@@ -62,12 +63,18 @@ def certified(model: Model, probe: Sequence[int], ranks: Ranks) -> dict[str, Any
 def differences(then: Mapping[str, Any], now: Mapping[str, Any], before: Preset, preset: Preset) -> list[str]:
     """What is not as it was when the certificate was made, in words; empty when nothing is."""
     lines = [f"{name} {then['environment'][name]} is now {now['environment'].get(name)}" for name in then["environment"] if _differs(name, then, now)]
-    lines += [f"{path} was {old!r} and is {new!r}" for path, old, new in _changed(before.model_dump(), preset.model_dump())]
+    lines += [f"{path} was {_short(old)} and is {_short(new)}" for path, old, new in _changed(before.model_dump(), preset.model_dump())]
     had, has = then["probe_loss"], now["probe_loss"]
     if had is not None and has is not None and had != has:
         near = abs(had - has) <= CLOSE * abs(had)
         lines.append(f"the loss of the fixed row was {had:.6f} and is {has:.6f}" + (", close enough for another device" if near else ""))
     return lines
+
+
+def _short(value: Any) -> str:
+    """A switch's value, if it is short; that of a list of sources is not."""
+    text = repr(value)
+    return text if len(text) <= LONGEST_VALUE else "another"
 
 
 def _differs(name: str, then: Mapping[str, Any], now: Mapping[str, Any]) -> bool:

@@ -1,19 +1,20 @@
 """What a preset would make of the model that lives in a folder, told before anything is done; and how a new life begins."""
 
+import contextlib
 import os
 import re
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
-from itertools import count
+from itertools import chain, count
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from data_sources.disk import sync_folder
 from lm.preset import Preset
-from lm.training.headers import ARCHIVE, NAMES, Header, Shape
+from lm.training.headers import Header, Shape
 
 SHAPELESS = {"name", "about", "train", "data", "generation"}  # sections that no tensor's shape follows from
-STAYS = {ARCHIVE, ".lock", "perennial.log"}
 LAYER = re.compile(r"layers\.(\d+)\.")
 
 
@@ -38,17 +39,19 @@ def change_of(header: Header, preset: Preset) -> Change | None:
     imported where something differs."""
     ours, theirs = preset.model_dump(mode="json"), header.config
     same = all(ours[section] == theirs.get(section) for section in ours.keys() - SHAPELESS)
-    change = Change([] if same else _parts(header, preset), _tokenizer(ours["data"], theirs["data"]))
+    change = Change([] if same else _parts(header, preset), other_tokenizer(header.life, preset))
     return change if change.parts or change.tokenizer else None
 
 
-def _tokenizer(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
-    wanted, has = (_called(data) for data in (ours, theirs))
+def tokenizer_of(preset: Preset) -> str:
+    """The tokenizer that a preset asks for, in words."""
+    return f"a tokenizer of {preset.data.vocab_size:,} entries" if preset.data.tokenizer == "bpe" else f"the tokenizer {preset.data.tokenizer}"
+
+
+def other_tokenizer(life: Mapping[str, Any], preset: Preset) -> str:
+    """A line where the preset asks for another tokenizer than the one the model was born with, else empty."""
+    has, wanted = life.get("tokenizer", tokenizer_of(preset)), tokenizer_of(preset)
     return "" if wanted == has else f"the preset asks for {wanted}; the model was born with {has} and keeps it for life"
-
-
-def _called(data: Mapping[str, Any]) -> str:
-    return f"a tokenizer of {data['vocab_size']:,} entries" if data["tokenizer"] == "bpe" else f"the tokenizer {data['tokenizer']}"
 
 
 def _parts(header: Header, preset: Preset) -> list[Part]:
@@ -107,21 +110,14 @@ def _size(shape: Shape) -> str:
 
 
 def begin_new_life(folder: Path) -> Path:
-    """Put everything of the model that lives in `folder` into a folder of its own in the archive, so that the next run gives birth
-    to another. Nothing is deleted. SnapshotError where a run is using it; OSError where it can't be moved."""
-    from lm.training.snapshots import LEGACY, Snapshots
+    """Give the folder, with the model that lives in it and all that belongs to it, another name beside its own, in one step: the next run
+    gives birth to another model. SnapshotError where a run is using it; OSError where it can't be renamed."""
+    from lm.training.snapshots import Snapshots
 
-    lock = Snapshots(folder).lock()
-    try:
+    with contextlib.closing(Snapshots(folder).lock()):
         day = datetime.now(UTC).date().isoformat()
-        home = next(path for number in count(1) if not (path := folder / ARCHIVE / f"life-{day}-{number}").exists())
-        (home / ARCHIVE).mkdir(parents=True)
-        (folder / LEGACY).unlink(missing_ok=True)
-        # The newest snapshot decides whose life goes on, so it moves after the older ones, and all that belongs to it afterwards.
-        snapshots = [folder / NAMES[name] for name in ("prev2", "prev", "current")]
-        others = [path for path in folder.iterdir() if path.name not in STAYS and path not in snapshots]
-        for path in [*filter(Path.exists, snapshots), *others, *(folder / ARCHIVE).glob("*.pth")]:
-            os.replace(path, home / path.relative_to(folder))
-    finally:
-        lock.close()
+        names = (f"{folder.name}-{day}{again}" for again in chain([""], (f"-{number}" for number in count(2))))
+        home = next(path for name in names if not os.path.lexists(path := folder.with_name(name)))
+        os.rename(folder, home)
+        sync_folder(home.parent)
     return home

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 FORMAT = 1
 NAMES = {"current": "lm_current.pth", "prev": "lm_prev.pth", "prev2": "lm_prev2.pth"}
+NEW = "lm_new.pth"  # on its way to be the current one
 ARCHIVE = "archive"
 PARTS = {"format": int, "meta": str, "tensors": dict, "checksums": dict}
 ARCHIVED = re.compile(r"(run|left|before)-\d{15}(-\d+)?\.pth")  # the end of a run, gone back from, before the model grew

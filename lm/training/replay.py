@@ -5,12 +5,13 @@ What a run reads again is the sample as it stood when the run began. So it does 
 is gone on from exactly.
 """
 
+import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from data_sources.config import PastSource
-from data_sources.past import Past, Read, read_past, remove_others, write_past
+from data_sources.past import Past, Read, file_hash, read_past, remove_others, write_past
 from lm.preset import Preset
 from lm.training.distribution import Ranks
 from lm.training.headers import listed
@@ -18,7 +19,7 @@ from lm.training.headers import listed
 FOLDER = "past"
 SHARE = 0.05  # where the mix lacks sources that were read before, and the preset says nothing
 
-Replay = dict[str, Any]  # {"file", "share", "sources"}: what a run reads again
+Replay = dict[str, Any]  # {"file", "digest", "share", "sources"}: what a run reads again
 
 
 def opened_past(folder: Path, life: dict[str, Any], limit: int, notice: Callable[[str], None]) -> Past:
@@ -27,7 +28,7 @@ def opened_past(folder: Path, life: dict[str, Any], limit: int, notice: Callable
     if named is None:
         return Past(limit)
     try:
-        return read_past(folder / FOLDER / named["file"], limit)
+        return read_past(folder / FOLDER / named["file"], named["digest"], limit)
     except OSError as error:
         notice(f"the sample of what was read before is lost ({error.strerror or error}); a new one begins with this run")
         return Past(limit)
@@ -39,7 +40,9 @@ def begun_replay(preset: Preset, life: dict[str, Any], past: Past) -> Replay | N
     read = sorted({document.source for document in past.documents()})
     gone = [name for name in read if name not in mix]
     share = preset.train.replay_share if preset.train.replay_share is not None else SHARE * bool(gone)
-    return {"file": life["past"]["file"], "share": share, "sources": gone or read} if share and read and "past" in life else None
+    if not (share and read and "past" in life):
+        return None
+    return {"file": life["past"]["file"], "digest": life["past"]["digest"], "share": share, "sources": gone or read}
 
 
 def past_source(replay: Replay, folder: Path) -> PastSource:
@@ -49,14 +52,26 @@ def past_source(replay: Replay, folder: Path) -> PastSource:
 
 def spread(replay: Replay | None, folder: Path, ranks: Ranks) -> Replay | None:
     """`replay`, once every rank has its file: those on another machine get it from rank 0. None, on all ranks, where that has none."""
-    path = folder / FOLDER / replay["file"] if replay else None
-    if path is None or all(ranks.gathered(path.exists())):
-        return replay
-    content = ranks.from_first(path.read_bytes() if ranks.is_first and path.exists() else None)
-    if content is not None and not path.exists():
+    if replay is None:
+        return None
+    path = folder / FOLDER / replay["file"]
+    there = ranks.gathered(_is_there(path, replay["digest"]))
+    if not there[0] or all(there):
+        return replay if there[0] else None
+    content = ranks.from_first(path.read_bytes() if ranks.is_first else None)
+    if not there[ranks.rank]:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
-    return replay if content is not None else None
+        aside = path.with_suffix(f".{os.getpid()}.tmp")
+        aside.write_bytes(content)
+        aside.replace(path)
+    return replay
+
+
+def _is_there(path: Path, digest: str) -> bool:
+    try:
+        return file_hash(path) == digest
+    except OSError:
+        return False
 
 
 def in_words(replay: Replay) -> str:
@@ -68,18 +83,31 @@ class PastKeeper:
     """The sample on its way to disk. On rank 0."""
 
     def __init__(self, past: Past, folder: Path) -> None:
-        self.past, self.folder = past, folder
+        self.past, self.folder, self.trouble = past, folder, ""
+        self._written: dict[str, dict[str, Any]] = {}  # by file, as a life notes it; the last one is the newest
 
-    def take(self, documents: Iterable[Read], life: dict[str, Any]) -> Callable[[], None]:
-        """Add what was read since the last snapshot and note the sample in the life. What is given writes it, from any thread."""
+    def writer(self, documents: Iterable[Read], run_life: dict[str, Any]) -> Callable[[dict[str, Any]], None]:
+        """Add what was read since the last snapshot. What is given writes the sample and notes it in the life of a snapshot that is about
+        to be written, from any thread. Where it can't be written, that snapshot has the sample of the one before, as `run_life` notes it."""
+        if self._written:
+            run_life["past"] = list(self._written.values())[-1]
         self.past.add(documents)
         held, until, name = self.past.documents(), self.past.until, self.past.name()
-        life["past"] = {"file": name, "documents": len(held)}
-        return lambda: write_past(self.folder / FOLDER, name, held, until)
+
+        def write(life: dict[str, Any]) -> None:
+            try:
+                digest = write_past(self.folder / FOLDER, name, held, until)
+            except OSError as error:
+                self.trouble = f"the sample of what was read can't be written: {error.strerror or error}; the snapshot is"
+                return
+            self._written.pop(name, None)
+            self._written[name] = life["past"] = {"file": name, "digest": digest, "documents": len(held)}
+
+        return write
 
     def tidy(self) -> None:
-        """Remove the samples that no snapshot names. None is, while there is a snapshot that can't be read."""
+        """Remove the samples that no snapshot names. Beside a snapshot that can't be read, only those that were written here."""
         headers = [each.header for each in listed(self.folder)]
-        named = [part for header in headers if header for part in (header.life.get("past"), header.run.get("replay")) if part]
-        if all(headers):
-            remove_others(self.folder / FOLDER, [part["file"] for part in named])
+        named = [part["file"] for header in headers if header for part in (header.life.get("past"), header.run.get("replay")) if part]
+        spared = [] if all(headers) else [path.name for path in (self.folder / FOLDER).glob("*") if path.name not in self._written]
+        remove_others(self.folder / FOLDER, [*named, *spared])

@@ -10,6 +10,7 @@ import torch
 from data_sources.config import DataConfig
 from lm.preset import Preset
 from lm.training.adaptive import AdaptiveSources
+from lm.training.change import tokenizer_of
 from lm.training.forgetting import last_measured
 from lm.training.growth import Fit, fit, fitted, fitted_moments
 from lm.training.learner import Learner
@@ -73,9 +74,9 @@ class Run:
         )
 
 
-def new_life() -> dict[str, Any]:
+def new_life(preset: Preset) -> dict[str, Any]:
     """The history of a model that is born now."""
-    return {"born": now(), "tokens": 0, "steps": 0, "runs": [], "sources": {}}
+    return {"born": now(), "tokenizer": tokenizer_of(preset), "tokens": 0, "steps": 0, "runs": [], "sources": {}}
 
 
 def begin_run(life: dict[str, Any], preset: Preset, budget: int) -> None:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lm.training.snapshots import Snapshot, SnapshotError, Snapshots
+from lm.training.snapshots import Snapshot, Snapshots
 
 
 class Saved(NamedTuple):
@@ -30,9 +30,9 @@ class Saver:
         self._saved: Saved | None = None
         self._error: BaseException | None = None
 
-    def begin(self, snapshot: Snapshot, first: Callable[[], None], then: Callable[[], None], amends: bool = False) -> None:
-        """Copy `snapshot` and write it in the background. There `first` is called before, for what it names must be on disk when it is,
-        and `then` once it is on disk. The one before must have been asked for.
+    def begin(self, snapshot: Snapshot, first: Callable[[dict[str, Any]], None], then: Callable[[], None], amends: bool = False) -> None:
+        """Copy `snapshot` and write it in the background. There `first` gets its life before, to write what it names and to note that, and
+        `then` is called once it is on disk. The one before must have been asked for.
 
         amends: it takes the place of the current one, whose run has not moved since.
         """
@@ -43,14 +43,12 @@ class Saver:
         self._thread = threading.Thread(target=self._write, name="saver", args=(own, first, then, began, stall, amends))
         self._thread.start()
 
-    def _write(self, own: Snapshot, first: Callable[[], None], then: Callable[[], None], began: float, stall: float, amends: bool) -> None:
+    def _write(self, own: Snapshot, first: Callable[[dict[str, Any]], None], then: Callable[[], None], began: float, stall: float, amends: bool) -> None:
         try:
-            first()
+            first(own.life)
             path = self.snapshots.save(own, amends)
             then()
             self._saved = Saved(own.run["tokens"], stall, time.monotonic() - began, path.stat().st_size)
-        except OSError as error:
-            self._error = SnapshotError(f"{self.snapshots.folder}: the snapshot can't be written: {error.strerror or error}")
         except BaseException as error:  # handed to the one who asks
             self._error = error
 

@@ -1,5 +1,6 @@
 """One sitting of a run on this rank: the stream it reads, the model it teaches, and what is done now and then beside the steps."""
 
+import contextlib
 import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -130,7 +131,7 @@ class Session:
             probe = self.run.certificate.get("probe") or self._probe(ahead)
             hashes = [batch_hash(digests) for digests in zip(*coming, strict=False)]  # as many as every rank has ready
             self.run.certificate = certified(self.run.learner.model, probe, self.ranks) | {"coming": hashes}
-            write_sample = self.past.take([read for of_rank in begun for read in of_rank], self.run.life) if self.past else lambda: None
+            write_sample = self.past.writer([read for of_rank in begun for read in of_rank], self.run.life) if self.past else lambda life: None
             life = life_in_numbers(self.run, len(self.tokenizer))
             self.saver.begin(self.run.snapshot(), write_sample, lambda: self._settle(life), amends)
 
@@ -138,7 +139,8 @@ class Session:
         """What is done once a snapshot is on disk."""
         write_life(self.snapshots.folder, life)
         if self.past:
-            self.past.tidy()
+            with contextlib.suppress(OSError):  # some day
+                self.past.tidy()
 
     def _probe(self, ahead: Sequence[Batch]) -> list[int]:
         """The tokens whose loss stands in every certificate of a life: held out, or while nothing is, a row that comes next."""
@@ -167,6 +169,9 @@ class Session:
         """Pass on what became of the snapshot under way, if it is known by now. One that failed is only told: training goes on."""
         try:
             self._tell(self.saver.outcome(wait))
+            if self.past and self.past.trouble:
+                self.report({"event": "notice", "text": self.past.trouble})
+                self.past.trouble = ""
         except SnapshotError as error:
             self.report({"event": "notice", "text": f"{error}; training goes on, the snapshots there are stay"})
 
@@ -230,8 +235,7 @@ class Session:
 
     def archive(self) -> None:
         """Keep the end of a finished run among the newest few."""
-        if self.ranks.is_first:
-            self.snapshots.archive("run", self.run.life["tokens"])
+        self.ranks.first_does(lambda: self.snapshots.archive("run", self.run.life["tokens"]))
 
 
 def batch_hash(digests: Sequence[Sequence[tuple[int, bytes]]]) -> str:

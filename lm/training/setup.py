@@ -12,6 +12,7 @@ from data_sources.config import PAST
 from data_sources.cursor import lanes_of, without
 from data_sources.documents import SourceError, SourcesFailed
 from data_sources.held_out import HeldOutStore
+from data_sources.past import Past
 from data_sources.prefetch import Prefetch
 from data_sources.stream import Options, Stream
 from data_sources.tokenizer import build_tokenizer, tokenizer_from_json, tokenizer_to_json
@@ -19,6 +20,7 @@ from lm.model import build_model
 from lm.preset import Preset, plan_in_words
 from lm.training.adaptive import AdaptiveSources
 from lm.training.certificate import certified, differences
+from lm.training.change import other_tokenizer
 from lm.training.distribution import Ranks, device_in_words
 from lm.training.evaluation import HELD_OUT
 from lm.training.going_back import came_back
@@ -90,13 +92,16 @@ def open_session(
         report.phase("building the model")
         run = _born_run(preset, tokenizer_json, len(tokenizer), budget, ranks)
         _tell_run(run, ranks, report)
-        expected: list[str] = []
+        under_way = snapshot is not None and is_under_way(snapshot, preset, budget)
         if snapshot:
-            expected = _go_on(run, snapshot, snapshots, ranks, report)
+            fits = _take_over(run, snapshot, under_way, snapshots, ranks, report)
         else:
             begin_run(run.life, preset, budget)
-        begins = snapshot is not None and not is_under_way(snapshot, preset, budget)
-        keep, past = _kept_past(run, begins, folder, ranks, report)
+        limit = preset.train.replay_megabytes * 1_000_000
+        past = opened_past(folder, run.life, limit, report.notice) if ranks.is_first and limit else None
+        lost = _settle_replay(run, not under_way, past, folder, ranks, report)
+        expected = _tell_resume(run, snapshot, under_way, fits, lost, ranks, report) if snapshot else []
+        keep = (limit, ranks.from_first(past.until if past else None)) if limit else None
         if preset.auxiliary.enable_adaptive_sources:
             held = snapshot.run.get("adaptive") if snapshot else None
             next_row = run.cursor["next_row"] if run.cursor else 0
@@ -110,7 +115,7 @@ def open_session(
         teacher = Teacher(ranks, run.learner, run.optimizer, preset.train, {})
         saver = Saver(snapshots)
         stack.callback(_let_finish, saver)
-        yield Session(ranks, run, teacher, tokenizer, stream, ahead, store, snapshots, saver, report, expected, past)
+        yield Session(ranks, run, teacher, tokenizer, stream, ahead, store, snapshots, saver, report, expected, PastKeeper(past, folder) if past else None)
 
 
 def _let_finish(saver: Saver) -> None:
@@ -133,24 +138,20 @@ def _born_run(preset: Preset, tokenizer_json: str, vocab_size: int, budget: int,
     torch.manual_seed(preset.train.seed)
     learner = Learner(build_model(preset, vocab_size)).to(ranks.device)
     optimizer = build_optimizer(learner, preset.train)
-    return Run(preset, tokenizer_json, learner, optimizer, new_life(), budget, preset.step_rows * ranks.size)
+    return Run(preset, tokenizer_json, learner, optimizer, new_life(preset), budget, preset.step_rows * ranks.size)
 
 
-def _go_on(run: Run, snapshot: Snapshot, snapshots: Snapshots, ranks: Ranks, report: Reporter) -> list[str]:
-    """Put `snapshot` into `run`: the run it was taken in where that goes on, else a new run of the same model.
-
-    The hashes of the batches that should come next, where they are known.
-    """
+def _take_over(run: Run, snapshot: Snapshot, under_way: bool, snapshots: Snapshots, ranks: Ranks, report: Reporter) -> bool:
+    """Put `snapshot` into `run`: the run it was taken in where that is under way, else a new run of the same model. Whether all of it fits."""
     how = restore(run, snapshot)
     if not how.is_whole:
-        if ranks.is_first:
-            snapshots.archive("before", snapshot.life["tokens"], snapshot.path)
+        ranks.first_does(lambda: snapshots.archive("before", snapshot.life["tokens"], snapshot.path))
         report.notice(how.in_words())
         report({"event": "fit", **how._asdict()})
     run.life, run.cursor, run.certificate = snapshot.life, snapshot.cursor, snapshot.certificate
-    if snapshot.preset.data.tokenizer != run.preset.data.tokenizer:
-        report.notice(f"the model keeps the tokenizer it was born with ({snapshot.preset.data.tokenizer})")
-    under_way = is_under_way(snapshot, run.preset, run.budget)
+    other = other_tokenizer(run.life, run.preset)
+    if other:
+        report.notice(other)
     if under_way:
         run.tokens, run.replay = snapshot.run["tokens"], snapshot.run.get("replay")
         if snapshot.preset.step_rows == run.preset.step_rows:
@@ -158,37 +159,36 @@ def _go_on(run: Run, snapshot: Snapshot, snapshots: Snapshots, ranks: Ranks, rep
     else:
         begin_run(run.life, run.preset, run.budget)
         run.cursor = without(reopened(run.cursor), PAST) if run.cursor else None
-    differs = []
-    if run.certificate:
-        differs = differences(run.certificate, certified(run.learner.model, run.certificate["probe"], ranks), snapshot.preset, run.preset)
-    exact = under_way and how.is_whole and bool(run.certificate) and not differs
-    text = f"goes on at {run.tokens:,} of {run.budget:,} tokens" if under_way else f"a new run of {run.budget:,} tokens on the same model"
-    text += ", exactly as it was" * exact + came_back(snapshots.folder, run.life) + "".join(f"; {line}" for line in differs[:DIFFERENCES_SHOWN])
-    about = {"from": snapshot.path.name, "tokens": run.tokens, "life_tokens": run.life["tokens"], "exact": exact, "differs": differs}
-    report({"event": "resume", **about, "text": f"{snapshot.path.name}: {text}"})
-    as_before = snapshot.preset.model.seq_length == run.preset.model.seq_length and snapshot.preset.auxiliary == run.preset.auxiliary
-    same_batches = under_way and as_before and snapshot.run["global_rows"] == run.global_rows
-    return run.certificate.get("coming", []) if same_batches else []
+    return how.is_whole
 
 
-def _kept_past(run: Run, begins: bool, folder: Path, ranks: Ranks, report: Reporter) -> tuple[tuple[int, int] | None, PastKeeper | None]:
-    """What the stream is to keep of what it reads, and on rank 0 the one who keeps it. The run is told what it reads again."""
-    limit = run.preset.train.replay_megabytes * 1_000_000
-    past = opened_past(folder, run.life, limit, report.notice) if ranks.is_first and limit else None
+def _settle_replay(run: Run, begins: bool, past: Past | None, folder: Path, ranks: Ranks, report: Reporter) -> bool:
+    """Decide what the run reads again of earlier runs. Whether what it should read is lost."""
     if past and begins:
         run.replay = begun_replay(run.preset, run.life, past)
     wanted = ranks.from_first(run.replay)
     run.replay = spread(wanted, folder, ranks)
     if run.replay:
         run.data = run.preset.data.with_past(past_source(run.replay, folder))
-        report.notice(in_words(run.replay))
-    elif wanted:
-        report.notice("the sample that this run reads again is lost; it goes on without it")
-    if not limit:
-        run.life.pop("past", None)
-        return None, None
-    until = ranks.from_first(past.until if past else None)
-    return (limit, until), PastKeeper(past, folder) if past else None
+        asked = run.preset.train.replay_share
+        later = "" if begins or asked in (None, run.replay["share"]) else "; another replay_share holds from the next run on"
+        report.notice(in_words(run.replay) + later)
+    return bool(wanted and not run.replay)
+
+
+def _tell_resume(run: Run, snapshot: Snapshot, under_way: bool, fits: bool, lost: bool, ranks: Ranks, report: Reporter) -> list[str]:
+    """Say from where the run goes on, and whether exactly. The hashes of the batches that should come next, where they are known."""
+    differs = ["the sample of the past that this run reads again is lost"] * lost
+    if run.certificate:
+        differs += differences(run.certificate, certified(run.learner.model, run.certificate["probe"], ranks), snapshot.preset, run.preset)
+    exact = under_way and fits and bool(run.certificate) and not differs
+    text = f"goes on at {run.tokens:,} of {run.budget:,} tokens" if under_way else f"a new run of {run.budget:,} tokens on the same model"
+    text += ", exactly as it was" * exact + came_back(snapshot.path.parent, run.life) + "".join(f"; {line}" for line in differs[:DIFFERENCES_SHOWN])
+    about = {"from": snapshot.path.name, "tokens": run.tokens, "life_tokens": run.life["tokens"], "exact": exact, "differs": differs}
+    report({"event": "resume", **about, "text": f"{snapshot.path.name}: {text}"})
+    as_before = snapshot.preset.model.seq_length == run.preset.model.seq_length and snapshot.preset.auxiliary == run.preset.auxiliary
+    same_batches = under_way and as_before and snapshot.run["global_rows"] == run.global_rows
+    return run.certificate.get("coming", []) if same_batches else []
 
 
 def _tell_run(run: Run, ranks: Ranks, report: Reporter) -> None:

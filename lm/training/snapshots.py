@@ -27,9 +27,9 @@ from torch import Tensor
 
 from data_sources.disk import sync_folder
 from lm.preset import Preset, PresetError, preset_from_json
-from lm.training.headers import ARCHIVE, FORMAT, NAMES, DamagedSnapshot, SnapshotError, check_parts, newest_first, read_header
+from lm.training.headers import ARCHIVE, FORMAT, NAMES, NEW, DamagedSnapshot, SnapshotError, check_parts, newest_first, read_header
 
-NEW, LEGACY, LOCK = "lm_new.pth", "simple_lm_trained.pth", ".lock"
+LEGACY, LOCK = "simple_lm_trained.pth", ".lock"
 ARCHIVE_KEEPS = 3
 
 
@@ -193,13 +193,20 @@ class Snapshots:
         sync_folder(self.folder)
 
     def archive(self, kind: str, number: int, path: Path | None = None) -> Path:
-        """Link the snapshot at `path`, else the current one, into archive/ as "kind-number", and keep the newest few of the kind."""
+        """Link the snapshot at `path`, else the current one, into archive/ as "kind-number", and keep the newest few of the kind.
+
+        SnapshotError where it can't be done.
+        """
         target = path or self.folder / NAMES["current"]
-        place = self._archived(kind, number, target)
-        _link(target, place)
-        # By date: a model that went back finishes runs with fewer tokens than those it left.
-        for old in newest_first(place.parent.glob(f"{kind}-{'[0-9]' * 15}*.pth"))[ARCHIVE_KEEPS:]:
-            old.unlink()
+        try:
+            place = self._archived(kind, number, target)
+            _copied(target, place)
+            sync_folder(place.parent)
+            # By date: a model that went back finishes runs with fewer tokens than those it left.
+            for old in newest_first(place.parent.glob(f"{kind}-{'[0-9]' * 15}*.pth"))[ARCHIVE_KEEPS:]:
+                old.unlink()
+        except OSError as error:
+            raise SnapshotError(f"{self.folder / ARCHIVE}: the snapshot can't be archived: {_reason(error)}") from None
         return place
 
     def _archived(self, kind: str, number: int, target: Path) -> Path:

@@ -35,4 +35,4 @@ def test_another_model_is_asked_about(small_folder):
         person.types("ctrl-c")
         person.waits_for("Stopped and saved")
         assert "in 1 run ·" in person.text
-    assert [path.stat().st_ino for path in small_folder.glob("checkpoints/archive/life-*/lm_current.pth")] == [born]
+    assert [path.stat().st_ino for path in small_folder.glob("checkpoints-*/lm_current.pth")] == [born]

@@ -139,6 +139,7 @@ def test_compare_then_go_back_and_train_on(folder):
     assert read_header(folder / "checkpoints" / went_back["kept"]).identity == snapshots[0].header.identity
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_wide_columns_measures_and_a_folder_in_use(folder):
     """On 200 columns: answers side by side, broken off by Ctrl-C; what is missing is measured; going back waits for the run in another window."""

@@ -110,6 +110,7 @@ def test_a_cache_that_can_only_be_read_is_read(tmp_path: Path, monkeypatch: pyte
     assert cache.get("one") == b"1"
 
 
+@pytest.mark.slow
 def test_all_caches_in_a_folder_keep_to_one_limit(tmp_path: Path) -> None:
     (tmp_path / "same").symlink_to(tmp_path / "cache")
     caches = [DiskCache(tmp_path / ("same" if number % 2 else "cache"), 100_000, print) for number in range(64)]

@@ -115,6 +115,7 @@ BOMBS = """
 """
 
 
+@pytest.mark.slow
 def test_bombs_are_bounded_in_memory(tmp_path: Path) -> None:
     """Half a gigabyte of zeros without a line end, of line ends, and of one row again and again; a plain line of 100 MB."""
     zeros, ends, row = bytes(1 << 20), b"\n" * (1 << 20), jsonl(["x" * 50_000]) * 20

@@ -401,6 +401,7 @@ LEAVING = """
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["plain", "prefetch"])
 def test_leaving_in_the_middle_ends_with_status_0(tmp_path: Path, how: str) -> None:
     """Streaming readers of parquet are known to abort the interpreter on its way out. And nothing is printed, also of a fault."""

@@ -136,6 +136,7 @@ if x:
     assert docstrings(source) == parsed(source) == expected
 
 
+@pytest.mark.slow
 def test_the_fast_reading_agrees_with_the_syntax_tree_on_installed_files() -> None:
     """It may miss what stands in single quotes, and finds nothing that isn't there."""
     files = sorted(path for folder in package_folders() for path in itertools.islice(sorted(folder.rglob("*.py")), 0, 20_000, 60))

@@ -12,6 +12,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 import data_sources.files  # noqa: F401 - so that not every reader has to
 from data_sources import Prefetch, open_stream
 from data_sources.config import DataConfig
@@ -58,6 +60,7 @@ def kill_again_and_again(folder: Path, book: Path) -> None:
         os.waitpid(reader, 0)
 
 
+@pytest.mark.slow
 def test_killed_at_50_moments(tmp_path: Path) -> None:
     data = three_sources(tmp_path, mix_strategy="weighted", source_weights=[5.0, 3.0, 2.0])
     (tmp_path / "data.json").write_text(data.model_dump_json())

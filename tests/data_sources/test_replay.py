@@ -81,6 +81,7 @@ def replayed(data: DataConfig, made: Batches, start: int, world_size: int, batch
     return global_batches(data, batches, ROWS, world_size, LENGTH, cursor, options=Options(replay=made[-1][1], **options))
 
 
+@pytest.mark.slow
 def test_a_replay_gives_the_same_batches_on_any_number_of_processes(
     data: DataConfig, hub: LoopbackHub, caches: list[BlockCache], impatient: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -85,6 +85,15 @@ def test_another_tokenizer_alone_is_asked_about(lived: Path, tiny: Tiny) -> None
     assert change is not None and change.parts == [] and change.tokenizer.startswith("the preset asks for the tokenizer gpt2;")
 
 
+def test_born_with_means_born_with(tiny: Tiny, tmp_path: Path) -> None:
+    trained(tiny(), tmp_path, 2)
+    other = tiny(data={"vocab_size": 600})
+    events = trained(other, tmp_path, 3)
+    (told,) = [text for text in of(events, "notice", "text") if "born" in text]
+    assert change_of(newest(tmp_path), tiny()) is None
+    assert (change := change_of(newest(tmp_path), other)) is not None and change.tokenizer == told
+
+
 def test_layers_in_words() -> None:
     assert _in_words([f"model.layers.{n}.0.norm.weight" for n in (0, 1, 2, 4, 7, 8)] + ["model.norm.weight"]) == "layers 0 to 2 and 4 and 7 to 8, norm"
     assert _in_words(["model.layers.3.0.x"]) == "layer 3" and _in_words([]) == "" and Part("new", 0, 0, "").names == ""
@@ -99,15 +108,15 @@ def test_a_new_life_takes_nothing_and_loses_nothing(tiny: Tiny, tmp_path: Path) 
         path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.suffix in (".pth", ".jsonl", ".json", ".parquet")
     }
     home = begin_new_life(folder)
-    assert home.parent == folder / "archive"
-    for path, content in before.items():
-        assert path.name == "simple_lm_trained.pth" or (home / path).read_bytes() == content
-    assert {path.name for path in folder.iterdir()} <= {"archive", ".lock"} and [path.name for path in (folder / "archive").iterdir()] == [home.name]
+    assert home.parent == folder.parent and home.name.startswith("c-") and not folder.exists()
+    assert all((home / path).read_bytes() == content for path, content in before.items())
     events = trained(tiny(model={"hidden_size": 48, "num_heads": 3}), folder, 3)
     assert of(events, "resume", "tokens") == [] and of(events, "step", "life_tokens")[-1] == 3 * STEP
     again = Snapshots(home).newest()
     assert old is not None and again is not None and again.life == old.life, "and it can be gone on with"
-    assert begin_new_life(folder) != home
+    assert begin_new_life(folder).name == f"{home.name}-2"
+    home.rename(folder)
+    assert of(trained(tiny(), folder, 5), "resume", "from") == ["lm_current.pth"], "with its name it goes on"
 
 
 def test_not_while_a_run_goes_on(tiny: Tiny, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import torch
 import lm.training.step as step_module
 from lm.preset import Preset
 from lm.training import Halted, train
-from lm.training.snapshots import SnapshotError, Snapshots
+from lm.training.snapshots import SnapshotError, Snapshots, read_snapshot
 
 Tiny = Callable[..., Preset]
 STEP = 4 * 64  # tokens of a step
@@ -405,3 +405,22 @@ def test_an_end_that_was_cut_off_is_made_up_for(tiny: Tiny, tmp_path: Path, corp
     assert closed.run["closed"] and closed.life["runs"][-1]["after"] and len(closed.life["runs"]) == 1
     assert len(list((tmp_path / "c" / "archive").glob("run-*.pth"))) == 1
     assert run(cut=False).of("step") and len(Snapshots(tmp_path / "c").read("current").life["runs"]) == 2
+
+
+def test_the_archive_where_there_are_no_hard_links(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: Any) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    trained(tiny(), tmp_path, 2)
+    old = Snapshots(tmp_path).read("current")
+    monkeypatch.setattr("os.link", refuse)
+    trained(tiny(model={"num_layers": 3}), tmp_path, 3)
+    (before,) = (tmp_path / "archive").glob("before-*.pth")
+    assert read_snapshot(before).life == old.life and len(list((tmp_path / "archive").glob("run-*.pth"))) == 2
+
+
+def test_an_archive_that_cannot_be_written_halts_in_a_line(tiny: Tiny, tmp_path: Path) -> None:
+    trained(tiny(), tmp_path, 8, stop_after=2)
+    (tmp_path / "archive").write_text("in the way")
+    with pytest.raises(Halted, match="can't be archived: file exists"):
+        trained(tiny(model={"num_layers": 3}), tmp_path, 3)

@@ -244,6 +244,7 @@ def test_a_legacy_file_of_another_program_stays(tmp_path: Path) -> None:
     assert (tmp_path / LEGACY).read_bytes() == b"not ours"
 
 
+@pytest.mark.slow
 def test_killed_at_any_instant_the_newest_whole_one_is_found(tmp_path: Path) -> None:
     """A process that saves one after the other, ended by SIGKILL 200 times."""
     chance, last, ends = random.Random(0), 1, set()
