@@ -82,6 +82,7 @@ def told(folder: Path, kind: str) -> list[dict]:
     return [event for event in map(json.loads, (folder / "checkpoints" / "run.jsonl").read_text().splitlines()) if event["event"] == kind]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_compare_then_go_back_and_train_on(folder):
     """On 80 columns: answers one under the other, each what its own model writes; then prev2 becomes the current one in all that is told."""

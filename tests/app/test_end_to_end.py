@@ -108,6 +108,7 @@ def test_two_processes(small_folder):
         assert (small_folder / "checkpoints" / "lm_current.pth").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(60)
 def test_two_processes_that_are_asked_for_nothing(small_folder):
     with Person(TORCHRUN, small_folder) as person:

@@ -5,10 +5,8 @@ import errno
 import fcntl
 import json
 import os
-import random
-import signal
+import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,7 @@ import lm.export.folder as folder_module
 from lm.export import ExportError, export_snapshot
 from lm.export.folder import ASIDE
 from lm.export.sources import flat_sources
-from lm.training.snapshots import Snapshot
+from lm.training.snapshots import Snapshot, Snapshots
 from tests.export.conftest import preset_of, snapshot_of
 
 
@@ -123,22 +121,11 @@ def test_what_is_not_whole_is_not_there(
 
 
 def test_a_kill_at_any_instant_leaves_whole_folders_and_the_next_export_none_other(snapshot: Snapshot, tmp_path: Path) -> None:
-    began = time.monotonic()
     meant = content(export_snapshot(snapshot, tmp_path / "meant"))
-    took = time.monotonic() - began
     meant.pop("README.md")  # which tells the folder's own name
-    exports, draw, kills, unfinished = tmp_path / "exports", random.Random(3), 0, 0
-    exports.mkdir()
-    while kills < 10 or not unfinished or not list(exports.glob("small-*")):
-        assert kills < 100, "no kill ever came between two exports, or in the middle of one"
-        child = os.fork()
-        if child == 0:
-            while True:
-                export_snapshot(snapshot, exports)
-        time.sleep(took * draw.uniform(0.1, 2.5))
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-        kills, unfinished = kills + 1, unfinished + (exports / ASIDE).exists()
+    path, exports = Snapshots(tmp_path / "c").save(snapshot), tmp_path / "exports"
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "JE_ARROW_MALLOC_CONF": "background_thread:false"}
+    subprocess.run([sys.executable, "-m", "tests.export.kills", path, exports], env=environment, check=True, timeout=200)
     for folder in exports.glob("small-*"):
         assert {name: data for name, data in content(folder).items() if name != "README.md"} == meant
     export_snapshot(snapshot, exports)

@@ -136,6 +136,7 @@ def test_loader_processes_change_nothing(tiny: Tiny, tmp_path: Path) -> None:
         train(tiny(train={"loader_processes": 5}), tmp_path / "five")
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_another_number_of_processes(tiny: Tiny, tmp_path: Path) -> None:
     """Four rows a step: on one process, then on three, which read two, one and one of them in turn, then on one again."""
     preset = tiny()
