@@ -42,7 +42,7 @@ def middle(work: Callable[[], float]) -> float:
 def saved(snapshots: Snapshots, snapshot: Snapshot) -> tuple[float, float]:
     """Seconds that training waits, and until it is on disk."""
     saver = Saver(snapshots)
-    saver.begin(snapshot, lambda: None, lambda: None)
+    saver.begin(snapshot, lambda life: None, lambda: None)
     outcome = saver.outcome(wait=True)
     assert outcome is not None
     return outcome.stall, outcome.seconds
