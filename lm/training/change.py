@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from data_sources.disk import sync_folder
 from lm.preset import Preset
+from lm.preset.plan import not_built
 from lm.training.headers import Header, Shape
 
 SHAPELESS = {"name", "about", "train", "data", "generation"}  # sections that no tensor's shape follows from
@@ -37,6 +38,8 @@ class Change(NamedTuple):
 def change_of(header: Header, preset: Preset) -> Change | None:
     """What training with `preset` would change in the model of a snapshot; None where it would change nothing. Torch is only
     imported where something differs."""
+    if not_built(preset):  # training refuses it
+        return None
     ours, theirs = preset.model_dump(mode="json"), header.config
     same = all(ours[section] == theirs.get(section) for section in ours.keys() - SHAPELESS)
     change = Change([] if same else _parts(header, preset), other_tokenizer(header.life, preset))
@@ -65,15 +68,15 @@ def _parts(header: Header, preset: Preset) -> list[Part]:
     with torch.device("meta"):
         tensors = Learner(build_model(preset, theirs["model.embedding.weight"][0])).state_dict()
         how = fit(tensors, {name: torch.empty(shape) for name, shape in theirs.items()})
+    if how.is_whole:
+        return []
     ours = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    grown = ", ".join(f"{_plain(name)} from {_size(before)} to {_size(now)}" for name, (before, now) in how.grown.items())
-    parts = [
+    return [
         _part("kept", how.kept, ours),
-        _part("grown", how.grown, ours)._replace(names=grown),
+        _part("grown", how.grown, ours)._replace(names=how.grown_in_words),
         _part("new", how.new, ours),
         _part("left behind", how.left, theirs),
     ]
-    return [] if how.is_whole else parts
 
 
 def _part(fate: str, names: Iterable[str], shapes: Mapping[str, Shape]) -> Part:
@@ -103,10 +106,6 @@ def _in_words(names: Iterable[str]) -> str:
 
 def _plain(name: str) -> str:
     return name.removeprefix("model.").removesuffix(".weight")
-
-
-def _size(shape: Shape) -> str:
-    return " x ".join(f"{side:,}" for side in shape)
 
 
 def begin_new_life(folder: Path) -> Path:

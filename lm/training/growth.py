@@ -29,9 +29,15 @@ class Fit(NamedTuple):
         """Whether it is the same model."""
         return not (self.grown or self.new or self.left)
 
+    @property
+    def grown_in_words(self) -> str:
+        """ "embedding from 500 x 32 to 600 x 32"."""
+        names = {name: name.removeprefix("model.").removesuffix(".weight") for name in self.grown}
+        return ", ".join(f"{names[name]} from {_size(before)} to {_size(now)}" for name, (before, now) in self.grown.items())
+
     def in_words(self) -> str:
         """One line."""
-        grown = ", ".join(f"{name.removeprefix('model.')} from {_size(before)} to {_size(now)}" for name, (before, now) in self.grown.items())
+        grown = self.grown_in_words
         counts = f"{len(self.kept)} tensors kept, {len(self.grown)} grown{grown and f' ({grown})'}, {len(self.new)} new, {len(self.left)} left behind"
         return f"another model than the snapshot's: {counts}"
 
@@ -73,4 +79,4 @@ def _has_more_rows(ours: Tensor, theirs: Tensor) -> bool:
 
 
 def _size(shape: tuple[int, ...]) -> str:
-    return " x ".join(map(str, shape))
+    return " x ".join(f"{side:,}" for side in shape)

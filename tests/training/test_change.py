@@ -80,6 +80,10 @@ def test_what_can_not_be_kept_is_told(lived: Path, tiny: Tiny) -> None:
     assert change.tokenizer == "the preset asks for a tokenizer of 700 entries; the model was born with a tokenizer of 500 entries and keeps it for life"
 
 
+def test_what_is_not_built_is_left_to_training_to_refuse(lived: Path, tiny: Tiny) -> None:
+    assert change_of(newest(lived), tiny(retro={"enabled": True})) is None
+
+
 def test_another_tokenizer_alone_is_asked_about(lived: Path, tiny: Tiny) -> None:
     change = change_of(newest(lived), tiny(data={"tokenizer": "gpt2"}))
     assert change is not None and change.parts == [] and change.tokenizer.startswith("the preset asks for the tokenizer gpt2;")

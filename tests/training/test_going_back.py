@@ -18,7 +18,7 @@ from lm.training.going_back import go_back
 from lm.training.headers import ARCHIVE, NAMES
 from lm.training.snapshots import LEGACY, LOCK, NEW, SnapshotError, Snapshots
 from tests.training.test_run import trained
-from tests.training.test_snapshots import Stop, flip_a_byte, is_whole, number_of, saved, snapshot
+from tests.training.test_snapshots import Stop, ended_at, flip_a_byte, is_whole, number_of, saved, snapshot
 
 STEP = 4 * 64  # tokens of a step
 RUN_END = f"{ARCHIVE}/run-{1:015}.pth"
@@ -97,19 +97,8 @@ def test_a_sudden_end_at_any_call_of_the_system_leaves_all_of_it(lived: Path, tm
     names += [(snapshots_module, "read_snapshot"), (snapshots_module, "read_header")]
     found: list[int] = []
     for at in range(1, 100):
-        folder, count = linked(lived, tmp_path / str(at)), 0
-        with monkeypatch.context() as patched:
-            for place, name in names:
-                honest = getattr(place, name)
-
-                def counted(*given: Any, honest: Any = honest, at: int = at, **named: Any) -> Any:
-                    nonlocal count
-                    count += 1
-                    if count == at:
-                        raise Stop
-                    return honest(*given, **named)
-
-                patched.setattr(place, name, counted)
+        folder = linked(lived, tmp_path / str(at))
+        with ended_at(monkeypatch, names, at):
             try:
                 Snapshots(folder).go_back(folder / PLACES[chosen])
             except Stop:

@@ -1,11 +1,13 @@
 """Snapshots: three of them, whole at any instant, and a clear line for every file that is not."""
 
+import contextlib
 import os
 import pickle
 import random
 import signal
 import time
 import zipfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +72,25 @@ class Stop(BaseException):
     """A sudden end."""
 
 
+@contextlib.contextmanager
+def ended_at(monkeypatch: pytest.MonkeyPatch, calls: Sequence[tuple[Any, str]], at: int) -> Iterator[None]:
+    """Ends the process, as it were, with Stop in place of call number `at` among `calls`."""
+    count = 0
+    with monkeypatch.context() as patched:
+        for place, name in calls:
+            honest = getattr(place, name)
+
+            def counted(*given: Any, honest: Any = honest, **named: Any) -> Any:
+                nonlocal count
+                count += 1
+                if count == at:
+                    raise Stop
+                return honest(*given, **named)
+
+            patched.setattr(place, name, counted)
+        yield
+
+
 def test_a_sudden_end_at_any_file_operation_leaves_a_whole_snapshot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ends the process, as it were, before each file operation of a save in turn: the newest whole one is 3, or 4 once it was verified."""
     names = [(os, "fsync"), (os, "link"), (os, "open"), (Path, "replace"), (Path, "unlink"), (Path, "open"), (snapshots_module, "read_snapshot")]
@@ -77,19 +98,7 @@ def test_a_sudden_end_at_any_file_operation_leaves_a_whole_snapshot(tmp_path: Pa
     for at in range(1, 100):
         folder = tmp_path / str(at)
         saved(folder, 3)
-        count = 0
-        with monkeypatch.context() as patched:
-            for place, name in names:
-                honest = getattr(place, name)
-
-                def counted(*given: Any, honest: Any = honest, at: int = at, **named: Any) -> Any:
-                    nonlocal count
-                    count += 1
-                    if count == at:
-                        raise Stop
-                    return honest(*given, **named)
-
-                patched.setattr(place, name, counted)
+        with ended_at(monkeypatch, names, at):
             try:
                 Snapshots(folder).save(snapshot(4))
             except Stop:
