@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 
 from lm.model import Context, build_model
 from lm.preset import MECHANISMS, Preset
+from lm.preset.plan import state_grows
 from lm.units import UNITS
 
 B, T, V = 2, 23, 5
@@ -22,15 +23,22 @@ MODEL = {"hidden_size": 12, "num_layers": 2, "num_heads": 3, "seq_length": SEQ_L
 DATA = {"sources": ["installed_docs"]}
 CUTS = {"single tokens": [1] * T, "uneven": [1, 5, 0, 9, 8], "halves": [12, 11], "one late": [22, 1]}
 
-# Each entry: what the preset says beside the defaults. A unit is tested in every variant of its switches.
-VARIANTS: dict[str, list[dict[str, Any]]] = {
-    "attention": [{}, {"num_kv_heads": 1}, {"qk_norm": False}, {"position": "learned"}, {"position_interpolation": 3.0}],
+# Each entry: the sections of a preset beside the defaults. A unit is tested in every variant of its switches.
+Sections = dict[str, dict[str, Any]]
+VARIANTS: dict[str, list[Sections]] = {
+    "attention": [
+        {},
+        {"model": {"num_kv_heads": 1}},
+        {"model": {"qk_norm": False}},
+        {"model": {"position": "learned"}},
+        {"model": {"position_interpolation": 3.0}},
+    ],
     "swiglu": [{}],
 }
-MODELS: dict[str, dict[str, Any]] = {
+MODELS: dict[str, Sections] = {
     "rope": {},
-    "grouped": {"num_kv_heads": 1, "tie_embeddings": False},
-    "learned": {"position": "learned"},
+    "grouped": {"model": {"num_kv_heads": 1, "tie_embeddings": False}},
+    "learned": {"model": {"position": "learned"}},
 }
 
 
@@ -43,8 +51,8 @@ class Reading(NamedTuple):
     text: Tensor
 
 
-def preset_of(model: dict[str, Any], sections: dict[str, Any] | None = None) -> Preset:
-    return Preset.model_validate({"model": MODEL | model, "data": DATA, **(sections or {})})
+def preset_of(sections: Sections) -> Preset:
+    return Preset.model_validate({"data": DATA, **sections, "model": MODEL | sections.get("model", {})})
 
 
 def randomised(module: nn.Module, dtype: torch.dtype) -> nn.Module:
@@ -54,7 +62,7 @@ def randomised(module: nn.Module, dtype: torch.dtype) -> nn.Module:
     return module.to(dtype)
 
 
-def unit_reading(name: str, variant: dict[str, Any], dtype: torch.dtype, time: int = T) -> Reading:
+def unit_reading(name: str, variant: Sections, dtype: torch.dtype, time: int = T) -> Reading:
     unit = randomised(UNITS[name](preset_of(variant)), dtype)
 
     def read(x: Tensor, state: Any, restart: Tensor | None) -> tuple[Tensor, Any]:
@@ -67,7 +75,7 @@ def unit_reading(name: str, variant: dict[str, Any], dtype: torch.dtype, time: i
     return Reading(read, lambda rows: (torch.zeros(rows, dtype=torch.int64), unit.initial_state(rows)), unit, text)
 
 
-def model_reading(variant: dict[str, Any], dtype: torch.dtype, time: int = T) -> Reading:
+def model_reading(variant: Sections, dtype: torch.dtype, time: int = T) -> Reading:
     model = randomised(build_model(preset_of(variant), V), dtype)
 
     def read(tokens: Tensor, state: Any, restart: Tensor | None) -> tuple[Tensor, Any]:
@@ -197,6 +205,16 @@ def test_states_are_never_written_in_place(make: Callable[..., Reading], argumen
         assert tree_flatten(after)[1] == tree_flatten(state)[1]
         for leaf in tree_leaves(after):
             assert leaf.untyped_storage().nbytes() <= max(leaf.numel() * leaf.element_size(), 8), "a slice keeps a larger buffer alive"
+
+
+@under_the_law
+def test_states_have_a_row_for_each_row_and_grow_only_where_the_plan_says(make: Callable[..., Reading], arguments: tuple[Any, ...]) -> None:
+    it = make(*arguments, torch.float64, 9 * T)
+    early, late = (tree_leaves(in_pieces(it, it.text[:, :length], [length])[1]) for length in (8 * T, 9 * T))
+    assert all(len(leaf) == B for leaf in late)
+    grows = [leaf.shape for leaf in early] != [leaf.shape for leaf in late]
+    names = {arguments[0]} if make is unit_reading else {unit for layer in it.module.plan for unit in layer}
+    assert grows == any(map(state_grows, names))
 
 
 @under_the_law

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from lm.preset.plan import layer_plan
-from lm.preset.switches import ModelConfig, Preset
+from lm.preset.switches import Preset
 
 
 class ParameterCount(NamedTuple):
@@ -18,16 +18,17 @@ class ParameterCount(NamedTuple):
         return self.vocabulary + self.trunk
 
 
-def _attention(model: ModelConfig) -> int:
+def _attention(preset: Preset) -> int:
+    model = preset.model
     projections = 2 * model.hidden_size * (model.num_heads + model.kv_heads) * model.head_size
     return projections + (2 * model.head_size if model.qk_norm else 0)
 
 
-def _swiglu(model: ModelConfig) -> int:
-    return 3 * model.hidden_size * model.feed_forward_size
+def _swiglu(preset: Preset) -> int:
+    return 3 * preset.model.hidden_size * preset.model.feed_forward_size
 
 
-UNIT_COUNTS: dict[str, Callable[[ModelConfig], int]] = {"attention": _attention, "swiglu": _swiglu}
+UNIT_COUNTS: dict[str, Callable[[Preset], int]] = {"attention": _attention, "swiglu": _swiglu}
 
 
 def count_parameters(preset: Preset, vocab_size: int) -> ParameterCount | None:
@@ -39,4 +40,4 @@ def count_parameters(preset: Preset, vocab_size: int) -> ParameterCount | None:
     norms = (len(units) + 1) * model.hidden_size
     positions = model.seq_length * model.hidden_size if model.position == "learned" else 0
     vocabulary = vocab_size * model.hidden_size * (1 if model.tie_embeddings else 2)
-    return ParameterCount(vocabulary, sum(UNIT_COUNTS[name](model) for name in units) + norms + positions)
+    return ParameterCount(vocabulary, sum(UNIT_COUNTS[name](preset) for name in units) + norms + positions)

@@ -33,6 +33,8 @@ MECHANISMS: dict[str, Claim] = {
     "colt5": Claim("ffn", built=False),
 }
 
+GROWING = {"attention", "shared_attention"}  # units whose state holds every token of the document
+
 # Switches that are read but have nothing behind them yet.
 NOT_BUILT = {
     "mixture_of_depths.enabled": lambda preset: preset.mixture_of_depths.enabled,
@@ -74,6 +76,11 @@ def layer_plan(preset: Preset) -> tuple[tuple[str, ...], ...]:
         return tuple(name for name, layers in claims.items() if MECHANISMS[name].kind == kind and layer in layers)
 
     return tuple((units(i, "mixer") or ("attention",)) + (units(i, "ffn") or ("swiglu",)) for i in range(preset.model.num_layers))
+
+
+def state_grows(unit: str) -> bool:
+    """Whether a unit's state grows with the document, so that a text without end can't be read."""
+    return unit in GROWING
 
 
 def _claimed(preset: Preset, name: str) -> tuple[int, ...]:

@@ -165,26 +165,48 @@ class LayerMechanism(Mechanism):
 class LongformerConfig(LayerMechanism):
     """Sliding-window attention with global tokens."""
 
-    window: int = Field(256, ge=1, description="How far back a token looks.")
-    global_tokens: int = Field(0, ge=0, description="First tokens of a document, seen by all later ones.")
+    window: int = Field(256, ge=1, le=1_048_576, description="Tokens that a token sees: itself and those just before it.")
+    global_tokens: int = Field(0, ge=0, le=65_536, description="First tokens of a document, seen by all later ones.")
 
 
 class S5Config(LayerMechanism):
     """Diagonal state space."""
 
-    state_size: int = Field(64, ge=2, description="Complex states, counted with their conjugates.")
+    state_size: int = Field(64, ge=2, multiple_of=2, le=65_536, description="Complex states, counted with their conjugates; even.")
+    blocks: int = Field(1, ge=1, le=4096, description="HiPPO matrices that the first states are the eigenvalues of; must divide state_size / 2.")
+    dt_min: float = Field(0.001, gt=0, le=10, description="Shortest first step size.")
+    dt_max: float = Field(0.1, gt=0, le=10, description="Longest first step size.")
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> "S5Config":
+        if self.state_size // 2 % self.blocks:
+            raise ValueError(f"blocks {self.blocks} must divide half of state_size {self.state_size}")
+        if self.dt_min > self.dt_max:
+            raise ValueError(f"dt_min {self.dt_min} is more than dt_max {self.dt_max}")
+        return self
 
 
 class HyenaConfig(LayerMechanism):
     """Gated long convolutions with implicit filters."""
 
-    filter_order: int = Field(64, ge=1, description="Width of the network that makes the filters.")
-    embedding_dim: int = Field(33, ge=1, description="Positional features that it reads.")
-    kernel_size: int = Field(3, ge=1, description="Length of the short convolution.")
+    order: int = Field(2, ge=1, le=16, description="Gates, each with a long convolution.")
+    filter_order: int = Field(64, ge=1, le=65_536, description="Width of the network that makes the filters.")
+    embedding_dim: int = Field(33, ge=1, le=4097, description="Positional features that it reads: the place, then pairs of cosine and sine; odd.")
+    kernel_size: int = Field(3, ge=1, le=1024, description="Length of the short convolution.")
+    filter_length: int | None = Field(None, ge=1, le=1_048_576, description="Tokens that a filter reaches back; model.seq_length when null.")
+
+    @model_validator(mode="after")
+    def _features_come_in_pairs(self) -> "HyenaConfig":
+        if self.embedding_dim % 2 == 0:
+            raise ValueError(f"embedding_dim {self.embedding_dim} is even; the place and pairs of cosine and sine make an odd number")
+        return self
 
 
 class RwkvConfig(LayerMechanism):
-    """RWKV-6 time mix."""
+    """RWKV-6 time mix. Heads are the model's (num_heads)."""
+
+    mix_rank: int = Field(32, ge=1, le=65_536, description="Rank of the matrices that say how much of the token before is mixed in.")
+    decay_rank: int = Field(64, ge=1, le=65_536, description="Rank of the matrices that say how fast each channel forgets.")
 
 
 class RwkvChannelConfig(LayerMechanism):

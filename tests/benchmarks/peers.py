@@ -51,3 +51,7 @@ def stepper(module: nn.Module, loss: Callable[[Batch], torch.Tensor], learning_r
         return value.item()
 
     return step
+
+
+# Independent modules (1, T, D) -> (1, T, D) of the same shape, by unit; what each is stands in its docstring.
+UNIT_PEERS: dict[str, Callable[[Preset], nn.Module]] = {}

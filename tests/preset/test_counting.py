@@ -5,19 +5,22 @@ from typing import Any
 import pytest
 
 from lm.model import build_model
-from lm.preset import Preset, count_parameters
+from lm.preset import MECHANISMS, Preset, count_parameters
 
-SIZES = [
+SIZES: list[dict[str, Any]] = [
     {},
     {"num_kv_heads": 1, "ffn_size": 7},
     {"position": "learned", "tie_embeddings": False},
     {"qk_norm": False, "hidden_size": 36, "num_heads": 3, "num_layers": 5, "seq_length": 11},
 ]
+BUILT = [name for name, claim in MECHANISMS.items() if claim.built]
 
 
+@pytest.mark.parametrize("name", [None, *BUILT])
 @pytest.mark.parametrize("model", SIZES, ids=str)
-def test_count_equals_the_built_model(model: dict[str, Any]) -> None:
-    preset = Preset.model_validate({"model": {"hidden_size": 24, "num_heads": 2, "num_layers": 2} | model, "data": {"sources": ["c4"]}})
+def test_count_equals_the_built_model(model: dict[str, Any], name: str | None) -> None:
+    sections = {name: {"enabled": True}} if name else {}
+    preset = Preset.model_validate({"model": {"hidden_size": 24, "num_heads": 2, "num_layers": 2} | model, "data": {"sources": ["c4"]}, **sections})
     built = build_model(preset, 31)
     count = count_parameters(preset, 31)
     assert count.total == sum(parameter.numel() for parameter in built.parameters())
@@ -26,4 +29,4 @@ def test_count_equals_the_built_model(model: dict[str, Any]) -> None:
 
 
 def test_no_count_for_what_is_not_built() -> None:
-    assert count_parameters(Preset.model_validate({"data": {"sources": ["c4"]}, "s5": {"enabled": True}}), 31) is None
+    assert count_parameters(Preset.model_validate({"data": {"sources": ["c4"]}, "retro": {"enabled": True}}), 31) is None
