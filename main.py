@@ -15,12 +15,18 @@ def main() -> int:
         return 2
     os.chdir(Path(__file__).resolve().parent)
     try:
-        from lm.app.company import company_of
-        from lm.app.terminal import is_terminal
-        from lm.app.unasked import follow, train_default
+        return door()
     except ModuleNotFoundError as missing:
         print(f"The package {missing.name} is not installed here: pip install -r requirements.txt", file=sys.stderr)
         return 1
+
+
+def door() -> int:
+    """The menu, and through it into the rooms, until a person leaves. The exit status."""
+    from lm.app.company import company_of
+    from lm.app.terminal import is_terminal
+    from lm.app.unasked import follow, train_default
+
     company = company_of(dict(os.environ))
     if not company.is_first:
         return follow(company)

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from tests.app.conftest import TINY, write_preset
-from tests.app.person import MAIN, TORCHRUN, Person, environment
+from tests.app.person import MAIN, ROOT, TORCHRUN, Person, environment
 
 
 def losses(folder):
@@ -202,3 +202,13 @@ def test_a_terminal_that_can_not_draw_gets_lines(small_folder):
         person.waits_for("nobody to ask: training the preset", 30)
         person.types("ctrl-c", "ctrl-c")
         assert person.ends(20) == 130 and "\x1b" not in person.raw
+
+
+def test_a_package_that_is_missing_is_named_wherever_it_is_met(small_folder):
+    (small_folder / "sitecustomize.py").write_text("import sys; sys.modules['rich'] = None")
+    with Person(MAIN, small_folder, PYTHONPATH=f"{small_folder}:{ROOT}") as person:
+        person.waits_for("q quit")
+        person.types("enter")
+        person.waits_for("The package rich is not installed here: pip install -r requirements.txt")
+        assert person.ends() == 1
+        assert "Traceback" not in person.raw
