@@ -17,7 +17,8 @@ def main() -> int:
     try:
         return door()
     except ModuleNotFoundError as missing:
-        print(f"The package {missing.name} is not installed here: pip install -r requirements.txt", file=sys.stderr)
+        package = (missing.name or "").partition(".")[0]
+        print(f"The package {package} is not installed here: pip install -r requirements.txt", file=sys.stderr)
         return 1
 
 
