@@ -45,8 +45,7 @@ def rwkv_chunk(receptance: Tensor, key: Tensor, value: Tensor, log_decay: Tensor
     """All tokens at once: (B, T, H, K) in the dtype of log_decay, and the memory after them."""
     kernel = _fused_kernel() if key.device.type == "cuda" and key.dtype == torch.bfloat16 and not context.any_restart and key.shape[1] else None
     if kernel is not None:
-        lowered = bonus.to(key.dtype)
-        y, memory = kernel(receptance, key, value, log_decay, lowered, scale=1.0, initial_state=memory, output_final_state=True)
+        y, memory = kernel(receptance, key, value, log_decay, bonus, scale=1.0, initial_state=memory, output_final_state=True)
         return y.to(log_decay.dtype), memory
     receptance, key, value = (x.to(log_decay.dtype) for x in (receptance, key, value))
     return decaying_recurrence(receptance, key, value, log_decay, memory, bonus, context.restart if context.any_restart else None)
