@@ -62,7 +62,7 @@ def test_chunks_equal_token_by_token(chunk: int, with_bonus: bool, starts: list[
         torch.testing.assert_close(left, right, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("time", [1, 2, 3, 64, 65])
+@pytest.mark.parametrize("time", [1, 2, 3, 32, 33, 65])
 def test_every_length(time: int) -> None:
     inputs = drawn(time)
     for left, right in zip(decaying_recurrence(*inputs), token_by_token(*inputs, restarts([], time)), strict=True):
