@@ -75,10 +75,10 @@ class NaiveRwkv(nn.Module):
         receptance, key, value, decay = (y.unflatten(-1, (self.heads, -1)) for y in (receptance, key, value, decay))
         memory = x.new_zeros(len(x), self.heads, key.shape[-1], key.shape[-1])
         read = []
-        for t in range(x.shape[1]):
-            written = key[:, t, :, :, None] * value[:, t, :, None]
-            read.append(receptance[:, t, :, None] @ (memory + self.bonus * written))
-            memory = decay[:, t, :, :, None] * memory + written
+        for r, k, v, w in zip(*(y.unbind(1) for y in (receptance, key, value, decay)), strict=True):
+            written = k[..., None] * v[..., None, :]
+            read.append(r[..., None, :] @ (memory + self.bonus * written))
+            memory = w[..., None] * memory + written
         y = self.norm(torch.stack(read, 1).flatten(0, 1).flatten(1)).view_as(x)
         return self.output(y * F.silu(gate))
 
