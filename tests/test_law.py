@@ -34,6 +34,8 @@ VARIANTS: dict[str, list[Sections]] = {
         {"model": {"position_interpolation": 3.0}},
     ],
     "swiglu": [{}],
+    "rwkv": [{"rwkv": {"mix_rank": 5, "decay_rank": 7}}, {"rwkv": {"mix_rank": 1, "decay_rank": 2}, "model": {"num_heads": 1}}],
+    "rwkv_channel": [{}, {"model": {"ffn_size": None}}],
 }
 MODELS: dict[str, Sections] = {
     "rope": {},

@@ -28,7 +28,18 @@ def _swiglu(preset: Preset) -> int:
     return 3 * preset.model.hidden_size * preset.model.feed_forward_size
 
 
-UNIT_COUNTS: dict[str, Callable[[Preset], int]] = {"attention": _attention, "swiglu": _swiglu}
+def _rwkv(preset: Preset) -> int:
+    size, section = preset.model.hidden_size, preset.rwkv
+    vectors = 10  # six mixes, decay, bonus, and the norm's weight and bias
+    return size * (5 * size + 2 * 5 * section.mix_rank + 2 * section.decay_rank + vectors)
+
+
+def _rwkv_channel(preset: Preset) -> int:
+    size = preset.model.hidden_size
+    return size * (2 * preset.model.channel_mix_size + size + 2)
+
+
+UNIT_COUNTS: dict[str, Callable[[Preset], int]] = {"attention": _attention, "swiglu": _swiglu, "rwkv": _rwkv, "rwkv_channel": _rwkv_channel}
 
 
 def count_parameters(preset: Preset, vocab_size: int) -> ParameterCount | None:

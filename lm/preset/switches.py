@@ -65,6 +65,11 @@ class ModelConfig(Config):
         """Width of the feed-forward, resolved."""
         return self.ffn_size or -(-8 * self.hidden_size // (3 * 32)) * 32
 
+    @property
+    def channel_mix_size(self) -> int:
+        """Width of RWKV's channel mix, resolved."""
+        return self.ffn_size or -(-7 * self.hidden_size // (2 * 32)) * 32
+
     @model_validator(mode="after")
     def _sizes_fit(self) -> "ModelConfig":
         if self.hidden_size % self.num_heads:
@@ -210,7 +215,7 @@ class RwkvConfig(LayerMechanism):
 
 
 class RwkvChannelConfig(LayerMechanism):
-    """RWKV-6 channel mix."""
+    """RWKV-6 channel mix. Its width is the model's ffn_size; 3.5 of hidden_size, rounded up to 32, when null."""
 
 
 class Mamba2Config(LayerMechanism):

@@ -53,5 +53,51 @@ def stepper(module: nn.Module, loss: Callable[[Batch], torch.Tensor], learning_r
     return step
 
 
+class NaiveRwkv(nn.Module):
+    """RWKV-6's time mix as its authors write it for the CPU: a loop over tokens, between the same projections."""
+
+    def __init__(self, preset: Preset) -> None:
+        super().__init__()
+        size, self.heads, ranks = preset.model.hidden_size, preset.model.num_heads, preset.rwkv
+        self.first, self.shares = nn.Parameter(torch.rand(size)), nn.Parameter(torch.rand(5, 1, 1, size))
+        self.down, self.up = nn.Linear(size, 5 * ranks.mix_rank, bias=False), nn.Parameter(0.02 * torch.randn(5, 1, ranks.mix_rank, size))
+        self.speed = nn.Sequential(nn.Linear(size, ranks.decay_rank, bias=False), nn.Tanh(), nn.Linear(ranks.decay_rank, size))
+        self.projections = nn.ModuleList(nn.Linear(size, size, bias=False) for _ in range(4))
+        self.bonus = nn.Parameter(torch.rand(self.heads, size // self.heads, 1))
+        self.norm, self.output = nn.GroupNorm(self.heads, size, eps=64e-5), nn.Linear(size, size, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        change = F.pad(x, (0, 0, 1, -1)) - x
+        low = torch.stack(torch.tanh(self.down(x + change * self.first)).chunk(5, -1))
+        streams = x + change * (self.shares + low @ self.up)
+        decay = torch.exp(-torch.exp(self.speed(streams[0])))
+        receptance, key, value, gate = (project(stream) for project, stream in zip(self.projections, streams[1:], strict=True))
+        receptance, key, value, decay = (y.unflatten(-1, (self.heads, -1)) for y in (receptance, key, value, decay))
+        memory = x.new_zeros(len(x), self.heads, key.shape[-1], key.shape[-1])
+        read = []
+        for r, k, v, w in zip(*(y.unbind(1) for y in (receptance, key, value, decay)), strict=True):
+            written = k[..., None] * v[..., None, :]
+            read.append(r[..., None, :] @ (memory + self.bonus * written))
+            memory = w[..., None] * memory + written
+        y = self.norm(torch.stack(read, 1).flatten(0, 1).flatten(1)).view_as(x)
+        return self.output(y * F.silu(gate))
+
+
+class PlainRwkvChannel(nn.Module):
+    """RWKV-6's channel mix as its authors write it."""
+
+    def __init__(self, preset: Preset) -> None:
+        super().__init__()
+        size, width = preset.model.hidden_size, preset.model.channel_mix_size
+        self.shares = nn.Parameter(torch.rand(2, size))
+        self.key, self.value = nn.Linear(size, width, bias=False), nn.Linear(width, size, bias=False)
+        self.receptance = nn.Linear(size, size, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        change = F.pad(x, (0, 0, 1, -1)) - x
+        key = torch.relu(self.key(x + change * self.shares[0])) ** 2
+        return torch.sigmoid(self.receptance(x + change * self.shares[1])) * self.value(key)
+
+
 # Independent modules (1, T, D) -> (1, T, D) of the same shape, by unit; what each is stands in its docstring.
-UNIT_PEERS: dict[str, Callable[[Preset], nn.Module]] = {}
+UNIT_PEERS: dict[str, Callable[[Preset], nn.Module]] = {"rwkv": NaiveRwkv, "rwkv_channel": PlainRwkvChannel}
