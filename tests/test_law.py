@@ -33,6 +33,14 @@ VARIANTS: dict[str, list[Sections]] = {
         {"model": {"position": "learned"}},
         {"model": {"position_interpolation": 3.0}},
     ],
+    "longformer": [
+        {"longformer": {"window": 5, "global_tokens": 3}},
+        {"longformer": {"window": 5}},
+        {"longformer": {"window": 2, "global_tokens": 4}, "model": {"num_kv_heads": 1}},
+        {"longformer": {"window": 1, "global_tokens": 1}, "model": {"qk_norm": False}},
+        {"longformer": {"window": 31, "global_tokens": 3}, "model": {"position": "learned"}},
+        {"longformer": {"window": 7, "global_tokens": 29}, "model": {"position_interpolation": 3.0}},
+    ],
     "swiglu": [{}],
 }
 MODELS: dict[str, Sections] = {

@@ -28,7 +28,7 @@ def _swiglu(preset: Preset) -> int:
     return 3 * preset.model.hidden_size * preset.model.feed_forward_size
 
 
-UNIT_COUNTS: dict[str, Callable[[Preset], int]] = {"attention": _attention, "swiglu": _swiglu}
+UNIT_COUNTS: dict[str, Callable[[Preset], int]] = {"attention": _attention, "longformer": _attention, "swiglu": _swiglu}
 
 
 def count_parameters(preset: Preset, vocab_size: int) -> ParameterCount | None:

@@ -116,7 +116,8 @@ class Attention(Unit):
         empty = self.output.weight.new_zeros(batch_size, self.kv_heads, 0, self.head_size)
         return AttentionState(empty, empty.clone(), torch.zeros(batch_size, dtype=torch.int64, device=empty.device))
 
-    def forward(self, x: Tensor, state: AttentionState, context: Context) -> Mixed:
+    def projected(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor, Tensor]:
+        """Query (B, H, T, K), key and value (B, G, T, K) of `x`, turned to their places."""
         sizes = (self.heads, self.kv_heads, self.kv_heads)
         heads = self.query_key_value(x).unflatten(-1, (-1, self.head_size))
         query_BTHK, key_BTGK, value_BTGK = heads.split(sizes, 2)
@@ -124,5 +125,8 @@ class Attention(Unit):
         if self.rotary is not None:
             angles = self.rotary.angles(context.position, x.dtype)
             query_BTHK, key_BTGK = rotated(query_BTHK, angles), rotated(key_BTGK, angles)
-        y, state = attention_parallel(query_BTHK.transpose(1, 2), key_BTGK.transpose(1, 2), value_BTGK.transpose(1, 2), state, context)
+        return query_BTHK.transpose(1, 2), key_BTGK.transpose(1, 2), value_BTGK.transpose(1, 2)
+
+    def forward(self, x: Tensor, state: AttentionState, context: Context) -> Mixed:
+        y, state = attention_parallel(*self.projected(x, context), state, context)
         return Mixed(self.output(y.transpose(1, 2).flatten(2)), state)

@@ -1,0 +1,94 @@
+"""Longformer (Beltagy, Peters and Cohan 2020), the causal form: attention within a sliding window, and to the first tokens of the document.
+
+    y_t = sum_{s in S_t} softmax_{s in S_t}(q_t . k_s / sqrt(K)) v_s,    S_t = {s <= t : t - s < W or s < N}, places within the document
+
+Work and memory are linear in T. The state holds the keys and values of the W - 1 tokens before, right-aligned, and of the first N, and how
+many tokens of the document were read, which says how many of either are filled. Its shape is always the same.
+
+Sizes: B batch, T time, D hidden, H heads, G key and value heads, K head size, W window, N global tokens; in the blocked form C tokens in a
+block, R slots before it that it reaches, M blocks.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lm.preset.switches import Preset
+from lm.units.attention import Attention
+from lm.units.unit import Context, Mixed
+
+BLOCK = 128  # queries that are read together on the CPU
+
+
+class LongformerState(NamedTuple):
+    key: Tensor  # (B, G, W - 1, K)
+    value: Tensor  # (B, G, W - 1, K)
+    global_key: Tensor  # (B, G, N, K)
+    global_value: Tensor  # (B, G, N, K)
+    length: Tensor  # (B,) int64: tokens of the document so far
+
+
+def longformer_step(query: Tensor, key: Tensor, value: Tensor, state: LongformerState, restart: Tensor) -> tuple[Tensor, LongformerState]:
+    """The definition, for one token: query (B, H, 1, K), key and value (B, G, 1, K), restart (B,) -> (B, H, 1, K)."""
+    slots, firsts = state.key.shape[2], state.global_key.shape[2]
+    place = torch.where(restart, 0, state.length)[:, None]
+    first, back = torch.arange(firsts, device=key.device), torch.arange(slots, -1, -1, device=key.device)
+    seen = torch.cat([first < place - slots, back <= place], 1)[:, None, None]  # a first token that is in the window counts there
+    keys, values = torch.cat([state.key, key], 2), torch.cat([state.value, value], 2)
+    group = query.shape[1] // key.shape[1]
+    scores = query @ torch.cat([state.global_key, keys], 2).repeat_interleave(group, 1).mT / query.shape[-1] ** 0.5
+    weights = scores.masked_fill(~seen, -torch.inf).softmax(-1)
+    y = weights @ torch.cat([state.global_value, values], 2).repeat_interleave(group, 1)
+    here = (first == place)[:, None, :, None]
+    global_key, global_value = torch.where(here, key, state.global_key), torch.where(here, value, state.global_value)
+    return y, LongformerState(keys[:, :, 1:], values[:, :, 1:], global_key, global_value, place[:, 0] + 1)
+
+
+def longformer_parallel(query: Tensor, key: Tensor, value: Tensor, state: LongformerState, context: Context) -> tuple[Tensor, LongformerState]:
+    """All tokens at once: query (B, H, T, K), key and value (B, G, T, K) -> (B, H, T, K)."""
+    time = key.shape[2]
+    if not time:
+        return query, state
+    restart = context.restart if context.any_restart else None
+    place = _places(state.length, restart, time)
+    y = _attend_blocks(query, key, value, state, place, restart is not None)
+    return y, _moved(key, value, state, place) if context.carry else state
+
+
+def _places(length: Tensor, restart: Tensor | None, time: int) -> Tensor:
+    """Place of each token in its document (B, T), when the documents had `length` (B,) tokens before."""
+    steps = torch.arange(time, device=length.device)
+    carried = length[:, None] + steps
+    if restart is None:
+        return carried
+    latest = torch.where(restart, steps, -1).cummax(1).values
+    return torch.where(latest >= 0, steps - latest, carried)
+
+
+def _first_tokens(recent: Tensor, carried: Tensor, start: Tensor) -> Tensor:
+    """The first N tokens of documents: `recent` (B, G, T, K) after `carried` (B, G, N, K), documents that begin at `start` (B, M),
+    negative for one that was carried here, -> (B, M, G, N, K). What has not been read yet is arbitrary."""
+    firsts, documents = carried.shape[2], start.shape[1]
+    at = start[:, :, None] + torch.arange(firsts, device=start.device)
+    index = torch.where(at < 0, torch.arange(firsts, device=start.device), at + firsts)
+    source = torch.cat([carried, recent], 2)
+    index = index.clamp(max=source.shape[2] - 1).flatten(1)[:, None, :, None]
+    return source.take_along_dim(index, 2).unflatten(2, (documents, firsts)).transpose(1, 2)
+
+
+def _moved(key: Tensor, value: Tensor, state: LongformerState, place: Tensor) -> LongformerState:
+    """The state after these tokens."""
+    time, slots = key.shape[2], state.key.shape[2]
+    start = (time - 1 - place[:, -1:]).clamp(min=-state.global_key.shape[2])
+
+    def newest(recent: Tensor, before: Tensor) -> Tensor:
+        return torch.cat([before[:, :, min(time, slots) :], recent[:, :, max(time - slots, 0) :].to(before.dtype)], 2)
+
+    def firsts(recent: Tensor, before: Tensor) -> Tensor:
+        return _first_tokens(recent.to(before.dtype), before, start)[:, 0].clone()
+
+    return LongformerState(
+        newest(key, state.key), newest(value, state.value), firsts(key, state.global_key), firsts(value, state.global_value), place[:, -1] + 1
+    )
