@@ -78,10 +78,72 @@ def _first_tokens(recent: Tensor, carried: Tensor, start: Tensor) -> Tensor:
     return source.take_along_dim(index, 2).unflatten(2, (documents, firsts)).transpose(1, 2)
 
 
+def _attend_blocks(query: Tensor, key: Tensor, value: Tensor, state: LongformerState, place: Tensor, restarts: bool) -> Tensor:
+    """Blocks of queries, each with the keys that it reaches: masks are of a block's size, and one serves all blocks that lie deep in a document."""
+    time, slots, firsts = key.shape[2], state.key.shape[2], state.global_key.shape[2]
+    # Within a block no longer than the window, only the document that is there at its beginning can have tokens beyond their window.
+    size = min(BLOCK, time, slots + 1) if restarts and firsts else min(BLOCK, time)
+    blocks = -(-time // size)
+    shallow = blocks if restarts else min(blocks, -(-(slots + firsts) // size))  # blocks that have queries which see less than all
+    queries = _folded(F.pad(query, (0, 0, 0, blocks * size - time)), size, key.shape[1])
+    pad = (0, 0, 0, blocks * size - time)
+    keys, values = (
+        F.pad(torch.cat([before.to(recent.dtype), recent], 2), pad).unfold(2, size + slots, size).permute(0, 2, 1, 4, 3)
+        for before, recent in ((state.key, key), (state.value, value))
+    )
+    if firsts:
+        start = (torch.arange(0, time, size, device=key.device) - place[:, ::size]) if restarts else -place[:, :1]
+        recent = slice(None) if restarts else slice(firsts)
+        first_keys = _first_tokens(key[:, :, recent], state.global_key.to(key.dtype), start).expand(-1, blocks, -1, -1, -1)
+        first_values = _first_tokens(value[:, :, recent], state.global_value.to(value.dtype), start).expand(-1, blocks, -1, -1, -1)
+        keys, values = torch.cat([first_keys, keys], 3), torch.cat([first_values, values], 3)
+    group = query.shape[1] // key.shape[1]
+    parts = []
+    if shallow:
+        mask = _shallow_mask(F.pad(place, (0, blocks * size - time)).unflatten(1, (blocks, size))[:, :shallow], slots, firsts)
+        parts.append(_attend_part(queries[:, :shallow], keys[:, :shallow], values[:, :shallow], mask, group))
+    if shallow < blocks:
+        mask = _deep_mask(size, slots, firsts, key.device)[None, None]
+        parts.append(_attend_part(queries[:, shallow:], keys[:, shallow:], values[:, shallow:], mask, group))
+    y = torch.cat(parts, 1)  # (B, M, G, group * C, K)
+    return y.unflatten(3, (group, size)).permute(0, 2, 3, 1, 4, 5).flatten(3, 4).flatten(1, 2)[:, :, :time]
+
+
+def _folded(query: Tensor, size: int, kv_heads: int) -> Tensor:
+    """(B, H, M * C, K) -> (B, M, G, group * C, K): heads that share a key stand one after the other."""
+    return query.unflatten(1, (kv_heads, -1)).unflatten(3, (-1, size)).permute(0, 3, 1, 2, 4, 5).flatten(3, 4)
+
+
+def _attend_part(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, group: int) -> Tensor:
+    """Queries (B, M, G, group * C, K) to keys (B, M, G, N + C + R, K), under a mask (B or 1, M or 1, C, N + C + R)."""
+    mask = mask.flatten(0, 1)[:, None].repeat(1, 1, group, 1)
+    y = F.scaled_dot_product_attention(query.flatten(0, 1), key.flatten(0, 1), value.flatten(0, 1), attn_mask=mask)
+    return y.unflatten(0, query.shape[:2])
+
+
+def _back(size: int, slots: int, device: torch.device) -> Tensor:
+    """How far before each query of a block each of its keys stands (C, C + R)."""
+    return torch.arange(size, device=device)[:, None] + slots - torch.arange(size + slots, device=device)
+
+
+def _shallow_mask(place: Tensor, slots: int, firsts: int) -> Tensor:
+    """What queries at `place` (B, M, C) see, if less than all: as far back as their document and window reach (B, M, C, N + C + R)."""
+    back = _back(place.shape[2], slots, place.device)
+    window = (back >= 0) & (back <= place.clamp(max=slots)[..., None])
+    beyond = torch.arange(firsts, device=place.device) < place[..., None] - slots
+    return torch.cat([beyond, window], -1)
+
+
+def _deep_mask(size: int, slots: int, firsts: int, device: torch.device) -> Tensor:
+    """What queries see that stand deep in their document: their window, and all the first tokens (C, N + C + R)."""
+    back = _back(size, slots, device)
+    return F.pad((back >= 0) & (back <= slots), (firsts, 0), value=True)
+
+
 def _moved(key: Tensor, value: Tensor, state: LongformerState, place: Tensor) -> LongformerState:
     """The state after these tokens."""
     time, slots = key.shape[2], state.key.shape[2]
-    start = (time - 1 - place[:, -1:]).clamp(min=-state.global_key.shape[2])
+    start = time - 1 - place[:, -1:]
 
     def newest(recent: Tensor, before: Tensor) -> Tensor:
         return torch.cat([before[:, :, min(time, slots) :], recent[:, :, max(time - slots, 0) :].to(before.dtype)], 2)
@@ -92,3 +154,20 @@ def _moved(key: Tensor, value: Tensor, state: LongformerState, place: Tensor) ->
     return LongformerState(
         newest(key, state.key), newest(value, state.value), firsts(key, state.global_key), firsts(value, state.global_value), place[:, -1] + 1
     )
+
+
+class Longformer(Attention):
+    """Grouped-query attention within a window, and to the first tokens of the document."""
+
+    def __init__(self, preset: Preset) -> None:
+        super().__init__(preset)
+        self.window, self.global_tokens = preset.longformer.window, preset.longformer.global_tokens
+
+    def initial_state(self, batch_size: int) -> LongformerState:
+        slots = self.output.weight.new_zeros(batch_size, self.kv_heads, self.window - 1, self.head_size)
+        firsts = self.output.weight.new_zeros(batch_size, self.kv_heads, self.global_tokens, self.head_size)
+        return LongformerState(slots, slots.clone(), firsts, firsts.clone(), torch.zeros(batch_size, dtype=torch.int64, device=slots.device))
+
+    def forward(self, x: Tensor, state: LongformerState, context: Context) -> Mixed:
+        y, state = longformer_parallel(*self.projected(x, context), state, context)
+        return Mixed(self.output(y.transpose(1, 2).flatten(2)), state)
