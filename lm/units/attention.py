@@ -42,7 +42,7 @@ def attention_parallel(query: Tensor, key: Tensor, value: Tensor, state: Attenti
         return query, state
     slots = state.key.shape[2]
     if not context.any_restart:
-        y = _attend_after(query, key, value, state) if slots else _attend(query, key, value)
+        y = _attend_after(query, key, value, state) if slots else attend(query, key, value)
     elif slots == 0 and query.device.type == "cpu":
         y = _attend_by_document(query, key, value, context.cu_seqlens)
     else:
@@ -50,7 +50,8 @@ def attention_parallel(query: Tensor, key: Tensor, value: Tensor, state: Attenti
     return y, _grown(key, value, state, context) if context.carry else state
 
 
-def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Causal, from a fresh start."""
     return F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=query.shape[1] != key.shape[1])
 
 
@@ -59,7 +60,7 @@ def _attend_by_document(query: Tensor, key: Tensor, value: Tensor, cu_seqlens: T
     batch, _, time, _ = query.shape
     lengths = cu_seqlens.diff().tolist()
     pieces = zip(*(tensor.transpose(1, 2).flatten(0, 1).split(lengths) for tensor in (query, key, value)), strict=True)
-    read = [_attend(*(piece.transpose(0, 1)[None] for piece in document))[0].transpose(0, 1) for document in pieces]
+    read = [attend(*(piece.transpose(0, 1)[None] for piece in document))[0].transpose(0, 1) for document in pieces]
     return torch.cat(read).unflatten(0, (batch, time)).transpose(1, 2)
 
 

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lm.preset.switches import Preset
-from lm.units.attention import Attention
+from lm.units.attention import Attention, attend
 from lm.units.unit import Context, Mixed
 
 BLOCK = 128  # queries that are read together on the CPU
@@ -73,7 +73,7 @@ def _first_tokens(recent: Tensor, carried: Tensor, start: Tensor) -> Tensor:
     firsts, documents = carried.shape[2], start.shape[1]
     at = start[:, :, None] + torch.arange(firsts, device=start.device)
     index = torch.where(at < 0, torch.arange(firsts, device=start.device), at + firsts)
-    source = torch.cat([carried, recent], 2)
+    source = torch.cat([carried.to(recent.dtype), recent], 2)
     index = index.clamp(max=source.shape[2] - 1).flatten(1)[:, None, :, None]
     return source.take_along_dim(index, 2).unflatten(2, (documents, firsts)).transpose(1, 2)
 
@@ -81,44 +81,50 @@ def _first_tokens(recent: Tensor, carried: Tensor, start: Tensor) -> Tensor:
 def _attend_blocks(query: Tensor, key: Tensor, value: Tensor, state: LongformerState, place: Tensor, restarts: bool) -> Tensor:
     """Blocks of queries, each with the keys that it reaches: masks are of a block's size, and one serves all blocks that lie deep in a document."""
     time, slots, firsts = key.shape[2], state.key.shape[2], state.global_key.shape[2]
+    if query.device.type == "cpu":  # what the window holds is known without waiting
+        filled = int(state.length.max())
+        if not restarts and filled == 0 and time <= slots + 1:
+            return attend(query, key, value)
+        slots = min(slots, filled + time - 1)
     # Within a block no longer than the window, only the document that is there at its beginning can have tokens beyond their window.
     size = min(BLOCK, time, slots + 1) if restarts and firsts else min(BLOCK, time)
     blocks = -(-time // size)
-    shallow = blocks if restarts else min(blocks, -(-(slots + firsts) // size))  # blocks that have queries which see less than all
-    queries = _folded(F.pad(query, (0, 0, 0, blocks * size - time)), size, key.shape[1])
-    pad = (0, 0, 0, blocks * size - time)
+    over = (0, 0, 0, blocks * size - time)
     keys, values = (
-        F.pad(torch.cat([before.to(recent.dtype), recent], 2), pad).unfold(2, size + slots, size).permute(0, 2, 1, 4, 3)
-        for before, recent in ((state.key, key), (state.value, value))
+        F.pad(torch.cat([before[:, :, before.shape[2] - slots :].to(recent.dtype), recent], 2), over)
+        for recent, before in ((key, state.key), (value, state.value))
     )
-    if firsts:
-        start = (torch.arange(0, time, size, device=key.device) - place[:, ::size]) if restarts else -place[:, :1]
-        recent = slice(None) if restarts else slice(firsts)
-        first_keys = _first_tokens(key[:, :, recent], state.global_key.to(key.dtype), start).expand(-1, blocks, -1, -1, -1)
-        first_values = _first_tokens(value[:, :, recent], state.global_value.to(value.dtype), start).expand(-1, blocks, -1, -1, -1)
-        keys, values = torch.cat([first_keys, keys], 3), torch.cat([first_values, values], 3)
-    group = query.shape[1] // key.shape[1]
-    parts = []
-    if shallow:
-        mask = _shallow_mask(F.pad(place, (0, blocks * size - time)).unflatten(1, (blocks, size))[:, :shallow], slots, firsts)
-        parts.append(_attend_part(queries[:, :shallow], keys[:, :shallow], values[:, :shallow], mask, group))
-    if shallow < blocks:
-        mask = _deep_mask(size, slots, firsts, key.device)[None, None]
-        parts.append(_attend_part(queries[:, shallow:], keys[:, shallow:], values[:, shallow:], mask, group))
-    y = torch.cat(parts, 1)  # (B, M, G, group * C, K)
-    return y.unflatten(3, (group, size)).permute(0, 2, 3, 1, 4, 5).flatten(3, 4).flatten(1, 2)[:, :, :time]
+    start = torch.arange(0, time, size, device=key.device) - place[:, ::size] if restarts else -place[:, :1]
+    recent = slice(None) if restarts else slice(firsts)
+    first_keys, first_values = _first_tokens(key[:, :, recent], state.global_key, start), _first_tokens(value[:, :, recent], state.global_value, start)
+    queries, places = F.pad(query, over), F.pad(place, over[2:]).unflatten(1, (blocks, size))
+    shallow = blocks if restarts else min(blocks, -(-(slots + firsts) // size))  # blocks that have queries which see less than all
+    spans = [(0, shallow, _shallow_mask(places[:, :shallow], slots, firsts))] if shallow else []
+    spans += [(shallow, blocks, _deep_mask(size, slots, firsts, key.device))] if shallow < blocks else []
+    read = []
+    for begin, end, mask in spans:
+        tokens, reached = slice(begin * size, end * size), slice(begin * size, end * size + slots)
+        block_keys, block_values = _reached(keys[:, :, reached], first_keys, size, slots), _reached(values[:, :, reached], first_values, size, slots)
+        read.append(_attend_span(queries[:, :, tokens], block_keys, block_values, mask))
+    return torch.cat(read, 2)[:, :, :time]
 
 
-def _folded(query: Tensor, size: int, kv_heads: int) -> Tensor:
-    """(B, H, M * C, K) -> (B, M, G, group * C, K): heads that share a key stand one after the other."""
-    return query.unflatten(1, (kv_heads, -1)).unflatten(3, (-1, size)).permute(0, 3, 1, 2, 4, 5).flatten(3, 4)
+def _reached(keys: Tensor, first_keys: Tensor, size: int, slots: int) -> Tensor:
+    """What each block of queries reaches: of `keys` (B, G, R + M * C, K), after `first_keys` (B, M or 1, G, N, K) -> (B, M, G, N + C + R, K)."""
+    blocks = keys.unfold(2, size + slots, size).permute(0, 2, 1, 4, 3)
+    if not first_keys.shape[3]:
+        return blocks
+    return torch.cat([first_keys.expand(-1, blocks.shape[1], -1, -1, -1), blocks], 3)
 
 
-def _attend_part(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, group: int) -> Tensor:
-    """Queries (B, M, G, group * C, K) to keys (B, M, G, N + C + R, K), under a mask (B or 1, M or 1, C, N + C + R)."""
+def _attend_span(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
+    """Queries (B, H, M * C, K) to each block's keys (B, M, G, N + C + R, K), under a mask (B or 1, M or 1, C, N + C + R)."""
+    blocks, kv_heads, size = keys.shape[1], keys.shape[2], mask.shape[2]
+    group = query.shape[1] // kv_heads  # heads that share a key stand one after the other, as if they were more queries
+    folded = query.unflatten(1, (kv_heads, group)).unflatten(3, (blocks, size)).permute(0, 3, 1, 2, 4, 5).flatten(3, 4).flatten(0, 1)
     mask = mask.flatten(0, 1)[:, None].repeat(1, 1, group, 1)
-    y = F.scaled_dot_product_attention(query.flatten(0, 1), key.flatten(0, 1), value.flatten(0, 1), attn_mask=mask)
-    return y.unflatten(0, query.shape[:2])
+    y = F.scaled_dot_product_attention(folded, keys.flatten(0, 1), values.flatten(0, 1), attn_mask=mask)
+    return y.unflatten(2, (group, size)).unflatten(0, (-1, blocks)).permute(0, 2, 3, 1, 4, 5).flatten(3, 4).flatten(1, 2)
 
 
 def _back(size: int, slots: int, device: torch.device) -> Tensor:
@@ -135,9 +141,9 @@ def _shallow_mask(place: Tensor, slots: int, firsts: int) -> Tensor:
 
 
 def _deep_mask(size: int, slots: int, firsts: int, device: torch.device) -> Tensor:
-    """What queries see that stand deep in their document: their window, and all the first tokens (C, N + C + R)."""
+    """What queries see that stand deep in their document: their window, and all the first tokens (1, 1, C, N + C + R)."""
     back = _back(size, slots, device)
-    return F.pad((back >= 0) & (back <= slots), (firsts, 0), value=True)
+    return F.pad((back >= 0) & (back <= slots), (firsts, 0), value=True)[None, None]
 
 
 def _moved(key: Tensor, value: Tensor, state: LongformerState, place: Tensor) -> LongformerState:
