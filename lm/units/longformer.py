@@ -9,17 +9,20 @@ Sizes: B batch, T time, D hidden, H heads, G key and value heads, K head size, W
 block, R slots before it that it reaches, M blocks.
 """
 
+import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from lm.preset.switches import Preset
 from lm.units.attention import Attention, attend
 from lm.units.unit import Context, Mixed
 
-BLOCK = 128  # queries that are read together on the CPU
+BLOCK = 128  # queries that are read together
 
 
 class LongformerState(NamedTuple):
@@ -53,7 +56,10 @@ def longformer_parallel(query: Tensor, key: Tensor, value: Tensor, state: Longfo
         return query, state
     restart = context.restart if context.any_restart else None
     place = _places(state.length, restart, time)
-    y = _attend_blocks(query, key, value, state, place, restart is not None)
+    if query.is_cuda and time >= BLOCK and query.shape[-1] >= 16 and query.dtype != torch.float64:  # what the compiled kernel takes
+        y = _attend_sparse(query, key, value, state, place, _compiled())
+    else:
+        y = _attend_blocks(query, key, value, state, place, restart is not None)
     return y, _moved(key, value, state, place) if context.carry else state
 
 
@@ -144,6 +150,50 @@ def _deep_mask(size: int, slots: int, firsts: int, device: torch.device) -> Tens
     """What queries see that stand deep in their document: their window, and all the first tokens (1, 1, C, N + C + R)."""
     back = _back(size, slots, device)
     return F.pad((back >= 0) & (back <= slots), (firsts, 0), value=True)[None, None]
+
+
+@functools.cache
+def _compiled() -> Callable[..., Tensor]:
+    return torch.compile(flex_attention)
+
+
+def _attend_sparse(query: Tensor, key: Tensor, value: Tensor, state: LongformerState, place: Tensor, flex: Callable[..., Tensor]) -> Tensor:
+    """Flex attention (Dong et al. 2024) over the first tokens, the window and the new tokens; blocks that no query reaches are left out."""
+    firsts, slots, time = state.global_key.shape[2], state.key.shape[2], key.shape[2]
+    keys, values = torch.cat([state.global_key, state.key, key], 2), torch.cat([state.global_value, state.value, value], 2)
+    near = _near(place, firsts, slots, keys.shape[2])
+    order = near.int().argsort(dim=-1, descending=True, stable=True).int()
+    mask = BlockMask.from_kv_blocks(
+        near.sum(-1).int()[:, None], order[:, None], BLOCK_SIZE=BLOCK, mask_mod=_seen(place, state.length, firsts, slots), seq_lengths=(time, keys.shape[2])
+    )
+    heads = (tensor.to(value.dtype).contiguous() for tensor in (query, keys, values))
+    return flex(*heads, block_mask=mask, enable_gqa=query.shape[1] != key.shape[1])
+
+
+def _seen(place: Tensor, length: Tensor, firsts: int, slots: int) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
+    """Whether a query sees a column, of N carried first tokens, W - 1 of the window and T new ones."""
+    new = firsts + slots
+
+    def seen(row: Tensor, head: Tensor, query: Tensor, column: Tensor) -> Tensor:
+        at, back = place[row, query], query + new - column
+        beyond = (back > slots) & (back <= at)  # further than the window, in the same document
+        window = (column >= firsts) & (back >= 0) & (back <= slots) & (back <= at)
+        new_first = (column >= new) & beyond & (at - back < firsts)
+        carried_first = (column < firsts) & (column < length[row]) & (at == length[row] + query) & (column < at - slots)
+        return window | new_first | carried_first
+
+    return seen
+
+
+def _near(place: Tensor, firsts: int, slots: int, columns: int, size: int = BLOCK) -> Tensor:
+    """Which blocks of columns hold one that a block of queries may see (B, blocks of queries, blocks of columns)."""
+    time, new = place.shape[1], firsts + slots
+    low, column = torch.arange(0, time, size, device=place.device), torch.arange(0, columns, size, device=place.device)
+    window = (column + size > low[:, None] + firsts) & (column < low[:, None] + size + new)
+    start = (low + new - place[:, ::size])[..., None]  # where the document that is there first begins, if it is not a carried one
+    first = (column < firsts) | ((column + size > start) & (column < start + firsts))
+    deepest = F.pad(place, (0, -time % size)).unflatten(1, (-1, size)).amax(-1, keepdim=True)
+    return window | (first & (deepest > slots))
 
 
 def _moved(key: Tensor, value: Tensor, state: LongformerState, place: Tensor) -> LongformerState:

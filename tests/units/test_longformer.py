@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask
 from transformers import LongformerConfig
 from transformers.models.longformer.modeling_longformer import LongformerSelfAttention
 
@@ -96,6 +97,47 @@ def test_equals_dense_attention_under_the_same_mask(window: int, firsts: int, st
         mask = seen(torch.arange(T) - first[documents], documents, window, firsts)
         dense = F.scaled_dot_product_attention(query[row], *(x[row].repeat_interleave(H // G, 0) for x in (key, value)), attn_mask=mask)
         torch.testing.assert_close(fast[row], dense)
+
+
+@pytest.mark.parametrize("size", [2, 4, 16])
+@pytest.mark.parametrize("length", [(0, 0), (2, 50)], ids=str)
+@pytest.mark.parametrize("starts", STARTS)
+@pytest.mark.parametrize(("window", "firsts"), WINDOWS)
+def test_the_sparse_form_equals_the_blocks_and_leaves_nothing_out(window: int, firsts: int, starts: str, length: tuple[int, int], size: int) -> None:
+    query, key, value = drawn(B, H, T, K, seed=1), drawn(B, G, T, K, seed=2), drawn(B, G, T, K, seed=3)
+    state, restart = a_state(window, firsts, length), restarts(starts)
+    place = Context(restart=restart).derived(restart, state.length, carry=True).position
+    columns = firsts + window - 1 + T
+
+    def dense(*heads: Tensor, block_mask: BlockMask, enable_gqa: bool) -> Tensor:
+        index = (torch.arange(n).view([-1 if i == j else 1 for j in range(4)]) for i, n in enumerate((B, 1, T, columns)))
+        mask = block_mask.mask_mod(*index)
+        reached = longformer._near(place, firsts, window - 1, columns, size).repeat_interleave(size, 1).repeat_interleave(size, 2)
+        assert not (mask[:, 0] & ~reached[:, :T, :columns]).any()
+        return F.scaled_dot_product_attention(*heads, attn_mask=mask, enable_gqa=enable_gqa)
+
+    sparse = longformer._attend_sparse(query, key, value, state, place, dense)
+    torch.testing.assert_close(sparse, longformer._attend_blocks(query, key, value, state, place, True))
+
+
+def test_the_sparse_form_reaches_few_blocks() -> None:
+    place = torch.arange(64 * longformer.BLOCK)[None]
+    assert int(longformer._near(place, 3, 255, 258 + place.shape[1]).sum(-1).max()) <= 6
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="the compiled kernel is for GPUs")
+@pytest.mark.parametrize("restarted", [False, True])
+def test_the_compiled_form_equals_the_blocks_on_a_gpu(restarted: bool) -> None:
+    state = LongformerState(*(drawn(B, G, slots, 32, seed=slots).float().cuda() for slots in (199, 199, 5, 5)), torch.tensor([0, 700]).cuda())
+    heads = [drawn(B, n, 1000, 32, seed=n).float().cuda().requires_grad_() for n in (H, G, G)]
+    restart = (torch.rand(B, 1000, generator=torch.Generator().manual_seed(1)) < 0.01).cuda() & restarted
+    place = Context(restart=restart).derived(restart, state.length, carry=True).position
+    weight = drawn(B, H, 1000, 32, seed=9).float().cuda()
+    both = []
+    for y in (longformer._attend_sparse(*heads, state, place, longformer._compiled()), longformer._attend_blocks(*heads, state, place, True)):
+        both.append([y, *torch.autograd.grad((y * weight).sum(), heads)])
+    for sparse, blocks in zip(*both, strict=True):
+        assert (sparse - blocks).norm() < 1e-2 * blocks.norm()
 
 
 @pytest.mark.parametrize("firsts", [0, 3])
