@@ -8,6 +8,7 @@ The state holds the keys and values of the document so far, right-aligned: row b
 Sizes: B batch, T time, D hidden, H heads, G key and value heads, K head size, S slots of the state.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -44,7 +45,7 @@ def attention_parallel(query: Tensor, key: Tensor, value: Tensor, state: Attenti
     if not context.any_restart:
         y = _attend_after(query, key, value, state) if slots else attend(query, key, value)
     elif slots == 0 and query.device.type == "cpu":
-        y = _attend_by_document(query, key, value, context.cu_seqlens)
+        y = attend_by_document(query, key, value, context.cu_seqlens, attend)
     else:
         y = _attend_masked(query, key, value, state, context.restart)
     return y, _grown(key, value, state, context) if context.carry else state
@@ -55,7 +56,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=query.shape[1] != key.shape[1])
 
 
-def _attend_by_document(query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor) -> Tensor:
+def attend_by_document(query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor, attend: Callable[..., Tensor]) -> Tensor:
     """Each document by itself: the work is the sum of squared lengths, not the square of the row."""
     batch, _, time, _ = query.shape
     lengths = cu_seqlens.diff().tolist()

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from lm.preset.switches import Preset
-from lm.units.attention import Attention, attend
+from lm.units.attention import Attention, attend, attend_by_document
 from lm.units.unit import Context, Mixed
 
 BLOCK = 128  # queries that are read together
@@ -58,8 +58,13 @@ def longformer_parallel(query: Tensor, key: Tensor, value: Tensor, state: Longfo
     place = _places(state.length, restart, time)
     if query.is_cuda and time >= BLOCK and query.shape[-1] >= 16 and query.dtype != torch.float64:  # what the compiled kernel takes
         y = _attend_sparse(query, key, value, state, place, _compiled())
-    else:
+    elif query.device.type != "cpu" or int(state.length.max()) > 0:
         y = _attend_blocks(query, key, value, state, place, restart is not None)
+    elif restart is None:
+        y = _attend_fresh(query, key, value, state)
+    else:
+        empty = LongformerState(*(leaf[:1] for leaf in state))
+        y = attend_by_document(query, key, value, context.cu_seqlens, functools.partial(_attend_fresh, empty=empty))
     return y, _moved(key, value, state, place) if context.carry else state
 
 
@@ -84,14 +89,24 @@ def _first_tokens(recent: Tensor, carried: Tensor, start: Tensor) -> Tensor:
     return source.take_along_dim(index, 2).unflatten(2, (documents, firsts)).transpose(1, 2)
 
 
+def _attend_fresh(query: Tensor, key: Tensor, value: Tensor, empty: LongformerState) -> Tensor:
+    """From the beginning of documents: causal as far as the window reaches, and then in blocks."""
+    window, time = empty.key.shape[2] + 1, key.shape[2]
+    head = attend(query[:, :, :window], key[:, :, :window], value[:, :, :window])
+    if time <= window:
+        return head
+    place = _places(empty.length, None, time)
+    state = _moved(key[:, :, :window], value[:, :, :window], empty, place[:, :window])
+    return torch.cat([head, _attend_blocks(query[:, :, window:], key[:, :, window:], value[:, :, window:], state, place[:, window:], False)], 2)
+
+
 def _attend_blocks(query: Tensor, key: Tensor, value: Tensor, state: LongformerState, place: Tensor, restarts: bool) -> Tensor:
     """Blocks of queries, each with the keys that it reaches: masks are of a block's size, and one serves all blocks that lie deep in a document."""
     time, slots, firsts = key.shape[2], state.key.shape[2], state.global_key.shape[2]
-    if query.device.type == "cpu":  # what the window holds is known without waiting
-        filled = int(state.length.max())
-        if not restarts and filled == 0 and time <= slots + 1:
-            return attend(query, key, value)
-        slots = min(slots, filled + time - 1)
+    least = 0
+    if query.device.type == "cpu":  # what the state holds is known without waiting
+        least, most = int(state.length.min()), int(state.length.max())
+        slots = min(slots, most + time - 1)
     # Within a block no longer than the window, only the document that is there at its beginning can have tokens beyond their window.
     size = min(BLOCK, time, slots + 1) if restarts and firsts else min(BLOCK, time)
     blocks = -(-time // size)
@@ -104,7 +119,7 @@ def _attend_blocks(query: Tensor, key: Tensor, value: Tensor, state: LongformerS
     recent = slice(None) if restarts else slice(firsts)
     first_keys, first_values = _first_tokens(key[:, :, recent], state.global_key, start), _first_tokens(value[:, :, recent], state.global_value, start)
     queries, places = F.pad(query, over), F.pad(place, over[2:]).unflatten(1, (blocks, size))
-    shallow = blocks if restarts else min(blocks, -(-(slots + firsts) // size))  # blocks that have queries which see less than all
+    shallow = blocks if restarts else min(blocks, -(-max(slots + firsts - least, 0) // size))  # blocks that have queries which see less than all
     spans = [(0, shallow, _shallow_mask(places[:, :shallow], slots, firsts))] if shallow else []
     spans += [(shallow, blocks, _deep_mask(size, slots, firsts, key.device))] if shallow < blocks else []
     read = []
