@@ -23,11 +23,11 @@ class Rotary(NamedTuple):
     interpolation: float
 
     def angles(self, position: Tensor, dtype: torch.dtype) -> Angles:
-        """Cosine and sine for `position` (B, T), computed in at least float32."""
+        """Cosine and sine for `position` (B, T), in at least float32; turned in float64, since float32 has no digits left at far places."""
+        exponents = torch.arange(0, self.head_size, 2, device=position.device, dtype=torch.float64) / self.head_size
+        turns = position.double()[:, :, None, None] * (self.theta**-exponents / self.interpolation)
         exact = torch.promote_types(dtype, torch.float32)
-        exponents = torch.arange(0, self.head_size, 2, device=position.device, dtype=exact) / self.head_size
-        turns = position.to(exact)[:, :, None, None] * (self.theta**-exponents / self.interpolation)
-        return Angles(turns.cos(), turns.sin())
+        return Angles(turns.cos().to(exact), turns.sin().to(exact))
 
 
 def rotated(x: Tensor, angles: Angles) -> Tensor:

@@ -39,7 +39,13 @@ def _rwkv_channel(preset: Preset) -> int:
     return size * (2 * preset.model.channel_mix_size + size + 2)
 
 
-UNIT_COUNTS: dict[str, Callable[[Preset], int]] = {"attention": _attention, "swiglu": _swiglu, "rwkv": _rwkv, "rwkv_channel": _rwkv_channel}
+UNIT_COUNTS: dict[str, Callable[[Preset], int]] = {
+    "attention": _attention,
+    "longformer": _attention,
+    "rwkv": _rwkv,
+    "rwkv_channel": _rwkv_channel,
+    "swiglu": _swiglu,
+}
 
 
 def count_parameters(preset: Preset, vocab_size: int) -> ParameterCount | None:

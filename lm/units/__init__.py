@@ -3,6 +3,7 @@
 from lm.units.attention import Attention
 from lm.units.rwkv import Rwkv
 from lm.units.rwkv_channel import RwkvChannel
+from lm.units.longformer import Longformer
 from lm.units.swiglu import SwiGLU
 from lm.units.unit import Context, Mixed, State, Unit
 
@@ -10,6 +11,7 @@ UNITS: dict[str, type[Unit]] = {
     "attention": Attention,
     "rwkv": Rwkv,
     "rwkv_channel": RwkvChannel,
+    "longformer": Longformer,
     "swiglu": SwiGLU,
 }
 

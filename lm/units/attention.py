@@ -8,6 +8,7 @@ The state holds the keys and values of the document so far, right-aligned: row b
 Sizes: B batch, T time, D hidden, H heads, G key and value heads, K head size, S slots of the state.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -42,24 +43,25 @@ def attention_parallel(query: Tensor, key: Tensor, value: Tensor, state: Attenti
         return query, state
     slots = state.key.shape[2]
     if not context.any_restart:
-        y = _attend_after(query, key, value, state) if slots else _attend(query, key, value)
+        y = _attend_after(query, key, value, state) if slots else attend(query, key, value)
     elif slots == 0 and query.device.type == "cpu":
-        y = _attend_by_document(query, key, value, context.cu_seqlens)
+        y = attend_by_document(query, key, value, context.cu_seqlens, attend)
     else:
         y = _attend_masked(query, key, value, state, context.restart)
     return y, _grown(key, value, state, context) if context.carry else state
 
 
-def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Causal, from a fresh start."""
     return F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=query.shape[1] != key.shape[1])
 
 
-def _attend_by_document(query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor) -> Tensor:
+def attend_by_document(query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor, attend: Callable[..., Tensor]) -> Tensor:
     """Each document by itself: the work is the sum of squared lengths, not the square of the row."""
     batch, _, time, _ = query.shape
     lengths = cu_seqlens.diff().tolist()
     pieces = zip(*(tensor.transpose(1, 2).flatten(0, 1).split(lengths) for tensor in (query, key, value)), strict=True)
-    read = [_attend(*(piece.transpose(0, 1)[None] for piece in document))[0].transpose(0, 1) for document in pieces]
+    read = [attend(*(piece.transpose(0, 1)[None] for piece in document))[0].transpose(0, 1) for document in pieces]
     return torch.cat(read).unflatten(0, (batch, time)).transpose(1, 2)
 
 
@@ -116,7 +118,8 @@ class Attention(Unit):
         empty = self.output.weight.new_zeros(batch_size, self.kv_heads, 0, self.head_size)
         return AttentionState(empty, empty.clone(), torch.zeros(batch_size, dtype=torch.int64, device=empty.device))
 
-    def forward(self, x: Tensor, state: AttentionState, context: Context) -> Mixed:
+    def projected(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor, Tensor]:
+        """Query (B, H, T, K), key and value (B, G, T, K) of `x`, turned to their places."""
         sizes = (self.heads, self.kv_heads, self.kv_heads)
         heads = self.query_key_value(x).unflatten(-1, (-1, self.head_size))
         query_BTHK, key_BTGK, value_BTGK = heads.split(sizes, 2)
@@ -124,5 +127,8 @@ class Attention(Unit):
         if self.rotary is not None:
             angles = self.rotary.angles(context.position, x.dtype)
             query_BTHK, key_BTGK = rotated(query_BTHK, angles), rotated(key_BTGK, angles)
-        y, state = attention_parallel(query_BTHK.transpose(1, 2), key_BTGK.transpose(1, 2), value_BTGK.transpose(1, 2), state, context)
+        return query_BTHK.transpose(1, 2), key_BTGK.transpose(1, 2), value_BTGK.transpose(1, 2)
+
+    def forward(self, x: Tensor, state: AttentionState, context: Context) -> Mixed:
+        y, state = attention_parallel(*self.projected(x, context), state, context)
         return Mixed(self.output(y.transpose(1, 2).flatten(2)), state)

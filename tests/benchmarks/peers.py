@@ -1,11 +1,12 @@
-"""The model that ours is measured against: transformers' LlamaForCausalLM of the same shape, trained as is usual."""
+"""What ours is measured against: the model, transformers' LlamaForCausalLM of the same shape, trained as is usual; and a peer for each unit."""
 
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, LongformerConfig
+from transformers.models.longformer.modeling_longformer import LongformerSelfAttention
 
 from data_sources import Batch
 from lm.preset import Preset
@@ -99,5 +100,27 @@ class PlainRwkvChannel(nn.Module):
         return torch.sigmoid(self.receptance(x + change * self.shares[1])) * self.value(key)
 
 
+class LongformerPeer(nn.Module):
+    """transformers' LongformerSelfAttention without global tokens, and an output projection. It sees the window to both sides, and has no positions."""
+
+    def __init__(self, preset: Preset) -> None:
+        super().__init__()
+        size, self.block = preset.model.hidden_size, 2 * preset.longformer.window
+        config = LongformerConfig(hidden_size=size, num_attention_heads=preset.model.num_heads, attention_window=[self.block], attention_probs_dropout_prob=0.0)
+        self.attention = LongformerSelfAttention(config, layer_id=0)
+        self.output = nn.Linear(size, size)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        time = x.shape[1]
+        beyond = (torch.arange(-(-time // self.block) * self.block, device=x.device) >= time)[None]
+        whole = F.pad(x, (0, 0, 0, beyond.shape[1] - time))
+        y = self.attention(whole, -10_000.0 * beyond, is_index_masked=beyond, is_index_global_attn=beyond & False, is_global_attn=False)[0]
+        return self.output(y[:, :time])
+
+
 # Independent modules (1, T, D) -> (1, T, D) of the same shape, by unit; what each is stands in its docstring.
-UNIT_PEERS: dict[str, Callable[[Preset], nn.Module]] = {"rwkv": NaiveRwkv, "rwkv_channel": PlainRwkvChannel}
+UNIT_PEERS: dict[str, Callable[[Preset], nn.Module]] = {
+    "longformer": LongformerPeer,
+    "rwkv": NaiveRwkv,
+    "rwkv_channel": PlainRwkvChannel,
+}

@@ -6,7 +6,7 @@ from torch import Tensor
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaRotaryEmbedding
 
-from lm.ops.rotary import Rotary, rotated
+from lm.ops.rotary import Angles, Rotary, rotated
 from lm.preset import Preset
 from lm.units.attention import Attention, AttentionState, attention_parallel, attention_step
 from lm.units.unit import Context
@@ -76,6 +76,19 @@ def test_rotary_products_depend_on_distance_only() -> None:
 
     torch.testing.assert_close(product(17, 5), product(1012, 1000))
     assert not torch.isclose(product(17, 5), product(17, 6))
+
+
+def test_rotary_products_are_as_exact_at_far_places() -> None:
+    rotary = Rotary(64, 10_000.0, 1.0)
+    query, key = drawn(1, 1, 1, 64, seed=7).float(), drawn(1, 1, 1, 64, seed=8).float()
+
+    def product(at: int, to: int) -> Tensor:
+        angles = [rotary.angles(torch.tensor([[place]]), torch.float32) for place in (at, to)]
+        exact = [(cos.double(), sin.double()) for cos, sin in angles]
+        return (rotated(query.double(), Angles(*exact[0])) * rotated(key.double(), Angles(*exact[1]))).sum()
+
+    for distance in (1, 3, 9):
+        torch.testing.assert_close(product(1_000_000 + distance, 1_000_000), product(10 + distance, 10), rtol=1e-6, atol=1e-6)
 
 
 def test_interpolation_reads_longer_texts_within_known_angles() -> None:
