@@ -58,7 +58,7 @@ def longformer_parallel(query: Tensor, key: Tensor, value: Tensor, state: Longfo
     place = _places(state.length, restart, time)
     if query.is_cuda and time >= BLOCK and query.shape[-1] >= 16 and query.dtype != torch.float64:  # what the compiled kernel takes
         y = _attend_sparse(query, key, value, state, place, _compiled())
-    elif query.device.type != "cpu" or int(state.length.max()) > 0:
+    elif query.device.type != "cpu" or any(state.length.tolist()):
         y = _attend_blocks(query, key, value, state, place, restart is not None)
     elif restart is None:
         y = _attend_fresh(query, key, value, state)
@@ -105,7 +105,8 @@ def _attend_blocks(query: Tensor, key: Tensor, value: Tensor, state: LongformerS
     time, slots, firsts = key.shape[2], state.key.shape[2], state.global_key.shape[2]
     least = 0
     if query.device.type == "cpu":  # what the state holds is known without waiting
-        least, most = int(state.length.min()), int(state.length.max())
+        lengths = state.length.tolist()
+        least, most = min(lengths), max(lengths)
         slots = min(slots, most + time - 1)
     # Within a block no longer than the window, only the document that is there at its beginning can have tokens beyond their window.
     size = min(BLOCK, time, slots + 1) if restarts and firsts else min(BLOCK, time)
@@ -220,7 +221,7 @@ def _moved(key: Tensor, value: Tensor, state: LongformerState, place: Tensor) ->
         return torch.cat([before[:, :, min(time, slots) :], recent[:, :, max(time - slots, 0) :].to(before.dtype)], 2)
 
     def firsts(recent: Tensor, before: Tensor) -> Tensor:
-        return _first_tokens(recent.to(before.dtype), before, start)[:, 0].clone()
+        return _first_tokens(recent.to(before.dtype), before, start)[:, 0]
 
     return LongformerState(
         newest(key, state.key), newest(value, state.value), firsts(key, state.global_key), firsts(value, state.global_value), place[:, -1] + 1
