@@ -1,9 +1,9 @@
 """The table of units: one published mechanism a file. Adding one is a file here, its switches in lm/preset, and a line in UNITS."""
 
 from lm.units.attention import Attention
+from lm.units.longformer import Longformer
 from lm.units.rwkv import Rwkv
 from lm.units.rwkv_channel import RwkvChannel
-from lm.units.longformer import Longformer
 from lm.units.swiglu import SwiGLU
 from lm.units.unit import Context, Mixed, State, Unit
 
