@@ -34,6 +34,7 @@ VARIANTS: dict[str, list[Sections]] = {
         {"model": {"position_interpolation": 3.0}},
     ],
     "swiglu": [{}],
+    "s5": [{"s5": {"state_size": 10}}, {"s5": {"state_size": 12, "blocks": 3}}, {"s5": {"state_size": 2}}],
 }
 MODELS: dict[str, Sections] = {
     "rope": {},

@@ -28,7 +28,12 @@ def _swiglu(preset: Preset) -> int:
     return 3 * preset.model.hidden_size * preset.model.feed_forward_size
 
 
-UNIT_COUNTS: dict[str, Callable[[Preset], int]] = {"attention": _attention, "swiglu": _swiglu}
+def _s5(preset: Preset) -> int:
+    hidden, states = preset.model.hidden_size, preset.s5.state_size // 2
+    return 3 * states + 4 * states * hidden + hidden + 2 * hidden**2
+
+
+UNIT_COUNTS: dict[str, Callable[[Preset], int]] = {"attention": _attention, "swiglu": _swiglu, "s5": _s5}
 
 
 def count_parameters(preset: Preset, vocab_size: int) -> ParameterCount | None:
