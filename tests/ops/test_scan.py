@@ -23,9 +23,9 @@ def one_by_one(log_decay: Tensor, inputs: Tensor, start: Tensor, restart: Tensor
     return torch.stack(hidden, 1)
 
 
-@pytest.mark.parametrize("chunk", [2, 5, 16])
-@pytest.mark.parametrize("time", [1, 2, 5, 16, 17, 31, 131])
-@pytest.mark.parametrize("share", [None, 0.0, 0.07, 0.6, 1.0])
+@pytest.mark.parametrize("chunk", [2, 16])
+@pytest.mark.parametrize("time", [1, 16, 17, 131])
+@pytest.mark.parametrize("share", [None, 0.07, 1.0])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
 def test_equals_the_recurrence(dtype: torch.dtype, share: float | None, time: int, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scan, "CHUNK", chunk)

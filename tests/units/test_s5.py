@@ -1,6 +1,7 @@
 """S5's fast form equals its definition, scipy's exact discretisation of the whole real system, and s5-pytorch with the same weights."""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -75,24 +76,23 @@ def test_first_states_are_those_of_hippo(size: int) -> None:
 
 
 @pytest.mark.parametrize("blocks", [1, 3])
-def test_equals_scipys_discretisation_of_the_real_system(blocks: int) -> None:
-    """As it begins the unit is a real system of P states with the block-diagonal HiPPO matrix; scipy discretises and runs that."""
+def test_equals_scipys_discretisation_of_the_real_system(blocks: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it begins the unit is a real system of P states: the block-diagonal HiPPO matrix, and B and C as drawn. scipy discretises and runs that."""
+    randn, drawn_matrices = torch.randn, []
+    monkeypatch.setattr(torch, "randn", lambda *shape, **options: drawn_matrices.append(randn(*shape, **options)) or drawn_matrices[-1])
     step = 0.3
     unit = first_unit(state_size=P, blocks=blocks, dt_min=step, dt_max=step).double()
-    unit.log_step.data.fill_(math.log(step))
+    monkeypatch.undo()
+    real_input, real_readout = drawn_matrices[0].flatten(0, 1) / D**0.5, drawn_matrices[1].flatten(1) / P**0.5
     root = np.sqrt(np.arange(P // blocks) + 0.5)
     normal = np.triu(np.outer(root, root), 1) - np.tril(np.outer(root, root), -1) - np.eye(P // blocks) / 2
-    vectors = scipy.linalg.block_diag(*[hippo_normal(P // blocks)[1].numpy()] * blocks)
-    real_input = 2 * (vectors @ torch.view_as_complex(unit.input.data).numpy()).real
-    real_readout = 2 * (torch.view_as_complex(unit.readout.data).numpy() @ vectors.conj().T).real
-    continuous = (scipy.linalg.block_diag(*[normal] * blocks), real_input, real_readout, np.diag(unit.skip.data.numpy()))
-    discrete = scipy.signal.cont2discrete(continuous, step, method="zoh")
+    continuous = (scipy.linalg.block_diag(*[normal] * blocks), real_input.numpy(), real_readout.numpy(), np.diag(unit.skip.data.numpy()))
+    a, b, c, d, _ = scipy.signal.cont2discrete(continuous, step, method="zoh")
     u = drawn(1, T, D, seed=3)
     # scipy reads out before a token enters and we after: C h_t = (C A) h_{t-1} + (C B) u_t.
-    a, b, c, d, _ = discrete
     _, expected, _ = scipy.signal.dlsim((a, b, c @ a, c @ b + d, step), u[0].numpy())
     found, _ = s5_parallel(u, S5State(torch.zeros(1, P // 2, 2, dtype=u.dtype)), system_of(unit), fresh(u))
-    np.testing.assert_allclose(found[0].numpy(), expected, rtol=1e-5, atol=1e-5)  # the first weights were drawn in float32
+    np.testing.assert_allclose(found[0].numpy(), expected, rtol=1e-5, atol=1e-5)  # the first weights were rounded to float32
     assert np.abs(expected).max() > 0.1
 
 
@@ -143,7 +143,7 @@ ADVERSARIAL = {
 
 @pytest.mark.parametrize("every", [None, 1, 7], ids=["one document", "restarts everywhere", "many restarts"])
 @pytest.mark.parametrize("make", ADVERSARIAL.values(), ids=ADVERSARIAL)
-def test_always_finite(make: object, every: int | None) -> None:
+def test_always_finite(make: Callable[[], Tensor], every: int | None) -> None:
     x = make()
     restart = None if every is None else (torch.arange(x.shape[1]) % every == 0).expand(B, -1)
     y, gradients = loss_of(first_unit(state_size=P), x, restart)
