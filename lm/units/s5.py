@@ -58,7 +58,7 @@ def s5_parallel(u: Tensor, state: S5State, system: System, context: Context) -> 
     before = torch.view_as_complex(state.hidden.to(exact))
     hidden = torch.view_as_real(decay_scan(log_decay, inputs, before, context.restart if context.any_restart else None))
     readout = 2 * torch.view_as_real(system.readout.conj_physical()).flatten(1)  # Re(c h) = Re c Re h - Im c Im h
-    y = F.linear(hidden.flatten(2), readout.to(exact)) + system.skip * u
+    y = torch.addcmul(F.linear(hidden.flatten(2).to(u.dtype), readout.to(u.dtype)), system.skip, u)
     return y, S5State(hidden[:, -1].clone()) if context.carry and u.shape[1] else state
 
 
