@@ -44,6 +44,7 @@ VARIANTS: dict[str, list[Sections]] = {
     "swiglu": [{}],
     "rwkv": [{"rwkv": {"mix_rank": 5, "decay_rank": 7}}, {"rwkv": {"mix_rank": 1, "decay_rank": 2}, "model": {"num_heads": 1}}],
     "rwkv_channel": [{}, {"model": {"ffn_size": None}}],
+    "s5": [{"s5": {"state_size": 10}}, {"s5": {"state_size": 12, "blocks": 3}}, {"s5": {"state_size": 2}}],
 }
 MODELS: dict[str, Sections] = {
     "rope": {},

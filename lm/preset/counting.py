@@ -39,9 +39,15 @@ def _rwkv_channel(preset: Preset) -> int:
     return size * (2 * preset.model.channel_mix_size + size + 2)
 
 
+def _s5(preset: Preset) -> int:
+    hidden, states = preset.model.hidden_size, preset.s5.state_size // 2
+    return 3 * states + 4 * states * hidden + hidden + 2 * hidden**2
+
+
 UNIT_COUNTS: dict[str, Callable[[Preset], int]] = {
     "attention": _attention,
     "longformer": _attention,
+    "s5": _s5,
     "rwkv": _rwkv,
     "rwkv_channel": _rwkv_channel,
     "swiglu": _swiglu,

@@ -4,14 +4,16 @@ from lm.units.attention import Attention
 from lm.units.longformer import Longformer
 from lm.units.rwkv import Rwkv
 from lm.units.rwkv_channel import RwkvChannel
+from lm.units.s5 import S5
 from lm.units.swiglu import SwiGLU
 from lm.units.unit import Context, Mixed, State, Unit
 
 UNITS: dict[str, type[Unit]] = {
     "attention": Attention,
+    "longformer": Longformer,
+    "s5": S5,
     "rwkv": Rwkv,
     "rwkv_channel": RwkvChannel,
-    "longformer": Longformer,
     "swiglu": SwiGLU,
 }
 

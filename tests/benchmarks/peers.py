@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
+from s5 import S5 as PublishedS5
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, LongformerConfig
 from transformers.models.longformer.modeling_longformer import LongformerSelfAttention
@@ -118,9 +119,25 @@ class LongformerPeer(nn.Module):
         return self.output(y[:, :time])
 
 
+class S5Peer(nn.Module):
+    """s5-pytorch's state space, of as many kept states as ours, with the paper's gate and a projection after it."""
+
+    def __init__(self, preset: Preset) -> None:
+        super().__init__()
+        size, config = preset.model.hidden_size, preset.s5
+        kept = config.state_size // 2
+        self.space = PublishedS5(size, state_width=kept, block_count=config.blocks, dt_min=config.dt_min, dt_max=config.dt_max)
+        self.gate, self.output = nn.Linear(size, size, bias=False), nn.Linear(size, size, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = F.gelu(self.space(x))
+        return self.output(y * self.gate(y).sigmoid())
+
+
 # Independent modules (1, T, D) -> (1, T, D) of the same shape, by unit; what each is stands in its docstring.
 UNIT_PEERS: dict[str, Callable[[Preset], nn.Module]] = {
     "longformer": LongformerPeer,
+    "s5": S5Peer,
     "rwkv": NaiveRwkv,
     "rwkv_channel": PlainRwkvChannel,
 }

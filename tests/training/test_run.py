@@ -199,8 +199,8 @@ def test_snapshots_come_by_tokens_too(tiny: Tiny, tmp_path: Path) -> None:
 
 
 def test_what_is_not_built_is_refused(tiny: Tiny, tmp_path: Path) -> None:
-    with pytest.raises(Halted, match=r"s5\.enabled is not built yet"):
-        train(tiny(s5={"enabled": True}), tmp_path)
+    with pytest.raises(Halted, match=r"moe\.enabled is not built yet"):
+        train(tiny(moe={"enabled": True}), tmp_path)
     assert not list(tmp_path.iterdir())
 
 
