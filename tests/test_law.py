@@ -34,6 +34,12 @@ VARIANTS: dict[str, list[Sections]] = {
         {"model": {"position_interpolation": 3.0}},
     ],
     "swiglu": [{}],
+    "hyena": [
+        {"hyena": {"filter_order": 11, "embedding_dim": 5}},
+        {"hyena": {"filter_order": 8, "embedding_dim": 3, "order": 1, "filter_length": 1, "kernel_size": 1}},
+        {"hyena": {"filter_order": 7, "embedding_dim": 1, "order": 3, "filter_length": 41, "kernel_size": 4}},
+        {"hyena": {"filter_order": 5, "embedding_dim": 9, "filter_length": 4, "kernel_size": 31}},
+    ],
 }
 MODELS: dict[str, Sections] = {
     "rope": {},

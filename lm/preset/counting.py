@@ -28,7 +28,15 @@ def _swiglu(preset: Preset) -> int:
     return 3 * preset.model.hidden_size * preset.model.feed_forward_size
 
 
-UNIT_COUNTS: dict[str, Callable[[Preset], int]] = {"attention": _attention, "swiglu": _swiglu}
+def _hyena(preset: Preset) -> int:
+    size, hyena = preset.model.hidden_size, preset.hyena
+    order, width = hyena.order, hyena.filter_order
+    projections = (order + 2) * size * size + (order + 1) * size * hyena.kernel_size
+    network = (hyena.embedding_dim + 1) * width + 2 * (width + 1) * width + width * order * size
+    return projections + network + order * size
+
+
+UNIT_COUNTS: dict[str, Callable[[Preset], int]] = {"attention": _attention, "swiglu": _swiglu, "hyena": _hyena}
 
 
 def count_parameters(preset: Preset, vocab_size: int) -> ParameterCount | None:
