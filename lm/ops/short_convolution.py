@@ -2,35 +2,35 @@
 
     y_t = sum_{k < K} kernel_{K - 1 - k} x_{t - k}
 
-The history holds the K - 1 inputs before x_0, zeros before a document. A document that begins inside the row sees none of what lies before it.
+The history holds the K - 1 inputs before x_0, zeros before a document.
 
 Sizes: B batch, C channels, T time, K kernel.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
-def short_convolution(x: Tensor, kernel: Tensor, history: Tensor, position: Tensor | None = None) -> Tensor:
-    """x (B, C, T), kernel (C, K), oldest first, history (B, C, K - 1), position (B, T) in the document where any begins inside -> (B, C, T)."""
-    time, before = x.shape[-1], kernel.shape[-1] - 1
-    y = x * kernel[:, -1:]
-    if not before:
-        return y
-    text = torch.cat([history, x], -1)
-    for back in range(1, before + 1):
-        past = text[..., before - back : before - back + time]
-        if position is not None:
-            past = past.where((position >= back)[:, None], 0)
-        y = torch.addcmul(y, past, kernel[:, before - back, None])
-    return y
+def short_convolution(x: Tensor, kernel: Tensor, history: Tensor) -> Tensor:
+    """x (B, C, T), kernel (C, K), oldest first, history (B, C, K - 1) -> (B, C, T)."""
+    return F.conv1d(torch.cat([history, x], -1), kernel[:, None], groups=len(kernel)) if x.shape[-1] else x
+
+
+def short_convolution_of_pieces(pieces: list[Tensor], kernel: Tensor, histories: list[Tensor]) -> list[Tensor]:
+    """The same for pieces (C, any time), each after its history (C, K - 1), laid end to end: no piece sees another."""
+    width = kernel.shape[1] - 1
+    text = torch.cat([part for both in zip(histories, pieces, strict=True) for part in both], -1)
+    ends = [length for piece in pieces for length in (width, piece.shape[-1])]
+    y = F.conv1d(text[None], kernel[:, None], groups=len(kernel))[0]
+    return list(y.split(ends[1:], -1))[::2]
 
 
 def remembered(x: Tensor, history: Tensor, position: Tensor | None = None) -> Tensor:
-    """The history after x, of the last document in each row; zero before it."""
+    """The history after x; of the last document in each row, and zero before it, where `position` (B, T) in the document is given."""
     width = history.shape[-1]
     text = torch.cat([history, x], -1)[..., x.shape[-1] :]
     if position is None or not x.shape[-1]:
         return text.clone()
-    ages = torch.arange(width, 0, -1, device=x.device) - 1
+    ages = torch.arange(width - 1, -1, -1, device=x.device)
     return text.where((ages <= position[:, -1:])[:, None], 0)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from lm.ops.documents import documents_of, groups_of, joined_rows, split_rows
 from lm.ops.long_convolution import latest, long_convolution
-from lm.ops.short_convolution import remembered, short_convolution
+from lm.ops.short_convolution import remembered, short_convolution, short_convolution_of_pieces
 from lm.preset.switches import Preset
 from lm.units.unit import Context, Mixed, Unit
 
@@ -60,15 +60,11 @@ def hyena_parallel(streams: Tensor, filters: Filters, state: HyenaState, context
     """All tokens at once: streams (B, S, T) -> (B, D, T)."""
     if not streams.shape[-1]:
         return streams.chunk(1 + len(filters.taps), 1)[0], state
-    position = context.position if context.any_restart else None
-    mixed = short_convolution(streams, filters.kernel, state.short, position)
     taps = filters.taps + F.pad(filters.skip[..., None], (0, filters.taps.shape[-1] - 1))  # d^n z^n is one more tap at place 0
     if context.any_restart:
-        z, long = _by_document(mixed, taps, state.long, context)
-    else:
-        z, inputs = _recurrence(mixed, taps, state.long)
-        long = _after(inputs, state.long) if context.carry else state.long
-    return z, HyenaState(remembered(streams, state.short, position), long) if context.carry else state
+        return _by_document(streams, filters.kernel, taps, state, context)
+    z, inputs = _recurrence(short_convolution(streams, filters.kernel, state.short), taps, state.long)
+    return z, HyenaState(remembered(streams, state.short), _after(inputs, state.long)) if context.carry else state
 
 
 def _recurrence(streams: Tensor, taps: Tensor, history: Tensor | None) -> tuple[Tensor, list[Tensor]]:
@@ -86,20 +82,22 @@ def _after(inputs: list[Tensor], history: Tensor) -> Tensor:
     return torch.stack([latest(z, past) for z, past in zip(inputs, history.unbind(-3), strict=True)], -3)
 
 
-def _by_document(streams: Tensor, taps: Tensor, history: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+def _by_document(streams: Tensor, kernel: Tensor, taps: Tensor, state: HyenaState, context: Context) -> tuple[Tensor, HyenaState]:
     """The same where documents begin inside rows: those of about one length are read together, each from its own beginning."""
     documents = documents_of(context.cu_seqlens, context.restart)
-    pieces = split_rows(streams, documents)
-    read, after = list(pieces), list(history.unbind(0))
+    fresh = HyenaState(*(torch.zeros_like(past[0]) for past in state))
+    shorts = [state.short[document.row] if document.goes_on else fresh.short for document in documents]
+    pieces = short_convolution_of_pieces(split_rows(streams, documents), kernel, shorts)
+    read, after = list(pieces), list(state.long.unbind(0))
     for group in groups_of(documents):
-        past = history[[document.row for document in group.members]] if group.goes_on else None
+        past = state.long[[document.row for document in group.members]] if group.goes_on else None
         z, inputs = _recurrence(group.together(pieces), taps, past)
         for place, (document, piece) in enumerate(zip(group.members, group.apart(z), strict=True)):
             read[document.number] = piece
             if document.is_last and context.carry:
-                before = history[document.row] if group.goes_on else torch.zeros_like(history[document.row])
-                after[document.row] = _after([z[place] for z in inputs], before)
-    return joined_rows(read, documents), torch.stack(after)
+                after[document.row] = _after([z[place] for z in inputs], fresh.long if past is None else past[place])
+    y = joined_rows(read, documents)
+    return y, HyenaState(remembered(streams, state.short, context.position), torch.stack(after)) if context.carry else state
 
 
 class ImplicitFilter(nn.Module):
@@ -161,7 +159,7 @@ class Hyena(Unit):
 
     def forward(self, x: Tensor, state: HyenaState, context: Context) -> Mixed:
         dtype = torch.promote_types(x.dtype, torch.float32)
-        streams = self.streams.weight @ x.mT  # time last, as the filters want it
+        streams = (self.streams.weight @ x.flatten(0, 1).T).unflatten(1, x.shape[:2]).transpose(0, 1)  # time last, as the filters want it
         with torch.autocast(x.device.type, enabled=False):
             filters = Filters(self.kernel.to(dtype), self.filter(dtype), self.skip.to(dtype).unflatten(0, (self.order, -1)))
             streams = streams.to(dtype)

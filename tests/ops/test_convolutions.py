@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lm.ops.long_convolution import cut, direct_convolution, latest, long_convolution
-from lm.ops.short_convolution import remembered, short_convolution
+from lm.ops.short_convolution import remembered, short_convolution, short_convolution_of_pieces
 
 B, C = 2, 3
 SHAPES = [(1, 1), (1, 7), (5, 7), (29, 7), (30, 1), (64, 5), (211, 6), (23, 40)]  # T and F; the longest take several blocks
@@ -73,13 +73,15 @@ def test_short_convolution_equals_torch(time: int, kernel_size: int) -> None:
     torch.testing.assert_close(remembered(x, history), text[..., time:])
 
 
-def test_short_convolution_forgets_where_a_document_begins() -> None:
-    x, kernel, history = drawn(B, C, 11, seed=7), drawn(C, 5, seed=8), drawn(B, C, 4, seed=9)
+@pytest.mark.parametrize("kernel_size", [1, 2, 5])
+def test_short_convolution_forgets_where_a_document_begins(kernel_size: int) -> None:
+    x, kernel, history = drawn(B, C, 11, seed=7), drawn(C, kernel_size, seed=8), drawn(B, C, kernel_size - 1, seed=9)
     position = torch.tensor([[8, 9, 0, 1, 2, 3, 4, 5, 6, 0, 1], [0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9]])
-    y, after = short_convolution(x, kernel, history, position), remembered(x, history, position)
-    empty = torch.zeros(1, C, 4, dtype=x.dtype)
-    for row, start, stop, past in [(0, 0, 2, history[:1]), (0, 2, 9, empty), (0, 9, 11, empty), (1, 0, 1, empty), (1, 1, 11, empty)]:
-        alone = x[row : row + 1, :, start:stop]
-        torch.testing.assert_close(y[row : row + 1, :, start:stop], short_convolution(alone, kernel, past))
+    after, empty = remembered(x, history, position), torch.zeros_like(history[0])
+    spans = [(0, 0, 2, history[0]), (0, 2, 9, empty), (0, 9, 11, empty), (1, 0, 1, empty), (1, 1, 11, empty)]
+    pieces = [x[row, :, start:stop] for row, start, stop, _ in spans]
+    together = short_convolution_of_pieces(pieces, kernel, [past for *_, past in spans])
+    for piece, (row, _, stop, past), y in zip(pieces, spans, together, strict=True):
+        torch.testing.assert_close(y, short_convolution(piece[None], kernel, past[None])[0])
         if stop == 11:
-            torch.testing.assert_close(after[row : row + 1], remembered(alone, past))
+            torch.testing.assert_close(after[row], remembered(piece[None], past[None])[0])
