@@ -159,7 +159,7 @@ class Hyena(Unit):
 
     def forward(self, x: Tensor, state: HyenaState, context: Context) -> Mixed:
         dtype = torch.promote_types(x.dtype, torch.float32)
-        streams = (self.streams.weight @ x.flatten(0, 1).T).unflatten(1, x.shape[:2]).transpose(0, 1)  # time last, as the filters want it
+        streams = self.streams(x).mT  # time last, as the filters want it
         with torch.autocast(x.device.type, enabled=False):
             filters = Filters(self.kernel.to(dtype), self.filter(dtype), self.skip.to(dtype).unflatten(0, (self.order, -1)))
             streams = streams.to(dtype)
