@@ -44,8 +44,9 @@ class Filters(NamedTuple):
 
 def hyena_step(stream: Tensor, filters: Filters, state: HyenaState, restart: Tensor | None = None) -> tuple[Tensor, HyenaState]:
     """The definition, for one token: stream (B, S), restart (B,): forget first -> z^{N+1} (B, D)."""
-    fresh = torch.zeros_like(stream[:, 0], dtype=torch.bool) if restart is None else restart
-    short, long = state.short.where(~fresh[:, None, None], 0), state.long.where(~fresh[:, None, None, None], 0)
+    short, long = state
+    if restart is not None:
+        short, long = short.where(~restart[:, None, None], 0), long.where(~restart[:, None, None, None], 0)
     short = torch.cat([short, stream[..., None]], -1)
     z, *gates = (short * filters.kernel).sum(-1).chunk(1 + len(filters.taps), 1)
     longs = []
@@ -100,6 +101,13 @@ def _by_document(streams: Tensor, kernel: Tensor, taps: Tensor, state: HyenaStat
     return y, HyenaState(remembered(streams, state.short, context.position), torch.stack(after)) if context.carry else state
 
 
+class Made(NamedTuple):
+    """Taps, and the values of the parameters that they were made from."""
+
+    values: Tensor
+    taps: Tensor
+
+
 class ImplicitFilter(nn.Module):
     """The taps of all orders and channels, from a network that reads places."""
 
@@ -109,6 +117,7 @@ class ImplicitFilter(nn.Module):
         sizes = [features] + [width] * HIDDEN_LAYERS
         self.hidden = nn.ModuleList(nn.Linear(inner, outer) for inner, outer in zip(sizes[:-1], sizes[1:], strict=True))
         self.taps = nn.Linear(width, order * channels, bias=False)
+        self._made: Made | None = None
 
     def reset_parameters(self) -> None:
         """First weights of the usual size for a linear layer, since the taps must not all be near zero."""
@@ -116,7 +125,15 @@ class ImplicitFilter(nn.Module):
             layer.reset_parameters()
 
     def forward(self, dtype: torch.dtype) -> Tensor:
-        """(N, D, F) in `dtype`."""
+        """(N, D, F) in `dtype`. Without gradients, on the CPU, made again only when a parameter has another value: a token alone costs far less."""
+        if torch.is_grad_enabled() or self.taps.weight.device.type != "cpu":
+            return self._make(dtype)
+        values, made = torch.cat([parameter.flatten() for parameter in self.parameters()]), self._made
+        if made is None or made.taps.dtype != dtype or made.values.dtype != values.dtype or not torch.equal(made.values, values):
+            self._made = made = Made(values, self._make(dtype))
+        return made.taps
+
+    def _make(self, dtype: torch.dtype) -> Tensor:
         place = torch.arange(self.length, device=self.taps.weight.device, dtype=dtype) / self.length
         turns = place[:, None] * torch.arange(1, self.features // 2 + 1, device=place.device) * (2 * math.pi)
         x = torch.cat([place[:, None], turns.cos(), turns.sin()], 1)

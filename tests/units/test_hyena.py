@@ -99,6 +99,23 @@ def test_the_filter_does_not_know_how_long_the_text_is() -> None:
     assert read(unit, x).state.long.shape == unit.initial_state(1).long.shape == (1, 2, 12, 8)
 
 
+def test_a_filter_that_is_kept_is_made_again_when_a_parameter_changes() -> None:
+    unit, other, x = hyena(), hyena(), drawn(B, 30, 12, seed=14).float()
+    with torch.no_grad():
+        before = read(unit, x).y
+        assert unit.filter(torch.float32) is unit.filter(torch.float32)
+    for parameter, same in zip(unit.filter.parameters(), other.filter.parameters(), strict=True):
+        parameter.data[-1] += 0.5
+        same.data.copy_(parameter.data)
+        with torch.no_grad():
+            after = read(unit, x).y
+        torch.testing.assert_close(after, read(other, x).y)
+        assert not torch.allclose(after, before)
+        before = after
+    with torch.no_grad():
+        assert read(unit.double(), x.double()).y.dtype == torch.float64
+
+
 def test_all_parameters_learn_from_the_first_weights() -> None:
     unit = hyena()
     read(unit, drawn(B, 30, 12, seed=10).float()).y.square().mean().backward()
