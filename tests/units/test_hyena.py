@@ -11,6 +11,7 @@ from lm.units.unit import Context, Mixed
 
 B, D, N, K = 2, 5, 3, 4
 STARTS = {"one document": [], "restarts": [(0, 3), (0, 4), (0, 19), (1, 0), (1, 36)], "all anew": [(0, 0), (1, 0)], "late": [(1, 30)]}
+STARTS["lengths alike"] = [(0, 0), (0, 9), (0, 22), (1, 6), (1, 15), (1, 25)]  # read together, with padding
 
 
 def drawn(*shape: int, seed: int) -> Tensor:
