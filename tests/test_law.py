@@ -45,6 +45,12 @@ VARIANTS: dict[str, list[Sections]] = {
     "rwkv": [{"rwkv": {"mix_rank": 5, "decay_rank": 7}}, {"rwkv": {"mix_rank": 1, "decay_rank": 2}, "model": {"num_heads": 1}}],
     "rwkv_channel": [{}, {"model": {"ffn_size": None}}],
     "s5": [{"s5": {"state_size": 10}}, {"s5": {"state_size": 12, "blocks": 3}}, {"s5": {"state_size": 2}}],
+    "hyena": [
+        {"hyena": {"filter_order": 11, "embedding_dim": 5}},
+        {"hyena": {"filter_order": 8, "embedding_dim": 3, "order": 1, "filter_length": 1, "kernel_size": 1}},
+        {"hyena": {"filter_order": 7, "embedding_dim": 1, "order": 3, "filter_length": 41, "kernel_size": 4}},
+        {"hyena": {"filter_order": 5, "embedding_dim": 9, "filter_length": 4, "kernel_size": 31}},
+    ],
 }
 MODELS: dict[str, Sections] = {
     "rope": {},

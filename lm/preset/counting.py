@@ -44,10 +44,19 @@ def _s5(preset: Preset) -> int:
     return 3 * states + 4 * states * hidden + hidden + 2 * hidden**2
 
 
+def _hyena(preset: Preset) -> int:
+    size, hyena = preset.model.hidden_size, preset.hyena
+    order, width = hyena.order, hyena.filter_order
+    projections = (order + 2) * size * size + (order + 1) * size * hyena.kernel_size
+    network = (hyena.embedding_dim + 1) * width + 2 * (width + 1) * width + width * order * size
+    return projections + network + order * size
+
+
 UNIT_COUNTS: dict[str, Callable[[Preset], int]] = {
     "attention": _attention,
     "longformer": _attention,
     "s5": _s5,
+    "hyena": _hyena,
     "rwkv": _rwkv,
     "rwkv_channel": _rwkv_channel,
     "swiglu": _swiglu,

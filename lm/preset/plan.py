@@ -21,7 +21,7 @@ class Claim(NamedTuple):
 MECHANISMS: dict[str, Claim] = {
     "longformer": Claim("mixer", built=True),
     "s5": Claim("mixer", built=True),
-    "hyena": Claim("mixer", built=False),
+    "hyena": Claim("mixer", built=True),
     "rwkv": Claim("mixer", built=True),
     "mamba2": Claim("mixer", built=False),
     "gla": Claim("mixer", built=False),

@@ -1,6 +1,7 @@
 """The table of units: one published mechanism a file. Adding one is a file here, its switches in lm/preset, and a line in UNITS."""
 
 from lm.units.attention import Attention
+from lm.units.hyena import Hyena
 from lm.units.longformer import Longformer
 from lm.units.rwkv import Rwkv
 from lm.units.rwkv_channel import RwkvChannel
@@ -12,6 +13,7 @@ UNITS: dict[str, type[Unit]] = {
     "attention": Attention,
     "longformer": Longformer,
     "s5": S5,
+    "hyena": Hyena,
     "rwkv": Rwkv,
     "rwkv_channel": RwkvChannel,
     "swiglu": SwiGLU,

@@ -134,10 +134,43 @@ class S5Peer(nn.Module):
         return self.output(y * self.gate(y).sigmoid())
 
 
+class HyenaPeer(nn.Module):
+    """Hyena as the paper writes it, on torch.fft and autograd: every convolution by one transform of twice the whole length."""
+
+    def __init__(self, preset: Preset) -> None:
+        super().__init__()
+        size, config = preset.model.hidden_size, preset.hyena
+        self.order, self.length = config.order, config.filter_length or preset.model.seq_length
+        self.project_in, self.project_out = nn.Linear(size, (self.order + 1) * size), nn.Linear(size, size)
+        self.short = nn.Conv1d((self.order + 1) * size, (self.order + 1) * size, config.kernel_size, groups=(self.order + 1) * size)
+        self.widths = [config.embedding_dim, config.filter_order, config.filter_order, config.filter_order, self.order * size]
+        self.network = nn.ModuleList(nn.Linear(inner, outer) for inner, outer in zip(self.widths[:-1], self.widths[1:], strict=True))
+        self.skip = nn.Parameter(torch.randn(self.order, size, 1))
+
+    def taps(self, device: torch.device) -> torch.Tensor:
+        place = torch.linspace(0, 1, self.length, device=device)[:, None]
+        turns = 2 * torch.pi * place * torch.arange(1, self.widths[0] // 2 + 1, device=device)
+        x = torch.cat([place, turns.cos(), turns.sin()], 1)
+        for layer in self.network[:-1]:
+            x = (14 * layer(x)).sin()
+        rates = torch.linspace(15.35, 3.07, self.skip.shape[1], device=device).repeat(self.order)
+        return (self.network[-1](x) * ((-place * rates).exp() + 0.05)).T.unflatten(0, (self.order, -1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        time = x.shape[1]
+        streams = self.short(F.pad(self.project_in(x).mT, (self.short.kernel_size[0] - 1, 0)))
+        z, *gates = streams.chunk(self.order + 1, 1)
+        for gate, taps, skip in zip(gates, self.taps(x.device)[..., :time], self.skip, strict=True):
+            filtered = torch.fft.irfft(torch.fft.rfft(z, 2 * time) * torch.fft.rfft(taps, 2 * time), 2 * time)[..., :time]
+            z = gate * (filtered + skip * z)
+        return self.project_out(z.mT)
+
+
 # Independent modules (1, T, D) -> (1, T, D) of the same shape, by unit; what each is stands in its docstring.
 UNIT_PEERS: dict[str, Callable[[Preset], nn.Module]] = {
     "longformer": LongformerPeer,
     "s5": S5Peer,
+    "hyena": HyenaPeer,
     "rwkv": NaiveRwkv,
     "rwkv_channel": PlainRwkvChannel,
 }
