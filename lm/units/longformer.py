@@ -51,9 +51,9 @@ def longformer_step(query: Tensor, key: Tensor, value: Tensor, state: Longformer
 
 def longformer_parallel(query: Tensor, key: Tensor, value: Tensor, state: LongformerState, context: Context) -> tuple[Tensor, LongformerState]:
     """All tokens at once: query (B, H, T, K), key and value (B, G, T, K) -> (B, H, T, K)."""
-    time = key.shape[2]
-    if not time:
+    if not key.numel():
         return query, state
+    time = key.shape[2]
     restart = context.restart if context.any_restart else None
     place = _places(state.length, restart, time)
     if query.is_cuda and time >= BLOCK and query.shape[-1] >= 16 and query.dtype != torch.float64:  # what the compiled kernel takes

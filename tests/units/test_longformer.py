@@ -172,7 +172,7 @@ def test_bfloat16_is_near_float32(starts: str) -> None:
 
 
 @pytest.mark.parametrize("restarted", [False, True])
-@pytest.mark.parametrize("case", ["one token", "huge", "single", "empty"])
+@pytest.mark.parametrize("case", ["one token", "huge", "single", "empty", "no rows"])
 def test_values_and_gradients_stay_finite(case: str, restarted: bool) -> None:
     unit = unit_of()
     x = {
@@ -180,9 +180,10 @@ def test_values_and_gradients_stay_finite(case: str, restarted: bool) -> None:
         "huge": 1e15 * torch.randn(B, 300, H * K),
         "single": torch.randn(B, 1, H * K),
         "empty": torch.zeros(B, 0, H * K),
+        "no rows": torch.zeros(0, 7, H * K),
     }
     x = x[case].requires_grad_()
-    restart = torch.arange(x.shape[1]).expand(B, -1) % 3 != 1 if restarted else None
+    restart = torch.arange(x.shape[1]).expand(len(x), -1) % 3 != 1 if restarted else None
     y, state = read(unit, x, restart)
     gradients = torch.autograd.grad(y.sum(), [x, *unit.parameters()], allow_unused=True)
     assert all(bool(tensor.isfinite().all()) for tensor in (y, *state, *gradients) if tensor is not None)
