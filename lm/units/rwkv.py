@@ -68,7 +68,7 @@ class Rwkv(Unit):
         super().__init__()
         size, self.heads = preset.model.hidden_size, preset.model.num_heads
         rank = preset.rwkv.mix_rank
-        place = torch.linspace(0, 1, size)
+        place = torch.arange(size) / max(size - 1, 1)
         # Vectors all, which no weight decay touches. Later channels look at the token before less, and forget faster.
         self.mix_all = nn.Parameter(1 - place)
         self.mix = nn.Parameter((1 - torch.stack([place**0.25, place**0.5, place**0.5, place**0.5, place**0.25])).flatten())

@@ -29,7 +29,7 @@ class RwkvChannel(Unit):
     def __init__(self, preset: Preset) -> None:
         super().__init__()
         size, width = preset.model.hidden_size, preset.model.channel_mix_size
-        place = torch.linspace(0, 1, size)
+        place = torch.arange(size) / max(size - 1, 1)
         self.mix_key, self.mix_receptance = nn.Parameter(1 - place**0.5), nn.Parameter(1 - place**0.5)
         self.key = nn.Linear(size, width, bias=False)
         self.receptance = nn.Linear(size, size, bias=False)
