@@ -77,10 +77,20 @@ class Session:
 
     def tell_sources(self) -> None:
         """Pass on what happened to the sources."""
+        for text in self.changes():
+            self.report({"event": "certificate", "exact": False, "text": text})
+
+    def changes(self) -> list[str]:
+        """Sources that were found to be others than when the snapshot was taken, in words. What else happened to sources is passed on."""
+        found = []
         for event in self.stream.events():
+            if event["event"] == "changed":
+                found.append(f"{event['source']}: {event['text']}")
+                continue
             if event["event"] == "source" and event["reason"]:
                 self.run.life.setdefault("faults", {})[event["name"]] = {"last_error": event["reason"], "last_error_at": now()}
             self.report(event)
+        return found
 
     def count(self, step: Step, batch: Batch, cursor: Mapping[str, Any]) -> None:
         """Note what a step has read, and where the data stands after it."""
@@ -159,7 +169,7 @@ class Session:
             text = "the data goes on otherwise than it would have: some documents may come twice or not at all"
             self.report({"event": "certificate", "exact": False, "text": text})
         elif not self.expected:
-            self.report({"event": "certificate", "exact": True, "text": "the data goes on exactly as it would have"})
+            self.report({"event": "certificate", "exact": True, "text": "the first batches are exactly those that would have come"})
 
     def finish_save(self) -> None:
         """Wait until the snapshot is on disk. SnapshotError, on all ranks, when it can't be written."""

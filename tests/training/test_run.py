@@ -304,7 +304,7 @@ def test_a_resume_is_certified(tiny: Tiny, tmp_path: Path) -> None:
     second = trained(tiny(generation={"temperature": 0.1}), tmp_path, 30, stop_after=9)
     (resume,) = second.of("resume")
     assert resume["exact"] and resume["differs"] == [] and "exactly as it was" in resume["text"]
-    assert [(event["exact"], event["text"]) for event in second.of("certificate")] == [(True, "the data goes on exactly as it would have")]
+    assert [(event["exact"], event["text"]) for event in second.of("certificate")] == [(True, "the first batches are exactly those that would have come")]
     third = trained(tiny(train={"weight_decay": 0.2}), tmp_path, 30, stop_after=2)
     assert third.of("resume")[0]["differs"] == ["train.weight_decay was 0.1 and is 0.2"]
     assert not third.of("resume")[0]["exact"]
