@@ -8,7 +8,6 @@ prev · 11M ...       its words     its words     its words
 its words
 """
 
-import json
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -26,8 +25,7 @@ from lm.app.sitting import Sitting, terminal_size
 from lm.app.terminal import CHECKPOINTS, Escape, quieted
 from lm.app.text import ACCENT, LABEL, QUIET
 from lm.app.words import size
-from lm.preset import preset_from_json
-from lm.training.headers import Listed, listed
+from lm.training.headers import Listed, listed, preset_of
 
 UNCHOSEN = ("left", "before")  # answer when they are asked to
 DRAWINGS_A_SECOND = 10
@@ -55,7 +53,7 @@ class Comparison(Sitting):
         super().__init__(console, leaving=("escape", "c-c"))
         self.chosen = {each.path for each in _there() if each.kind not in UNCHOSEN}
         self.seed = 1
-        self.preset = preset_from_json(json.dumps(_there()[0].header.config), "the snapshot's preset")
+        self.preset = preset_of(_there()[0].path, _there()[0].header.config)
         self.write_by = self.preset.generation
         self._cast = Cast()
 

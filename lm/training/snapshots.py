@@ -26,8 +26,8 @@ import torch
 from torch import Tensor
 
 from data_sources.disk import sync_folder
-from lm.preset import Preset, PresetError, preset_from_json
-from lm.training.headers import ARCHIVE, FORMAT, NAMES, NEW, DamagedSnapshot, SnapshotError, check_parts, newest_first, read_header
+from lm.preset import Preset
+from lm.training.headers import ARCHIVE, FORMAT, NAMES, NEW, DamagedSnapshot, NewerSnapshot, SnapshotError, check_parts, newest_first, preset_of, read_header
 
 LEGACY, LOCK = "simple_lm_trained.pth", ".lock"
 ARCHIVE_KEEPS = 3
@@ -169,6 +169,8 @@ class Snapshots:
         """A new one left by a sudden end: in its place when it is whole, else gone. Whether it was whole."""
         try:
             read_snapshot(new)
+        except NewerSnapshot:
+            raise
         except SnapshotError:
             new.unlink()
             return False
@@ -319,9 +321,5 @@ def _built(path: Path, meta: dict[str, Any], tensors: dict[str, Tensor]) -> Snap
     for name, tensor in tensors.items():
         part, rest = name.split(".", 1)
         parts[part][rest] = tensor
-    try:
-        preset = preset_from_json(json.dumps(meta["preset"]), str(path))
-    except PresetError as error:
-        raise SnapshotError(f"{error} (in the preset that the snapshot holds)") from None
     rest = {name: meta[name] for name in ("tokenizer", "cursor", "run", "life")}
-    return Snapshot(preset, **rest, **parts, certificate=meta.get("certificate", {}), path=path)
+    return Snapshot(preset_of(path, meta["preset"]), **rest, **parts, certificate=meta.get("certificate", {}), path=path)

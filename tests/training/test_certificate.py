@@ -11,8 +11,9 @@ import pytest
 
 from lm.app.facts import Facts
 from lm.preset import Preset
-from lm.training.headers import NAMES
+from lm.training import Halted
 from lm.training.snapshots import Snapshots
+from tests.training.test_headers import preset_in, rewritten
 from tests.training.test_sources import of, trained
 
 Tiny = Callable[..., Preset]
@@ -65,14 +66,19 @@ def test_a_changed_source_is_named(tiny: Tiny, notes: list[dict[str, Any]], tmp_
 
 
 def test_a_snapshot_of_an_older_program_is_gone_on_with_exactly(tiny: Tiny, notes: list[dict[str, Any]], tmp_path: Path) -> None:
-    """One whose cursor tells the names of files and nothing more."""
+    """One whose cursor tells the names of files and nothing more, and whose preset lacks switches; one of a newer program is refused."""
     preset = tiny(data={"sources": notes, "vocab_size": 500})
     trained(preset, tmp_path, 100, stop_after=4)
     snapshot = Snapshots(tmp_path).read("current")
     assert snapshot.cursor is not None and all(" text " in mark for _, mark in snapshot.cursor["sources"])
     names_only = snapshot.cursor | {"sources": [[name, mark.split(" ")[0]] for name, mark in snapshot.cursor["sources"]]}
-    Snapshots(tmp_path).save(replace(snapshot, cursor=names_only))
+    current = Snapshots(tmp_path).save(replace(snapshot, cursor=names_only))
+    config = preset_in(current)
+    rewritten(current, preset=config | {"train": {switch: value for switch, value in config["train"].items() if not switch.startswith("replay")}})
     assert of(trained(preset, tmp_path, 100, stop_after=1), "resume", "exact") == [True]
     last_words(tmp_path / "notes")
     assert of(trained(preset, tmp_path, 100, stop_after=1), "resume", "differs") == [[SAME_NAMES]], "and from then on it is known"
-    assert (tmp_path / NAMES["current"]).exists()
+    rewritten(current, preset=config | {"slotformer": {"enabled": True}})
+    with pytest.raises(Halted, match=r"lm_current.pth: was written by a newer version of this program \(slotformer is not known here\)") as caught:
+        trained(preset, tmp_path, 100)
+    assert "\n" not in str(caught.value)
