@@ -195,7 +195,7 @@ class Snapshots:
         sync_folder(self.folder)
 
     def archive(self, kind: str, number: int, path: Path | None = None) -> Path:
-        """Link the snapshot at `path`, else the current one, into archive/ as "kind-number", and keep the newest few of the kind.
+        """Link the snapshot at `path`, else the current one, into archive/ as "kind-number", and keep it and the newest others of the kind.
 
         SnapshotError where it can't be done.
         """
@@ -204,8 +204,9 @@ class Snapshots:
             place = self._archived(kind, number, target)
             _copied(target, place)
             sync_folder(place.parent)
-            # By date: a model that went back finishes runs with fewer tokens than those it left.
-            for old in newest_first(place.parent.glob(f"{kind}-{'[0-9]' * 15}*.pth"))[ARCHIVE_KEEPS:]:
+            # By date: a model that went back finishes runs with fewer tokens than those it left. What it went back to is of an old date itself.
+            others = (path for path in place.parent.glob(f"{kind}-{'[0-9]' * 15}*.pth") if path != place)
+            for old in newest_first(others)[ARCHIVE_KEEPS - 1 :]:
                 old.unlink()
         except OSError as error:
             raise SnapshotError(f"{self.folder / ARCHIVE}: the snapshot can't be archived: {_reason(error)}") from None
@@ -216,7 +217,7 @@ class Snapshots:
         folder = self.folder / ARCHIVE
         folder.mkdir(exist_ok=True)
         names = (f"{kind}-{number:015}{again}.pth" for again in chain([""], (f"-{time}" for time in count(2))))
-        return next(place for name in names if not (place := folder / name).exists() or place.samefile(target))
+        return next(place for name in names if not (place := folder / name).exists() or _is_same(place, target))
 
     def lock(self) -> IO[bytes]:
         """Hold the folder for this process until the file that comes back is closed. SnapshotError when another holds it."""
@@ -239,6 +240,16 @@ def _reason(error: Exception) -> str:
     text = str(error).splitlines()[0]
     # torch.save tells of a full disk in its own way.
     return "no space left on device" if "iostream error" in text or "PytorchStreamWriter" in text or "unexpected pos" in text else text
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    """Whether two files hold the same snapshot, as names of one file or as copies."""
+    if one.samefile(other):
+        return True
+    try:
+        return read_header(one).identity == read_header(other).identity
+    except SnapshotError:
+        return False
 
 
 def _link(target: Path, place: Path) -> None:
