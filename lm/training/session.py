@@ -20,7 +20,7 @@ from lm.generation import generate
 from lm.training.certificate import PROBE_TOKENS, certified
 from lm.training.distribution import Ranks
 from lm.training.evaluation import Place, encoded, evaluate, first_texts
-from lm.training.forgetting import FULL, note_measures
+from lm.training.forgetting import FULL, note_measures, remedy
 from lm.training.journal import life_in_numbers, write_life
 from lm.training.replay import PastKeeper
 from lm.training.run import Run, now
@@ -228,7 +228,8 @@ class Session:
             return {}
         if measures:
             self.report({"event": "evaluation", **measures, "tokens": self.run.tokens, "brief": brief})
-            for line in note_measures(self.run.life, measures["sources"], "brief" if brief else FULL):
+            lost = note_measures(self.run.life, measures["sources"], "brief" if brief else FULL)
+            for line in [*lost, *[remedy(self.run.replay["share"] if self.run.replay else 0.0)] * bool(lost and not brief)]:
                 self.report({"event": "notice", "text": line})
         return measures
 

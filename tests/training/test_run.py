@@ -375,7 +375,9 @@ def test_what_is_forgotten_is_said(tiny: Tiny, tmp_path: Path) -> None:
     assert last["cross_entropy"] == last["sources"]["digits"]["cross_entropy"], "the whole is of this mix"
     measured = Snapshots(tmp_path / "c").read("current").life["measured"]["full"]["reference"]
     assert measured["best"] == best < measured["now"] / 1.02
-    assert any(event["text"].startswith("reference: ") and "forgotten" in event["text"] for event in second.of("notice"))
+    said = [event["text"] for event in second.of("notice")]
+    assert any(text.startswith("reference: ") and "forgotten" in text for text in said)
+    assert said[-1].startswith("To forget less: train.replay_share 0.2 (now 0.05) in the next run's preset")
 
 
 @pytest.mark.parametrize("finite", [False, True])
