@@ -64,6 +64,10 @@ class Reader(Protocol):
         """The documents of a block, or None past the last one. A block may be empty: a scanned PDF holds no text."""
         ...
 
+    def content(self) -> str:
+        """A mark of what the shards hold (data_sources/fingerprint.py), found without reading them; empty where there is none."""
+        ...
+
     def notices(self) -> list[str]:
         """Lines for the log since the last call: what was passed over, which alias was taken."""
         ...

@@ -5,7 +5,6 @@
 A place is where a lane stands: epoch, position of the shard and of the block in their seeded order, documents taken there.
 """
 
-import hashlib
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -15,6 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from data_sources.blocks import Block, BlockCache
 from data_sources.documents import GivenUp, PassingFault, Reader
+from data_sources.fingerprint import fingerprint
 from data_sources.held_out import SAMPLE, Choice, HeldOut, local_choice
 from data_sources.order import permutation
 
@@ -202,7 +202,7 @@ class Feed:
     def _open(self) -> None:
         names = self._reader.shards()
         self._shards = len(names)
-        self.fingerprint = hashlib.blake2b("\n".join(map(_without_revision, names)).encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
+        self.fingerprint = fingerprint(names, self._reader.content())
         if self.rules.local:
             texts = (text for block in self._walk_unguarded() for text in block.texts if len(text) >= self.rules.shortest)
             sample = list(islice(texts, SAMPLE))
@@ -302,9 +302,3 @@ class Feed:
     def close(self) -> None:
         self.closing.set()
         self._reader.close()
-
-
-def _without_revision(name: str) -> str:
-    """A data set's new revision may hold the same files."""
-    repository, at, rest = name.partition("@")
-    return repository + rest.partition("/")[2] if at and name.startswith("datasets/") else name

@@ -1,9 +1,11 @@
 """The reader of `files` sources: a file, or a folder with all below it."""
 
 import os
+from collections.abc import Sequence
 
 from data_sources.config import FilesSource
 from data_sources.documents import GivenUp
+from data_sources.fingerprint import text_mark
 from data_sources.folders import files_below
 from data_sources.ranges import LocalFile
 from data_sources.rows import Notes, RowFormat, printable
@@ -14,7 +16,14 @@ def files_reader(source: FilesSource) -> FileReader:
     """Reader of the text, JSON lines and parquet files at `source.path`."""
     notes = Notes()
     folder = os.path.dirname(source.path) if os.path.isfile(source.path) else source.path
-    return FileReader(lambda: _listed(source.path, notes), lambda name: LocalFile(os.path.join(folder, name)), RowFormat(source, notes), notes, strict=False)
+
+    def path(name: str) -> str:
+        return os.path.join(folder, name)
+
+    def marked(names: Sequence[str]) -> str:
+        return text_mark([path(name) for name in names])
+
+    return FileReader(lambda: _listed(source.path, notes), lambda name: LocalFile(path(name)), marked, RowFormat(source, notes), notes, strict=False)
 
 
 def _listed(path: str, notes: Notes) -> list[str]:

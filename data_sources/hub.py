@@ -23,6 +23,7 @@ from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_st
 from data_sources.config import CacheConfig, HubSource
 from data_sources.disk_cache import DiskCache
 from data_sources.documents import GivenUp, PassingFault, one_line
+from data_sources.fingerprint import revision_mark
 from data_sources.hub_faults import CONTACT_SECONDS, Offline, explained, hush, within
 from data_sources.ranges import Changed
 from data_sources.rows import Notes, RowFormat
@@ -64,9 +65,10 @@ def hub_reader(source: HubSource, cache: CacheConfig | None = None) -> FileReade
     notes = Notes()
     rows, splits = RowFormat(source, notes), Pending(lambda: explained(lambda: _splits(source)))
     if cache is None:
-        return FileReader(lambda: _listed(source, splits, notes), RemoteFile, rows, notes, strict=True)
+        return FileReader(lambda: _listed(source, splits, notes), RemoteFile, revision_mark, rows, notes, strict=True)
     kept = DiskCache(cache.path, int(cache.gigabytes * 1e9), notes.say)
-    return FileReader(lambda: _listed_or_kept(source, splits, kept, notes), lambda name: CachedFile(name, kept, _listing_key(source)), rows, notes, strict=True)
+    listed, opened = lambda: _listed_or_kept(source, splits, kept, notes), lambda name: CachedFile(name, kept, _listing_key(source))
+    return FileReader(listed, opened, revision_mark, rows, notes, strict=True)
 
 
 class About(NamedTuple):

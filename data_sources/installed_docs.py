@@ -57,6 +57,9 @@ class InstalledDocs:
         places = [name] if len(pieces) == 1 else [f"{name}, part {part}" for part in range(1, len(pieces) + 1)]
         return [Document(piece, place) for piece, place in zip(pieces, places, strict=True)]
 
+    def content(self) -> str:
+        return ""  # packages of other versions have folders of other names
+
     def notices(self) -> list[str]:
         return []  # a file that can't be read is one of thousands, and no one's mistake
 

@@ -195,6 +195,9 @@ class PastReader:
             raise GivenUp(f"{self._path.name} is damaged; what was read before is not read again in this run") from None
         return [Document(read.text, f"read before, from {read.source}", read.scored) for read in found if read.source in self._sources]
 
+    def content(self) -> str:
+        return ""  # its file is named by what it holds
+
     def notices(self) -> list[str]:
         return []
 

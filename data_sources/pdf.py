@@ -9,6 +9,7 @@ from bisect import bisect_right
 from pathlib import Path
 
 from data_sources.documents import Document, GivenUp
+from data_sources.fingerprint import text_mark
 from data_sources.folders import files_below
 from data_sources.pdf_process import LIMITS, Extract, Limits, PdfProcess, Refused
 from data_sources.pdf_text import Paragraph, paragraphs
@@ -56,6 +57,9 @@ class PdfFiles:
         documents = _documents(Path(self.shards()[shard]).name, paragraphs(texts))
         self._name_faults(shard, first, extract, bool(documents))
         return documents
+
+    def content(self) -> str:
+        return text_mark([str(self._path(shard)) for shard in range(len(self.shards()))])
 
     def notices(self) -> list[str]:
         return self._notes.take()

@@ -20,9 +20,10 @@ from data_sources.documents import SourcesFailed
 from data_sources.encoder import Encoder
 from data_sources.events import ASIDE, BACK, Event, Record, in_order, united
 from data_sources.feed import Aside, Place
+from data_sources.fingerprint import GONE, change
 from data_sources.held_out import HeldOut
 from data_sources.lane import ASIDE as IS_ASIDE
-from data_sources.lane import FINISHED, Lane, Mix, State
+from data_sources.lane import FINISHED, READING, Lane, Mix, State
 from data_sources.order import LANES
 from data_sources.packed import Rows
 from data_sources.past import Read, Sieve
@@ -73,7 +74,9 @@ class Reading:
         self._parked: dict[str, dict[str, Any]] = {}
         self._lanes = self._opened_lanes(numbers)
         self._states: dict[str, State] = {str(number): lane.keep() for number, lane in self._lanes.items()}
-        self._marks = self._compare_marks()
+        self._marks = self._known_marks()
+        self._tell_changes()
+        self._tell_losses()
         self._sieve = Sieve(*job.keep) if job.keep else None
         self._worn = set(self._read_over())
 
@@ -117,19 +120,28 @@ class Reading:
             text = f'packing is "{data.packing}" and was "{cursor["packing"]}": rows are filled in another way, documents go on where they were'
             self._sources.tell({"event": "notice", "text": text})
 
-    def _compare_marks(self) -> dict[str, str]:
+    def _known_marks(self) -> dict[str, str]:
+        """By source its fingerprint when it was last read, until it is compared with what it is now."""
         cursor = self._job.cursor or {"sources": []}
-        marks = {name: held["fingerprint"] for name, held in cursor.get("parked", {}).items()} | dict(cursor["sources"])
+        return {name: held["fingerprint"] for name, held in cursor.get("parked", {}).items()} | dict(cursor["sources"])
+
+    def _tell_changes(self) -> None:
+        """Of sources that are not what they were, as soon as they are reached."""
         for feed in self._sources.feeds:
-            if feed.fingerprint and marks.get(feed.name) and marks[feed.name] != feed.fingerprint:
-                text = "its files are others than when it was last read: some documents may come twice or not at all"
-                self._sources.tell({"event": "notice", "source": feed.name, "text": text})
-        return marks
+            if feed.fingerprint and (text := change(self._marks.pop(feed.name, ""), feed.fingerprint)):
+                self._sources.tell({"event": "changed", "source": feed.name, "text": text})
+
+    def _tell_losses(self) -> None:
+        """Of sources that were read when the cursor was written, and can't be read now."""
+        for number, feed in enumerate(self._sources.feeds):
+            if feed.state == "given up" and self._marks.get(feed.name) and any(lane.standings[number].status == READING for lane in self._lanes.values()):
+                self._sources.tell({"event": "changed", "source": feed.name, "text": GONE})
 
     # Batches
 
     def __next__(self) -> tuple[Rows, Cursor]:
         first, stop = self._next_row, self._next_row + self._job.global_rows
+        self._tell_changes()
         self._weigh(first)
         replayed = self._record is not None and first < self._record.until
         self._sources.be_patient(replayed)
@@ -293,6 +305,10 @@ class Reading:
     def held_out(self) -> HeldOut:
         """Held-out documents, gathered as they are met."""
         return self._sources.held_out
+
+    def reached(self, seconds: float) -> bool:
+        """Whether the sources have been reached: since this is there."""
+        return True
 
     def events(self) -> list[dict[str, Any]]:
         """What happened since the last call, for the log. Safe from another thread."""

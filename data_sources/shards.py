@@ -225,8 +225,16 @@ class FileReader:
 
     OPEN = 8  # files kept open: lanes stand in a few shards at a time
 
-    def __init__(self, listed: Callable[[], Sequence[str]], opened: Callable[[str], ByteRanges], rows: RowFormat, notes: Notes, strict: bool):
-        self._listed, self._opened, self._rows, self._notes = listed, opened, rows, notes
+    def __init__(
+        self,
+        listed: Callable[[], Sequence[str]],
+        opened: Callable[[str], ByteRanges],
+        marked: Callable[[Sequence[str]], str],
+        rows: RowFormat,
+        notes: Notes,
+        strict: bool,
+    ):
+        self._listed, self._opened, self._marked, self._rows, self._notes = listed, opened, marked, rows, notes
         self._strict = strict  # whether a file without the column speaks for the whole source
         self._names: list[str] | None = None
         self._open: OrderedDict[int, Shard] = OrderedDict()
@@ -292,6 +300,9 @@ class FileReader:
             raise error
         self._passed_over.add(shard)
         self._notes.say(f"{self.shards()[shard]} is passed over: {one_line(error)}")
+
+    def content(self) -> str:
+        return self._marked(self.shards())
 
     def notices(self) -> list[str]:
         return self._notes.take()

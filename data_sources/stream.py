@@ -133,8 +133,14 @@ class Stream:
         """Held-out documents, gathered as they are met."""
         return self._reading.held_out
 
+    def reached(self, seconds: float) -> bool:
+        """Whether the sources have been reached, and `events` tells which of them were changed since the cursor, at the latest after `seconds`.
+        For the thread that reads, before it does."""
+        return self._reading.reached(seconds)
+
     def events(self) -> list[dict[str, Any]]:
-        """What happened since the last call, for the log. Safe from another thread."""
+        """What happened since the last call, for the log: "source", "notice", and "changed" for one that is not what it was when the cursor was
+        written. Safe from another thread."""
         return self._reading.events()
 
     def stop(self) -> None:

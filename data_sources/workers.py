@@ -15,8 +15,9 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from multiprocessing.connection import Connection, Pipe, wait
 from pathlib import Path
@@ -163,9 +164,21 @@ class Workers:
             for worker in lacking:
                 if worker.failure is not None:
                     raise worker.failure
-            lines: dict[Connection, Worker] = {worker.line: worker for worker in lacking}
-            for line in wait(list(lines), GLANCE):
-                self._note(lines[line].hear())
+            self._hear(lacking)
+
+    def _hear(self, workers: Sequence[Worker]) -> None:
+        lines: dict[Connection, Worker] = {worker.line: worker for worker in workers}
+        for line in wait(list(lines), GLANCE):
+            self._note(lines[line].hear())
+
+    def reached(self, seconds: float) -> bool:
+        """Whether all loaders have reached their sources, or have failed, at the latest after `seconds`. For the thread that reads, before it does."""
+        until = time.monotonic() + seconds
+        while lacking := [worker for worker in self._workers if worker.cursor is None and worker.failure is None]:
+            if time.monotonic() >= until:
+                return False
+            self._hear(lacking)
+        return True
 
     def _announce(self) -> None:
         """Pass on the weights that were settled since the last time."""

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 from rich.text import Text
 
-from lm.app.earlier import KINDS
+from lm.app.earlier import KINDS, moment
 from lm.app.text import ACCENT, QUIET, Lines, filled, fitted, spans, wrapped
-from lm.app.words import clean, counted
+from lm.app.words import clean
 from lm.training.headers import Header
 
 SIDE_BY_SIDE_FROM, LEAST_COLUMN, GAP = 110, 36, 3
@@ -47,7 +47,7 @@ def in_columns(answers: Sequence[Answer], width: int, height: int = ENDLESS) -> 
 
 
 def _column(answer: Answer, width: int) -> Lines:
-    name = spans((KINDS[answer.kind][0], f"bold {ACCENT}"))
-    about = spans((f"{counted(answer.header.life_tokens)} tokens · {answer.header.saved.astimezone():%Y-%m-%d %H:%M}", QUIET))
+    name = spans((KINDS[answer.kind][0], f"bold {ACCENT}"), (f" · {answer.header.life_tokens:,} tokens", QUIET))
+    about = spans((moment(answer.header), QUIET))
     lines = [spans(part) for part in clean(answer.text).strip().split("\n")] if answer.text.strip() else [spans((answer.note, QUIET))]
     return [name, about, *(part for line in lines for part in wrapped(line, width, ENDLESS))]

@@ -1,17 +1,17 @@
 """Compare: one prompt, answered by the model as it is and as it was, with the same settings and the same seed.
 
-80 columns           wide
-› a prompt           › a prompt
-current · 12M ...    current       prev          run end
-its words            12M ...       11M ...       100M ...
-prev · 11M ...       its words     its words     its words
+80 columns                          wide
+› a prompt                          › a prompt
+current · 12,402,688 tokens · ...   current · 12,...   prev · 11,...   run end · 100,...
+its words                           2026-11-21 ...     2026-11-21 ...  2026-11-20 ...
+prev · 11,583,488 tokens · ...      its words          its words       its words
 its words
 """
 
-import json
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from datetime import UTC, datetime
 
 from rich.console import Console
 from rich.live import Live
@@ -19,17 +19,17 @@ from rich.text import Text
 
 from lm.app.columns import Answer, in_columns, per_row
 from lm.app.commands import COMPARING, CommandError, command_in, numbered, seed_in
-from lm.app.earlier import heading
+from lm.app.earlier import ago, heading
 from lm.app.flow import flow
 from lm.app.partner import Cast
 from lm.app.sitting import Sitting, terminal_size
 from lm.app.terminal import CHECKPOINTS, Escape, quieted
 from lm.app.text import ACCENT, LABEL, QUIET
-from lm.app.words import size
-from lm.preset import preset_from_json
-from lm.training.headers import Listed, listed
+from lm.app.words import one_line, size
+from lm.training.headers import Listed, listed, preset_of
 
 UNCHOSEN = ("left", "before")  # answer when they are asked to
+WIDE = 60  # columns: from there on a snapshot's line is cut at its end and not wrapped
 DRAWINGS_A_SECOND = 10
 ALONE = "There is nothing to compare with yet: a run keeps two earlier snapshots as it goes, and its end."
 
@@ -55,7 +55,7 @@ class Comparison(Sitting):
         super().__init__(console, leaving=("escape", "c-c"))
         self.chosen = {each.path for each in _there() if each.kind not in UNCHOSEN}
         self.seed = 1
-        self.preset = preset_from_json(json.dumps(_there()[0].header.config), "the snapshot's preset")
+        self.preset = preset_of(_there()[0].path, _there()[0].header.config)
         self.write_by = self.preset.generation
         self._cast = Cast()
 
@@ -78,9 +78,13 @@ class Comparison(Sitting):
             self.console.print()
 
     def _list(self) -> None:
+        """Each snapshot there is in a line: which it is, how much it had read, when it was taken, and in a run of which preset."""
+        now, wide = datetime.now(UTC), self.console.width >= WIDE
         for number, each in enumerate(_there(), start=1):
             mark = ("● ", ACCENT) if each.path in self.chosen else "  "
-            self.console.print(Text.assemble((f"{number:>2} ", LABEL), mark, heading(each.kind, each.header)))
+            about = (f" · {ago(each.header, now)} · {one_line(each.header.preset)}", QUIET)
+            line = Text.assemble((f"{number:>2} ", LABEL), mark, heading(each.kind, each.header), about)
+            self.console.print(line, no_wrap=wide, overflow="ellipsis" if wide else None)
 
     def _obey(self, name: str, words: tuple[str, ...]) -> None:
         if name == "/help":

@@ -24,8 +24,18 @@ def label(listed: Listed) -> str:
 
 
 def heading(kind: str, header: Header) -> str:
-    """What it is, in a few words: "prev · 161k tokens · 2026-11-21 09:45"."""
-    return f"{KINDS[kind][0]} · {counted(header.life_tokens)} tokens · {header.saved.astimezone():%Y-%m-%d %H:%M}"
+    """What it is, in a few words: "prev · 161,792 tokens · 2026-11-21 09:45:12". Two of one evening, late in a long life, must not look alike."""
+    return f"{KINDS[kind][0]} · {header.life_tokens:,} tokens · {moment(header)}"
+
+
+def moment(header: Header) -> str:
+    """When it was taken, to the second, by the clock of this place."""
+    return f"{header.saved.astimezone():%Y-%m-%d %H:%M:%S}"
+
+
+def ago(header: Header, now: datetime) -> str:
+    """ "12 min ago"."""
+    return f"{duration(max((now - header.saved).total_seconds(), 0))} ago"
 
 
 def about(listed: Listed, now: datetime, width: int) -> Fragments:
@@ -37,7 +47,7 @@ def about(listed: Listed, now: datetime, width: int) -> Fragments:
         return [*out, *paragraph("class:bad", one_line(listed.reason), width)]
     runs = len(header.life.get("runs", []))
     out += [("", "\n")]
-    out += row("saved", f"{header.saved.astimezone():%Y-%m-%d %H:%M}, {duration(max((now - header.saved).total_seconds(), 0))} ago", width)
+    out += row("saved", f"{moment(header)}, {ago(header, now)}", width)
     out += row("life", f"{counted(header.life_tokens)} tokens in {runs} run{'s' * (runs != 1)}", width)
     out += row("last run", f"{one_line(header.preset)} at {counted(header.run.get('tokens', 0))} of {counted(header.run.get('budget', 0))}", width)
     out += row("held-out", held_out(header), width)

@@ -120,11 +120,12 @@ class Facts:
     def _on_run(self, event: Event) -> None:
         self.preset, self.plan, self.device = (one_line(str(event[key])) for key in ("preset", "plan", "device"))
         self.parameters, self.world_size, self.budget = event["parameters"], event["world_size"], event["budget"]
+        self.begun_at, self.life_tokens = event["tokens"], event["life_tokens"]
         self.sources = {name: SourceFacts(one_line(name)) for name in event["sources"]}
 
     def _on_resume(self, event: Event) -> None:
         self.begun_at, self.life_tokens = event["tokens"], event["life_tokens"]
-        self.say(event["text"], "good")
+        self.say(event["text"], "warning" if event.get("differs") else "good")
 
     def _on_certificate(self, event: Event) -> None:
         self.say(event["text"], "good" if event["exact"] else "warning")
@@ -156,7 +157,8 @@ class Facts:
         self.say(f"{event['name']} is {event['state']}{reason}", TONES.get(event["state"], "quiet"))
 
     def _on_notice(self, event: Event) -> None:
-        self.say(event["text"], "warning")
+        source = event.get("source", "")
+        self.say(event["text"] if event["text"].startswith(source) else f"{source}: {event['text']}", "warning")
 
     def _on_evaluation(self, event: Event) -> None:
         self.evaluation = {**event, "after": self.tokens}

@@ -11,7 +11,7 @@ from rich.text import Text
 from lm.app.earlier import KINDS
 from lm.app.text import LABEL, QUIET, Lines, fitted, spans, title, wrapped
 from lm.app.words import counted, figure, one_line
-from lm.training.forgetting import Measures, is_forgotten, warning
+from lm.training.forgetting import Measures, is_forgotten, remedy, warning
 from lm.training.headers import Header, Listed
 
 COLUMN, LEAST_NAME, MOST_NAME = 8, 12, 40
@@ -30,6 +30,7 @@ class Panel:
     now: Bits
     best: Bits
     earlier: list[tuple[Listed, Bits]]
+    replayed: float = 0.0  # share of the past in the current model's last run
 
     @property
     def missing(self) -> list[Listed]:
@@ -38,7 +39,9 @@ class Panel:
 
     @property
     def warnings(self) -> list[str]:
-        return [warning(one_line(name), bits, self.best[name]) for name, bits in self.now.items() if is_forgotten(bits, self.best[name])]
+        """A line for each source that is being forgotten, and what to do about it."""
+        lost = [warning(one_line(name), bits, self.best[name]) for name, bits in self.now.items() if is_forgotten(bits, self.best[name])]
+        return [*lost, remedy(self.replayed)] if lost else []
 
 
 def panel_of(measures: Measures, current: Header | None, snapshots: Sequence[Listed], kept: Mapping[str, Measures]) -> Panel:
@@ -52,7 +55,9 @@ def panel_of(measures: Measures, current: Header | None, snapshots: Sequence[Lis
     bests += [now, *(bits for _, bits in earlier)]
     best = {name: min(bits[name] for bits in bests if name in bits) for name in now}
     tokens = counted(current.life_tokens) if current else ""
-    return Panel(tokens, [*now, *(name for name in {**life.get("sources", {}), **full} if name not in now)], now, best, earlier)
+    names = [*now, *(name for name in {**life.get("sources", {}), **full} if name not in now)]
+    replay = current.run.get("replay") if current else None
+    return Panel(tokens, names, now, best, earlier, replay["share"] if replay else 0.0)
 
 
 def _same_text(found: Measures, measures: Measures) -> dict[str, float]:
@@ -75,7 +80,7 @@ def lines_of(panel: Panel, width: int) -> Lines:
         for name in panel.sources:
             figures = [" ".join(filter(None, (head, tokens, f"{bits[name]:.3f}"))) for head, tokens, bits in columns if name in bits]
             lines += [*wrapped(Text(one_line(name), style="bold"), width, 2), *wrapped(spans(", ".join(figures) or "not measured"), width, 9)]
-    lines += [line for words in panel.warnings for line in wrapped(spans((words, "yellow")), width, 3)]
+    lines += [line for words in panel.warnings for line in wrapped(spans((words, "yellow")), width, 9)]
     return [*lines, *wrapped(spans((MEANING, QUIET)), width, 9)]
 
 

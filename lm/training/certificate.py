@@ -1,7 +1,8 @@
 """The resume certificate: what a snapshot says about the moment it was taken, so that the next start can prove it goes on from there.
 
 It holds the loss of one fixed row of held-out tokens, the hashes of the batches that come next, and what the program ran on. On a
-start the loss is computed again, the differences are named, and the first batches are held against the hashes as they come.
+start the loss is computed again, the differences are named, and the first batches are held against the hashes as they come. Which sources
+were changed since, the stream tells by the fingerprints in its cursor (data_sources/fingerprint.py).
 """
 
 import platform

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from data_sources.disk import sync_folder
 from lm.preset import Preset
 from lm.preset.plan import not_built
-from lm.training.headers import Header, Shape
+from lm.training.headers import Header, Shape, SnapshotError, preset_of
 
 SHAPELESS = {"name", "about", "train", "data", "generation"}  # sections that no tensor's shape follows from
 LAYER = re.compile(r"layers\.(\d+)\.")
@@ -36,12 +36,15 @@ class Change(NamedTuple):
 
 
 def change_of(header: Header, preset: Preset) -> Change | None:
-    """What training with `preset` would change in the model of a snapshot; None where it would change nothing. Torch is only
-    imported where something differs."""
-    if not_built(preset):  # training refuses it
+    """What training with `preset` would change in the model of a snapshot; None where it would change nothing, or refuses.
+    Torch is only imported where something differs."""
+    if not_built(preset):
         return None
-    ours, theirs = preset.model_dump(mode="json"), header.config
-    same = all(ours[section] == theirs.get(section) for section in ours.keys() - SHAPELESS)
+    try:
+        ours, theirs = preset.model_dump(mode="json"), preset_of(header.path, header.config).model_dump(mode="json")
+    except SnapshotError:
+        return None
+    same = all(ours[section] == theirs[section] for section in ours.keys() - SHAPELESS)
     change = Change([] if same else _parts(header, preset), other_tokenizer(header.life, preset))
     return change if change.parts or change.tokenizer else None
 

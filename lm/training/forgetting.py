@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 WORSE = 0.02  # past its best by this share, a source is being forgotten
+ENOUGH = 0.2  # of a run's text from the past kept what was read first within 1 % of its best
 FULL = "full"  # measures on all held-out text
 MEASURES, KEPT = "measures.json", 32
 
@@ -45,6 +46,13 @@ def is_forgotten(now: float, best: float) -> bool:
 def warning(name: str, now: float, best: float) -> str:
     """A line about a source that is being forgotten."""
     return f"{name}: {now:.3f} bits per byte, {now / best - 1:.0%} more than its best {best:.3f}: it is being forgotten"
+
+
+def remedy(share: float) -> str:
+    """What a person can do about it, in a line, after a run of which `share` was text of earlier ones. What it costs is measured: README."""
+    if share < ENOUGH:
+        return f"To forget less: train.replay_share {ENOUGH} (now {share:.3g}) in the next run's preset; new text is then learned about 5 % less well"
+    return f"To forget less: a higher train.replay_share (now {share:.3g}, at most 0.5) in the next run's preset, or the source in it again"
 
 
 def forgotten_in_words(life: Mapping[str, Any]) -> str:

@@ -18,12 +18,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lm.preset import Preset, PresetError, preset_from_json
+
 FORMAT = 1
 NAMES = {"current": "lm_current.pth", "prev": "lm_prev.pth", "prev2": "lm_prev2.pth"}
 NEW = "lm_new.pth"  # on its way to be the current one
 ARCHIVE = "archive"
 PARTS = {"format": int, "meta": str, "tensors": dict, "checksums": dict}
 ARCHIVED = re.compile(r"(run|left|before)-\d{15}(-\d+)?\.pth")  # the end of a run, gone back from, before the model grew
+UPDATE = "update the program to use it"
 
 Shape = tuple[int, ...]
 
@@ -34,6 +37,10 @@ class SnapshotError(Exception):
 
 class DamagedSnapshot(SnapshotError):
     """The file was cut off or changed since it was written."""
+
+
+class NewerSnapshot(SnapshotError):
+    """Written by a program that knows more than this one. It may be whole, and is left alone."""
 
 
 @dataclass(frozen=True)
@@ -95,15 +102,29 @@ def newest_first(paths: Iterable[Path]) -> list[Path]:
     return sorted(sorted(paths, reverse=True), key=lambda path: -path.stat().st_mtime_ns)
 
 
+def preset_of(path: Path, config: dict[str, Any]) -> Preset:
+    """The preset that the snapshot at `path` holds; what it lacks, since the program that wrote it knew no such switch, is as by default.
+
+    NewerSnapshot where this program does not understand it.
+    """
+    try:
+        return preset_from_json(json.dumps(config), str(path))
+    except PresetError as error:
+        what = str(error).removeprefix(f"{path}: ").split(":")[0]
+        raise NewerSnapshot(f"{path}: was written by a newer version of this program ({what} is not known here); {UPDATE}") from None
+
+
 def _listed(kind: str, path: Path) -> Listed:
     try:
-        return Listed(kind, path, read_header(path))
+        header = read_header(path)
+        preset_of(path, header.config)
+        return Listed(kind, path, header)
     except SnapshotError as error:
         return Listed(kind, path, None, str(error).removeprefix(f"{path}: "))
 
 
 def read_header(path: Path) -> Header:
-    """The header of the file at `path`. DamagedSnapshot, or SnapshotError for a file that is not there, not ours or too new."""
+    """The header of the file at `path`. DamagedSnapshot, or SnapshotError for a file that is not there, not ours or of a newer format."""
     content = _unpickled(path)
     check_parts(path, content)
     if hashlib.sha256(content["meta"].encode()).hexdigest() != content["checksums"].get("meta"):
@@ -119,7 +140,7 @@ def check_parts(path: Path, content: Any) -> None:
     if not isinstance(content, dict) or [type(content.get(part)) for part in PARTS] != list(PARTS.values()):
         raise SnapshotError(f"{path}: was not written by this program; move it away, nothing is overwritten")
     if content["format"] > FORMAT:
-        raise SnapshotError(f"{path}: has format {content['format']}, this program reads up to {FORMAT}; use the newer program that wrote it")
+        raise NewerSnapshot(f"{path}: was written by a newer version of this program (format {content['format']}, up to {FORMAT} is known here); {UPDATE}")
 
 
 def _unpickled(path: Path) -> Any:

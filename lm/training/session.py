@@ -20,7 +20,7 @@ from lm.generation import generate
 from lm.training.certificate import PROBE_TOKENS, certified
 from lm.training.distribution import Ranks
 from lm.training.evaluation import Place, encoded, evaluate, first_texts
-from lm.training.forgetting import FULL, note_measures
+from lm.training.forgetting import FULL, note_measures, remedy
 from lm.training.journal import life_in_numbers, write_life
 from lm.training.replay import PastKeeper
 from lm.training.run import Run, now
@@ -77,10 +77,20 @@ class Session:
 
     def tell_sources(self) -> None:
         """Pass on what happened to the sources."""
+        for text in self.changes():
+            self.report({"event": "certificate", "exact": False, "text": text})
+
+    def changes(self) -> list[str]:
+        """Sources that were found to be others than when the snapshot was taken, in words. What else happened to sources is passed on."""
+        found = []
         for event in self.stream.events():
+            if event["event"] == "changed":
+                found.append(f"{event['source']}: {event['text']}")
+                continue
             if event["event"] == "source" and event["reason"]:
                 self.run.life.setdefault("faults", {})[event["name"]] = {"last_error": event["reason"], "last_error_at": now()}
             self.report(event)
+        return found
 
     def count(self, step: Step, batch: Batch, cursor: Mapping[str, Any]) -> None:
         """Note what a step has read, and where the data stands after it."""
@@ -159,7 +169,7 @@ class Session:
             text = "the data goes on otherwise than it would have: some documents may come twice or not at all"
             self.report({"event": "certificate", "exact": False, "text": text})
         elif not self.expected:
-            self.report({"event": "certificate", "exact": True, "text": "the data goes on exactly as it would have"})
+            self.report({"event": "certificate", "exact": True, "text": "the first batches are exactly those that would have come"})
 
     def finish_save(self) -> None:
         """Wait until the snapshot is on disk. SnapshotError, on all ranks, when it can't be written."""
@@ -218,7 +228,8 @@ class Session:
             return {}
         if measures:
             self.report({"event": "evaluation", **measures, "tokens": self.run.tokens, "brief": brief})
-            for line in note_measures(self.run.life, measures["sources"], "brief" if brief else FULL):
+            lost = note_measures(self.run.life, measures["sources"], "brief" if brief else FULL)
+            for line in [*lost, *[remedy(self.run.replay["share"] if self.run.replay else 0.0)] * bool(lost and not brief)]:
                 self.report({"event": "notice", "text": line})
         return measures
 

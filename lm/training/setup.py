@@ -10,7 +10,7 @@ import torch
 from data_sources import open_stream, reopened
 from data_sources.config import PAST
 from data_sources.cursor import lanes_of, without
-from data_sources.documents import SourceError, SourcesFailed
+from data_sources.documents import SourceError, SourcesFailed, Stopped
 from data_sources.held_out import HeldOutStore
 from data_sources.past import Past
 from data_sources.prefetch import Prefetch
@@ -30,7 +30,7 @@ from lm.training.optimizer import build_optimizer
 from lm.training.replay import PastKeeper, begun_replay, in_words, opened_past, past_source, spread
 from lm.training.run import Run, begin_run, is_under_way, new_life, restore
 from lm.training.saving import Saver
-from lm.training.session import Session
+from lm.training.session import GLANCE, Session
 from lm.training.snapshots import Snapshot, SnapshotError, Snapshots
 from lm.training.step import Teacher
 from lm.training.tensorboard import TensorBoard
@@ -91,16 +91,15 @@ def open_session(
         tokenizer = tokenizer_from_json(tokenizer_json)
         report.phase("building the model")
         run = _born_run(preset, tokenizer_json, len(tokenizer), budget, ranks)
-        _tell_run(run, ranks, report)
         under_way = snapshot is not None and is_under_way(snapshot, preset, budget)
         if snapshot:
             fits = _take_over(run, snapshot, under_way, snapshots, ranks, report)
         else:
             begin_run(run.life, preset, budget)
+        _tell_run(run, ranks, report)
         limit = preset.train.replay_megabytes * 1_000_000
         past = opened_past(folder, run.life, limit, report.notice) if ranks.is_first and limit else None
         lost = _settle_replay(run, not under_way, past, folder, ranks, report)
-        expected = _tell_resume(run, snapshot, under_way, fits, lost, ranks, report) if snapshot else []
         keep = (limit, ranks.from_first(past.until if past else None)) if limit else None
         if preset.auxiliary.enable_adaptive_sources:
             held = snapshot.run.get("adaptive") if snapshot else None
@@ -115,7 +114,12 @@ def open_session(
         teacher = Teacher(ranks, run.learner, run.optimizer, preset.train, {})
         saver = Saver(snapshots)
         stack.callback(_let_finish, saver)
-        yield Session(ranks, run, teacher, tokenizer, stream, ahead, store, snapshots, saver, report, expected, PastKeeper(past, folder) if past else None)
+        keeper = PastKeeper(past, folder) if past else None
+        session = Session(ranks, run, teacher, tokenizer, stream, ahead, store, snapshots, saver, report, [], keeper)
+        if snapshot:
+            changes = ["the sample of the past that this run reads again is lost"] * lost + _changes(session)
+            session.expected = _tell_resume(run, snapshot, under_way, fits, changes, ranks, report)
+        yield session
 
 
 def _let_finish(saver: Saver) -> None:
@@ -176,9 +180,18 @@ def _settle_replay(run: Run, begins: bool, past: Past | None, folder: Path, rank
     return bool(wanted and not run.replay)
 
 
-def _tell_resume(run: Run, snapshot: Snapshot, under_way: bool, fits: bool, lost: bool, ranks: Ranks, report: Reporter) -> list[str]:
-    """Say from where the run goes on, and whether exactly. The hashes of the batches that should come next, where they are known."""
-    differs = ["the sample of the past that this run reads again is lost"] * lost
+def _changes(session: Session) -> list[str]:
+    """The sources that are not what they were when the snapshot was taken, on whichever rank, in words."""
+    found = session.ranks.gathered(session.changes())
+    return list(dict.fromkeys(line for of_rank in found for line in of_rank))
+
+
+def _tell_resume(run: Run, snapshot: Snapshot, under_way: bool, fits: bool, changes: list[str], ranks: Ranks, report: Reporter) -> list[str]:
+    """Say from where the run goes on, and whether exactly. The hashes of the batches that should come next, where they are known.
+
+    changes: what is not as it was outside of the model and the preset.
+    """
+    differs = changes
     if run.certificate:
         differs += differences(run.certificate, certified(run.learner.model, run.certificate["probe"], ranks), snapshot.preset, run.preset)
     exact = under_way and fits and bool(run.certificate) and not differs
@@ -194,20 +207,21 @@ def _tell_resume(run: Run, snapshot: Snapshot, under_way: bool, fits: bool, lost
 def _tell_run(run: Run, ranks: Ranks, report: Reporter) -> None:
     model = run.learner.model
     about = {"preset": run.preset.name, "parameters": sum(p.numel() for p in model.parameters()), "plan": plan_in_words(model.plan)}
-    about |= {"device": device_in_words(ranks), "world_size": ranks.size, "budget": run.budget}
+    about |= {"device": device_in_words(ranks), "world_size": ranks.size, "budget": run.budget, "tokens": run.tokens, "life_tokens": run.life["tokens"]}
     report({"event": "run", **about, "sources": [source.name for source in run.preset.data.sources]})
 
 
 def _opened(run: Run, tokenizer: Any, ranks: Ranks, keep: tuple[int, int] | None, should_stop: Callable[[], bool]) -> Stream:
+    stop = should_stop if ranks.size == 1 else lambda: False  # several must begin together, to agree to stop
     options = Options(
         global_rows=run.global_rows,
         keep=keep,
         workers=run.preset.train.loader_processes,
         schedule=run.adaptive.schedule if run.adaptive else None,
-        should_stop=should_stop if ranks.size == 1 else lambda: False,  # several must begin together, to agree to stop
+        should_stop=stop,
     )
     try:
-        return open_stream(
+        stream = open_stream(
             run.data,
             tokenizer,
             seq_length=run.preset.model.seq_length,
@@ -220,3 +234,8 @@ def _opened(run: Run, tokenizer: Any, ranks: Ranks, keep: tuple[int, int] | None
         )
     except ValueError as error:
         raise Halted(str(error)) from None
+    while not stream.reached(GLANCE):
+        if stop():
+            stream.close()
+            raise Stopped
+    return stream

@@ -26,8 +26,8 @@ import torch
 from torch import Tensor
 
 from data_sources.disk import sync_folder
-from lm.preset import Preset, PresetError, preset_from_json
-from lm.training.headers import ARCHIVE, FORMAT, NAMES, NEW, DamagedSnapshot, SnapshotError, check_parts, newest_first, read_header
+from lm.preset import Preset
+from lm.training.headers import ARCHIVE, FORMAT, NAMES, NEW, DamagedSnapshot, NewerSnapshot, SnapshotError, check_parts, newest_first, preset_of, read_header
 
 LEGACY, LOCK = "simple_lm_trained.pth", ".lock"
 ARCHIVE_KEEPS = 3
@@ -169,6 +169,8 @@ class Snapshots:
         """A new one left by a sudden end: in its place when it is whole, else gone. Whether it was whole."""
         try:
             read_snapshot(new)
+        except NewerSnapshot:
+            raise
         except SnapshotError:
             new.unlink()
             return False
@@ -193,7 +195,7 @@ class Snapshots:
         sync_folder(self.folder)
 
     def archive(self, kind: str, number: int, path: Path | None = None) -> Path:
-        """Link the snapshot at `path`, else the current one, into archive/ as "kind-number", and keep the newest few of the kind.
+        """Link the snapshot at `path`, else the current one, into archive/ as "kind-number", and keep it and the newest others of the kind.
 
         SnapshotError where it can't be done.
         """
@@ -202,8 +204,9 @@ class Snapshots:
             place = self._archived(kind, number, target)
             _copied(target, place)
             sync_folder(place.parent)
-            # By date: a model that went back finishes runs with fewer tokens than those it left.
-            for old in newest_first(place.parent.glob(f"{kind}-{'[0-9]' * 15}*.pth"))[ARCHIVE_KEEPS:]:
+            # By date: a model that went back finishes runs with fewer tokens than those it left. What it went back to is of an old date itself.
+            others = (path for path in place.parent.glob(f"{kind}-{'[0-9]' * 15}*.pth") if path != place)
+            for old in newest_first(others)[ARCHIVE_KEEPS - 1 :]:
                 old.unlink()
         except OSError as error:
             raise SnapshotError(f"{self.folder / ARCHIVE}: the snapshot can't be archived: {_reason(error)}") from None
@@ -214,7 +217,7 @@ class Snapshots:
         folder = self.folder / ARCHIVE
         folder.mkdir(exist_ok=True)
         names = (f"{kind}-{number:015}{again}.pth" for again in chain([""], (f"-{time}" for time in count(2))))
-        return next(place for name in names if not (place := folder / name).exists() or place.samefile(target))
+        return next(place for name in names if not (place := folder / name).exists() or _is_same(place, target))
 
     def lock(self) -> IO[bytes]:
         """Hold the folder for this process until the file that comes back is closed. SnapshotError when another holds it."""
@@ -237,6 +240,16 @@ def _reason(error: Exception) -> str:
     text = str(error).splitlines()[0]
     # torch.save tells of a full disk in its own way.
     return "no space left on device" if "iostream error" in text or "PytorchStreamWriter" in text or "unexpected pos" in text else text
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    """Whether two files hold the same snapshot, as names of one file or as copies."""
+    if one.samefile(other):
+        return True
+    try:
+        return read_header(one).identity == read_header(other).identity
+    except SnapshotError:
+        return False
 
 
 def _link(target: Path, place: Path) -> None:
@@ -319,9 +332,5 @@ def _built(path: Path, meta: dict[str, Any], tensors: dict[str, Tensor]) -> Snap
     for name, tensor in tensors.items():
         part, rest = name.split(".", 1)
         parts[part][rest] = tensor
-    try:
-        preset = preset_from_json(json.dumps(meta["preset"]), str(path))
-    except PresetError as error:
-        raise SnapshotError(f"{error} (in the preset that the snapshot holds)") from None
     rest = {name: meta[name] for name in ("tokenizer", "cursor", "run", "life")}
-    return Snapshot(preset, **rest, **parts, certificate=meta.get("certificate", {}), path=path)
+    return Snapshot(preset_of(path, meta["preset"]), **rest, **parts, certificate=meta.get("certificate", {}), path=path)

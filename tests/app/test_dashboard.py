@@ -242,3 +242,16 @@ def test_what_decides_over_the_data_is_said():
         ("sources are now read by their losses", "quiet"),
     ]
     assert "wikipedia 60%" in screen(facts, 100, 40)
+
+
+def test_a_notice_names_its_source_once():
+    facts = told(
+        [{"event": "notice", "source": "c4", "text": text} for text in ("new in this mix", "c4: read too often")] + [{"event": "notice", "text": "on"}]
+    )
+    assert [line.text for line in facts.log] == ["c4: new in this mix", "c4: read too often", "on"]
+
+
+def test_where_a_run_goes_on_is_known_before_its_sources_are_open():
+    begun = [{**event, "tokens": 700, "life_tokens": 900} if event["event"] == "run" else event for event in opening() if event["event"] != "resume"]
+    facts = told(begun)
+    assert (facts.tokens, facts.life_tokens) == (700, 900)

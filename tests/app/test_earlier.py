@@ -6,7 +6,8 @@ import os
 import re
 import shutil
 import signal
-from datetime import UTC, datetime
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from pydoc_data.topics import topics
 
@@ -15,6 +16,7 @@ import pytest
 from lm.app import partner, run_screen
 from lm.app.columns import Answer, in_columns, per_row
 from lm.app.commands import CommandError, numbered, seed_in
+from lm.app.earlier import heading, moment
 from lm.app.menu import ACTIONS
 from lm.app.partner import Cast, Partner
 from lm.app.past import past_losses, past_sources
@@ -89,12 +91,17 @@ def test_compare_then_go_back_and_train_on(folder):
     snapshots = listed(folder / "checkpoints")
     assert [each.kind for each in snapshots] == ["current", "prev", "prev2", "run", "run"]
     now, prev, prev2, end, first = (counted(each.header.life_tokens) for each in snapshots)
+    exactly = [f"{each.header.life_tokens:,} tokens · {each.header.saved.astimezone():%Y-%m-%d %H:%M:%S}" for each in snapshots]
     with Person(MAIN, folder) as person:
         opens(person, "compare")
-        person.waits_for(f"5 ● run end · {first} tokens", 10)
+        text = person.waits_for("Esc to leave", 10)
+        kinds = ("current", "prev", "prev2", "run end", "run end")
+        heads = [f" {number} ● {kind} · {words} · " for number, (kind, words) in enumerate(zip(kinds, exactly, strict=True), start=1)]
+        shown = [line for line in text.split("\n") if "●" in line][:5]
+        assert [line for line, head in zip(shown, heads, strict=True) if not (line.startswith(head) and re.search(r"\d+ (s|min) ago · tiny$", line))] == []
         person.types(lines("/with 1 3 5", "/settings no_repeat_ngram 4", PROMPT))
         text = person.waits_for(r"seed 1 · 3 models in memory", 30)
-        heads = [f"current · {now} tokens · ", f"prev2 · {prev2} tokens · ", f"run end · {first} tokens · ", "seed 1"]
+        heads = [f"current · {exactly[0]}", f"prev2 · {exactly[2]}", f"run end · {exactly[4]}", "seed 1"]
         places = [text.rindex(head) for head in heads]
         assert places == sorted(places)
         for each, start, stop in zip((snapshots[0], snapshots[2], snapshots[4]), places, places[1:], strict=False):
@@ -115,7 +122,7 @@ def test_compare_then_go_back_and_train_on(folder):
 
         assert f"{now} tokens in 3 runs" in person.waits_for("q quit", 10)
         opens(person, "back")
-        text = person.waits_for(f"current · {now} tokens", 10)
+        text = person.waits_for(f"current · {exactly[0]}", 10)
         shown = [f"❯ prev    {prev:>5}", f"  prev2   {prev2:>5}", f"  run end {end:>5}", f"  run end {first:>5}", "lm_prev.pth", f"{prev} tokens in 3 runs"]
         assert [words for words in shown if words not in text] == [], text
         person.types("down", "enter")
@@ -148,15 +155,18 @@ def test_wide_columns_measures_and_a_folder_in_use(folder):
         opens(person, "compare")
         person.waits_for("Esc to leave", 10)
         person.types(lines("/settings max_new_tokens 9000", PROMPT))
-        person.waits_for(r"current  +prev  +prev2  +run end  +run end", 30)
-        person.waits_for(lambda text: "loading" not in text and text.rsplit(" tokens · ", 1)[-1].count("\n") > 3, 30)
+        tokens = [f"{each.header.life_tokens:,} tokens" for each in listed(folder / "checkpoints")]
+        heads = "  +".join(f"{kind} · {read}" for kind, read in zip(("current", "prev", "prev2", "run end", "run end"), tokens, strict=True))
+        person.waits_for(heads, 30)
+        person.waits_for(lambda text: "loading" not in text and text.rsplit(f"run end · {tokens[4]}", 1)[-1].count("\n") > 4, 30)
         person.types("ctrl-c")
         person.waits_for(r"\(stopped\)\s+seed 1 · [1-5] models? in memory", 10)
         person.types(lines("/with 1 2", "/settings max_new_tokens 5", PROMPT))
         text = person.waits_for(r"seed 2 · ", 20)
-        now, prev = (each.header.life_tokens for each in listed(folder / "checkpoints")[:2])
-        heads = next(line for line in reversed(text.split("\n")) if " tokens · " in line)
-        assert re.fullmatch(rf"{counted(now)} tokens · [\d: -]+ {counted(prev)} tokens · [\d: -]+", heads)
+        rows = [re.split("   +", line) for line in text.split("\n")]
+        place = max(number for number, row in enumerate(rows) if row[0] == f"current · {tokens[0]}")
+        moments = [f"{each.header.saved.astimezone():%Y-%m-%d %H:%M:%S}" for each in listed(folder / "checkpoints")[:2]]
+        assert rows[place][1:] == [f"prev · {tokens[1]}"] and rows[place + 1] == moments
         person.types("ctrl-d")
 
         opens(person, "evaluate")
@@ -262,6 +272,17 @@ def test_models_stay_loaded_while_there_is_room(monkeypatch):
     monkeypatch.setattr(partner, "free_memory", lambda: 2 * (1000 + 400) - 1)
     assert [cast.partner(header(name)).tokens for name in "ada"] == [1, 4, 5]
     assert loaded == ["a", "b", "c", "d", "a"] and cast.size == (1, 400)
+
+
+@pytest.mark.parametrize("width", [110, 200])
+def test_snapshots_of_one_evening_late_in_a_life_can_be_told_apart(width):
+    """Three within a minute, after more than a billion tokens: by their heads, on a narrow and on a wide screen."""
+    evening = datetime(2026, 11, 20, 21, 5, tzinfo=UTC)
+    taken = [replace(header("x"), life={"tokens": 1_201_840_128 + 4096 * each}, saved=evening + timedelta(seconds=20 * each)) for each in range(3)]
+    heads = [heading("run", each) for each in taken]
+    assert len(set(heads)) == 3 and all(len(head) <= 60 and f"{each.life_tokens:,}" in head for head, each in zip(heads, taken, strict=True))
+    shown = in_columns([Answer("run", each, "words") for each in taken], width).plain
+    assert all(f"run end · {each.life_tokens:,} tokens" in shown and moment(each) in shown for each in taken)
 
 
 @pytest.mark.parametrize(("count", "width", "across"), [(1, 200, 1), (3, 200, 3), (4, 200, 4), (6, 200, 3), (3, 120, 3), (4, 120, 2), (3, 109, 1), (3, 20, 1)])

@@ -252,4 +252,4 @@ def test_changed_files_are_noticed(tmp_path: Path, mix: DataConfig) -> None:
     cursor = global_batches(mix, 2)[-1][1]
     write_jsonl(tmp_path / "many" / "9.jsonl", paragraphs(50, start=600))
     with open_stream(mix, byte_tokenizer(), 37, 48, cursor=cursor) as stream:
-        assert [event["source"] for event in stream.events() if "files are others" in event.get("text", "")] == ["many"]
+        assert [event["source"] for event in stream.events() if event["event"] == "changed" and "files are others" in event["text"]] == ["many"]

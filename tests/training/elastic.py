@@ -1,4 +1,7 @@
-"""One process of several that take a run over, for test_sources: run by torchrun, never by a person."""
+"""One process of several that take a run over, for test_sources and test_replay: run by torchrun, never by a person.
+
+With APART each but the first has a folder of its own, as on a machine of its own.
+"""
 
 import json
 import os
@@ -14,6 +17,8 @@ from lm.training import train
 
 def main() -> None:
     place, folder = map(Path, sys.argv[1:])
+    if os.environ.get("APART") and os.environ["RANK"] != "0":
+        folder = place / f"rank{os.environ['RANK']}"
     preset = preset_from_json((place / "preset.json").read_text(encoding="utf-8"), "test")
     torch.set_num_threads(1)
     events: list[Any] = []

@@ -1,6 +1,10 @@
 """Not forgetting: a sample of what was read stands beside each snapshot, and is read again when the mix has changed."""
 
 import json
+import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -91,6 +95,32 @@ def test_exactly_through_a_stop_and_again_afterwards(tiny: Tiny, mixes: dict[str
     assert len(hashes) == 61 and hashes == others
     assert all(torch.equal(one.weights[name], other.weights[name]) for name in one.weights)
     assert one.life["past"] == other.life["past"] and one.run["replay"] == other.run["replay"]
+
+
+@pytest.mark.slow
+def test_on_two_machines_and_then_on_one(tiny: Tiny, mixes: dict[str, list[Any]], tmp_path: Path) -> None:
+    """A run that begins on two ranks without a folder in common and goes on on one: batches, what is read again and samples are those of one rank."""
+    first, second = preset(tiny, mixes["a"]), preset(tiny, mixes["b"], replay_share=0.3, per_gpu_batch_size=8, accumulation_steps=2)
+    whole, moved = tmp_path / "whole", tmp_path / "moved"
+    trained(first, whole, 15)
+    shutil.copytree(whole, moved)
+    alone = of(trained(second, whole, 60), "step", "batch_hash")
+    spread_out = second.model_copy(update={"train": second.train.model_copy(update={"accumulation_steps": 1})})
+    (tmp_path / "preset.json").write_text(spread_out.model_dump_json(), encoding="utf-8")
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", "-m", "tests.training.elastic"]
+    surroundings = {"PYTHONPATH": str(Path.cwd()), "OMP_NUM_THREADS": "1", "STOP_AFTER": "10", "BUDGET": str(60 * STEP), "APART": "1"}
+    done = subprocess.run([*command, str(tmp_path), str(moved)], env=os.environ | surroundings, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+    together = json.loads((tmp_path / "events.json").read_text(encoding="utf-8"))
+    assert notices(together) == ["30 % of the text is what was read before, from a"]
+    end = Snapshots(moved).read("current")
+    assert [path.name for path in (tmp_path / "rank1" / "past").iterdir()] == [end.run["replay"]["file"]], "rank 1 was sent the sample it reads"
+    later = trained(second, moved, 60)
+    assert of(later, "resume", "tokens") == [40 * STEP] and of(later, "certificate", "exact") == [True]
+    assert of(together + later, "step", "batch_hash") == alone
+    assert [of(events, "step", "sources")[-1]["past text"]["tokens"] > 500 for events in (together, later)] == [True, True]
+    one, other = Snapshots(whole).read("current"), Snapshots(moved).read("current")
+    assert one.run["replay"] == other.run["replay"] and one.life["past"] == other.life["past"] and one.life["sources"] == other.life["sources"]
 
 
 def test_each_snapshot_has_the_sample_of_its_moment(tiny: Tiny, mixes: dict[str, list[Any]], tmp_path: Path) -> None:

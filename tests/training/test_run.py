@@ -304,7 +304,7 @@ def test_a_resume_is_certified(tiny: Tiny, tmp_path: Path) -> None:
     second = trained(tiny(generation={"temperature": 0.1}), tmp_path, 30, stop_after=9)
     (resume,) = second.of("resume")
     assert resume["exact"] and resume["differs"] == [] and "exactly as it was" in resume["text"]
-    assert [(event["exact"], event["text"]) for event in second.of("certificate")] == [(True, "the data goes on exactly as it would have")]
+    assert [(event["exact"], event["text"]) for event in second.of("certificate")] == [(True, "the first batches are exactly those that would have come")]
     third = trained(tiny(train={"weight_decay": 0.2}), tmp_path, 30, stop_after=2)
     assert third.of("resume")[0]["differs"] == ["train.weight_decay was 0.1 and is 0.2"]
     assert not third.of("resume")[0]["exact"]
@@ -375,7 +375,9 @@ def test_what_is_forgotten_is_said(tiny: Tiny, tmp_path: Path) -> None:
     assert last["cross_entropy"] == last["sources"]["digits"]["cross_entropy"], "the whole is of this mix"
     measured = Snapshots(tmp_path / "c").read("current").life["measured"]["full"]["reference"]
     assert measured["best"] == best < measured["now"] / 1.02
-    assert any(event["text"].startswith("reference: ") and "forgotten" in event["text"] for event in second.of("notice"))
+    said = [event["text"] for event in second.of("notice")]
+    assert any(text.startswith("reference: ") and "forgotten" in text for text in said)
+    assert said[-1].startswith("To forget less: train.replay_share 0.2 (now 0.05) in the next run's preset")
 
 
 @pytest.mark.parametrize("finite", [False, True])

@@ -186,7 +186,7 @@ def test_a_newer_format_is_refused(tmp_path: Path) -> None:
     keeper = saved(tmp_path, 2)
     path = tmp_path / NAMES["current"]
     torch.save(torch.load(path, weights_only=True) | {"format": 99}, path)
-    with pytest.raises(SnapshotError, match="format 99, this program reads up to 1"):
+    with pytest.raises(SnapshotError, match=r"newer version of this program \(format 99, up to 1 is known here\)"):
         keeper.newest()
 
 
@@ -285,3 +285,53 @@ def test_killed_at_any_instant_the_newest_whole_one_is_found(tmp_path: Path) -> 
         assert found.weights["w"][0, 0] == found.run["tokens"]
         last = found.run["tokens"]
     assert len(ends) >= 3, f"the kills hit too few different moments: {ends}"
+
+
+def archived(folder: Path, kind: str) -> list[int]:
+    """The numbers of the archived snapshots of a kind."""
+    return sorted(number_of(path) for path in (folder / "archive").glob(f"{kind}-*.pth"))
+
+
+def test_ends_of_runs_and_copies_from_before_a_change_do_not_push_each_other_out(tmp_path: Path) -> None:
+    """Three of each stay, whatever comes of the other kind, and each can be gone back to."""
+    keeper = Snapshots(tmp_path)
+    for number in range(1, 13):
+        keeper.save(snapshot(number))
+        keeper.archive("run" if number < 5 or number > 9 else "before", number)
+        if number == 4:
+            assert (archived(tmp_path, "run"), archived(tmp_path, "before")) == ([2, 3, 4], [])
+        if number == 9:
+            assert (archived(tmp_path, "run"), archived(tmp_path, "before")) == ([2, 3, 4], [7, 8, 9])
+    assert (archived(tmp_path, "run"), archived(tmp_path, "before")) == ([10, 11, 12], [7, 8, 9])
+    for kind, number in (("before", 7), ("run", 11), ("before", 9)):
+        keeper.go_back(tmp_path / "archive" / f"{kind}-{number:015}.pth")
+        assert keeper.newest().run["tokens"] == number
+    assert (archived(tmp_path, "run"), archived(tmp_path, "before")) == ([10, 11, 12], [7, 8, 9])
+
+
+def test_a_copy_of_what_was_gone_back_to_stays(tmp_path: Path) -> None:
+    """It is older than all others of its kind, and the one that was just made."""
+    keeper = saved(tmp_path, 1)
+    first = keeper.archive("run", 1)
+    for number in range(2, 5):
+        keeper.save(snapshot(number))
+        keeper.archive("before", number)
+    os.utime(first, (1, 1))
+    keeper.go_back(first)
+    keeper.archive("before", 1)
+    assert archived(tmp_path, "before") == [1, 3, 4]
+
+
+def test_the_same_snapshot_is_archived_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where there are no hard links: a change that is begun again and again fills the archive with no copies."""
+
+    def refuse(*args: Any) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr("os.link", refuse)
+    keeper = saved(tmp_path, 1)
+    for number in (2, 3):
+        keeper.archive("before", 7)
+        keeper.archive("before", 7)
+        keeper.save(snapshot(number))
+    assert archived(tmp_path, "before") == [1, 2] and len(list((tmp_path / "archive").iterdir())) == 2
