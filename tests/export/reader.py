@@ -85,10 +85,10 @@ def writes(model: Any, tokenizer: Any, told: Seen) -> Seen:
     batch = tokenizer(told["prompts"], return_tensors="pt", padding=True)
     together = model.generate(**batch)[:, batch.input_ids.shape[1] :]
     beams = [model.generate(**batch, num_beams=3, do_sample=False, max_new_tokens=6, use_cache=cache) for cache in (True, False)]
-    first = model.generate(**batch, return_dict_in_generate=True, max_new_tokens=3)
+    first = model.generate(**batch, return_dict_in_generate=True, min_new_tokens=3, max_new_tokens=3)  # nobody ends early
     mask = torch.cat([batch.attention_mask, torch.ones(len(alone), 3, dtype=torch.int64)], 1)
-    on = model.generate(first.sequences, attention_mask=mask, past_key_values=first.past_key_values, max_new_tokens=3)
-    again = model.generate(**batch, max_new_tokens=6)
+    on = model.generate(first.sequences, attention_mask=mask, past_key_values=first.past_key_values, min_new_tokens=3, max_new_tokens=3)
+    again = model.generate(**batch, min_new_tokens=6, max_new_tokens=6)
     torch.manual_seed(3)
     drawn = model.generate(**batch, do_sample=True, temperature=1.0, num_return_sequences=2, max_new_tokens=4)
     return {"alone": alone, "together": together, "beams": beams, "on": [on, again], "drawn": drawn}
