@@ -24,6 +24,7 @@ from data_sources.order import content_hash, draw
 
 ANY = 2**64  # every priority is less
 LONGEST = 20_000  # characters: of a longer document its beginning is kept
+LARGEST = 4 * LONGEST  # bytes
 BLOCK = 200  # documents
 OVERHEAD = 200  # bytes that a document takes beside its text
 SCHEMA = pyarrow.schema([("priority", pyarrow.uint64()), ("source", pyarrow.string()), ("text", pyarrow.binary()), ("scored", pyarrow.string())])
@@ -39,7 +40,8 @@ class Read(NamedTuple):
 
     @property
     def size(self) -> int:
-        return OVERHEAD + len(self.text)
+        """Bytes: of its text in UTF-8, and of what stands beside it."""
+        return OVERHEAD + (len(self.text) if self.text.isascii() else len(self.text.encode("utf-8", "surrogatepass")))
 
     @classmethod
     def of(cls, seed: int, source: str, text: str, scored: Spans | None) -> "Read":
@@ -50,7 +52,7 @@ class Read(NamedTuple):
 
 
 class Sieve:
-    """Which documents are among those of least priority whose sizes come to `limit` characters, of all that were offered until now.
+    """Which documents are among those of least priority whose sizes come to `limit` bytes, of all that were offered until now.
 
     `until`: no document of this priority or a higher one is. What is passed over by a sieve that saw a part of the documents would
     be passed over by one that saw all: so each process sifts what it reads, and the trainer what is left.
@@ -81,7 +83,7 @@ class Past:
     """The sample itself."""
 
     def __init__(self, limit: int, documents: Iterable[Read] = (), until: int = ANY):
-        """`limit`: characters, with OVERHEAD for each document. `until`: that of the sample these documents are."""
+        """`limit`: bytes, with OVERHEAD for each document. `until`: that of the sample these documents are."""
         self._sieve = Sieve(limit, until)
         self._documents: dict[int, Read] = {}
         self.add(documents)
@@ -152,7 +154,7 @@ def read_past(path: Path, digest: str, limit: int) -> Past:
     with _opened(path) as file:
         found = _documents(file.read())
         until = int((file.schema_arrow.metadata or {})[b"until"])
-    grew = until < ANY and sum(document.size for document in found) + LONGEST + OVERHEAD < limit
+    grew = until < ANY and sum(document.size for document in found) + LARGEST + OVERHEAD < limit
     return Past(limit, found, ANY if grew else until)
 
 

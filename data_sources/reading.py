@@ -46,7 +46,7 @@ class Job:
     part: str
     seed: int
     replay: Cursor | None
-    keep: tuple[int, int] | None  # characters of what is read that are kept, and the priority that ends them
+    keep: tuple[int, int] | None  # bytes of what is read that are kept, and the priority that ends them
     endless: bool  # whether it goes on with padding at the end, since others may not be there yet
 
     @property

@@ -33,7 +33,7 @@ class Options(NamedTuple):
     global_rows: rows of a batch over all ranks, when they can't be shared out evenly or must stay what they were on another number
     of ranks; `batch_size` then says nothing, and a batch of this rank has a row more or less than the one before, or none.
     keep: have batches tell, as `begun`, which of their documents may belong to a sample of everything read (data_sources/past.py):
-    its size in characters, and the priority from which on it keeps nothing.
+    its size in bytes, and the priority from which on it keeps nothing.
     """
 
     workers: int = 0

@@ -102,7 +102,9 @@ class TrainConfig(Config):
         le=0.5,
         description="Share of a run's tokens that is text of earlier runs, read again; nothing: 0.05 where the mix lacks sources that were read before.",
     )
-    replay_megabytes: int = Field(32, ge=0, le=4096, description="Size of the sample that is kept of all that was read; 0 keeps none.")
+    replay_megabytes: int = Field(
+        32, ge=0, le=4096, description="Size of the sample that is kept of all that was read, in millions of bytes of its text; 0 keeps none."
+    )
     seed: int = Field(0, ge=0, le=2**32 - 1, description="Seed of the first weights and of the order of the data.")
     objective: Literal["clm", "ul2", "mlm", "custom"] = Field("clm", description="What is predicted. clm: the next token.")
     optimizer: Literal["adamw"] = Field("adamw", description="Update rule.")

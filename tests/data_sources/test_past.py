@@ -9,13 +9,14 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet
 import pytest
 
 from data_sources import Options, open_stream
 from data_sources.config import DataConfig, PastSource
 from data_sources.cursor import check_cursor, without
 from data_sources.documents import GivenUp, SourcesFailed
-from data_sources.past import ANY, LONGEST, Past, PastReader, Read, read_past, remove_others, write_past
+from data_sources.past import ANY, LONGEST, OVERHEAD, Past, PastReader, Read, read_past, remove_others, write_past
 from data_sources.weights import WeightSchedule, base_weights
 from tests.data_sources.streams import byte_tokenizer, data_config, files, global_batches, paragraphs, read_texts, rows_of, three_sources, write_jsonl
 
@@ -83,9 +84,21 @@ def test_other_sizes(tmp_path: Path) -> None:
     past = Past(LIMIT, documents)
     digest = write_past(tmp_path, past.name(), past.documents(), past.until)
     assert read_past(tmp_path / past.name(), digest, LIMIT // 2).documents() == kept_of(documents, LIMIT // 2)
-    larger = read_past(tmp_path / past.name(), digest, 2 * LIMIT)
+    larger = read_past(tmp_path / past.name(), digest, 4 * LIMIT)
     assert larger.until == ANY and larger.documents() == past.documents()
     assert Past(0, documents).documents() == []
+
+
+def test_the_size_is_of_bytes(tmp_path: Path) -> None:
+    """Of text that takes three bytes a character as much is kept as of any other: a third of the characters."""
+    texts = ["".join(chr(0x4E00 + (7 * number + place) % 9000) for place in range(100)) for number in range(300)]
+    past = Past(20 * (300 + OVERHEAD), reads(texts))
+    assert [len(document.text) for document in past.documents()] == [100] * 20
+    digest = write_past(tmp_path, past.name(), past.documents(), past.until)
+    held = pyarrow.parquet.read_table(tmp_path / past.name()).column("text").to_pylist()
+    assert sum(map(len, held)) == 20 * 300
+    assert Read.of(0, "a", "\ud800🌱é", None).size == OVERHEAD + 3 + 4 + 2
+    assert read_past(tmp_path / past.name(), digest, 20 * (300 + OVERHEAD)).until == past.until, "it did not grow"
 
 
 def test_a_damaged_sample_is_never_read_as_text(tmp_path: Path) -> None:
