@@ -56,6 +56,12 @@ MODELS: dict[str, Sections] = {
     "rope": {},
     "grouped": {"model": {"num_kv_heads": 1, "tie_embeddings": False}},
     "learned": {"model": {"position": "learned"}},
+    "state space between, window inside": {
+        "s5": {"enabled": True, "layers": "even", "state_size": 6},
+        "longformer": {"enabled": True, "layers": "odd", "window": 5, "global_tokens": 2},
+    },
+    "convolutions": {"hyena": {"enabled": True, "filter_order": 7, "embedding_dim": 5}},
+    "rwkv": {"rwkv": {"enabled": True, "mix_rank": 5, "decay_rank": 7}, "rwkv_channel": {"enabled": True}},
 }
 
 
