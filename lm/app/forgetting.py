@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from rich.text import Text
 
+from data_sources.config import PAST
 from lm.app.earlier import KINDS
 from lm.app.text import LABEL, QUIET, Lines, fitted, spans, title, wrapped
 from lm.app.words import counted, figure, one_line
@@ -52,10 +53,10 @@ def panel_of(measures: Measures, current: Header | None, snapshots: Sequence[Lis
     others = [each for each in snapshots if each.kind in SHOWN and each.header]
     earlier = [(each, _same_text({**kept.get(each.header.identity, {}), **each.header.known()}, measures)) for each in others]
     bests = [_same_text({name: {**held, "bits_per_byte": held["best"]} for name, held in full.items()}, measures)]
-    bests += [now, *(bits for _, bits in earlier)]
+    bests += [now, *(bits for each, bits in earlier if current and current.came_from(each.header))]  # what it never learned is not forgotten
     best = {name: min(bits[name] for bits in bests if name in bits) for name in now}
     tokens = counted(current.life_tokens) if current else ""
-    names = [*now, *(name for name in {**life.get("sources", {}), **full} if name not in now)]
+    names = [*now, *(name for name in {**life.get("sources", {}), **full} if name not in (*now, PAST))]
     replay = current.run.get("replay") if current else None
     return Panel(tokens, names, now, best, earlier, replay["share"] if replay else 0.0)
 

@@ -64,7 +64,7 @@ def certified(model: Model, probe: Sequence[int], ranks: Ranks) -> dict[str, Any
 def differences(then: Mapping[str, Any], now: Mapping[str, Any], before: Preset, preset: Preset) -> list[str]:
     """What is not as it was when the certificate was made, in words; empty when nothing is."""
     lines = [f"{name} {then['environment'][name]} is now {now['environment'].get(name)}" for name in then["environment"] if _differs(name, then, now)]
-    lines += [f"{path} was {_short(old)} and is {_short(new)}" for path, old, new in _changed(before.model_dump(), preset.model_dump())]
+    lines += [f"{path} {_in_words(old, new)}" for path, old, new in _changed(before.model_dump(), preset.model_dump())]
     had, has = then["probe_loss"], now["probe_loss"]
     if had is not None and has is not None and had != has:
         near = abs(had - has) <= CLOSE * abs(had)
@@ -72,10 +72,12 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any], before: Preset,
     return lines
 
 
-def _short(value: Any) -> str:
-    """A switch's value, if it is short; that of a list of sources is not."""
-    text = repr(value)
-    return text if len(text) <= LONGEST_VALUE else "another"
+def _in_words(old: Any, new: Any) -> str:
+    """ "was 0.1 and is 0.2"; what is long, as a list of sources is, is not shown."""
+    had, has = repr(old), repr(new)
+    if len(has) > LONGEST_VALUE:
+        return "is another"
+    return f"was {had} and is {has}" if len(had) <= LONGEST_VALUE else f"was another and is {has}"
 
 
 def _differs(name: str, then: Mapping[str, Any], now: Mapping[str, Any]) -> bool:

@@ -66,6 +66,11 @@ class Header:
         """What the model alone takes up in memory, in float32."""
         return 4 * sum(math.prod(shape) for name, shape in self.shapes.items() if name.startswith("weights.model."))
 
+    def came_from(self, other: "Header") -> bool:
+        """Whether this model was once what `other` holds: that is neither later in life nor left behind where the model went back."""
+        left = (note["tokens"] < other.life_tokens and other.saved <= datetime.fromisoformat(note["at"]) for note in self.life.get("went_back", ()))
+        return other.life_tokens <= self.life_tokens and not any(left)
+
     def known(self) -> dict[str, dict[str, float]]:
         """By source what was measured on this very model, on all held-out text: {"bits_per_byte", "tokens"}."""
         full = self.life.get("measured", {}).get("full", {})

@@ -80,7 +80,9 @@ def new_life(preset: Preset) -> dict[str, Any]:
 
 
 def begin_run(life: dict[str, Any], preset: Preset, budget: int) -> None:
-    """Add a run to the history, with what was measured last before it: bits per byte by source, on all held-out text."""
+    """Add a run to the history, with what was measured last before it: bits per byte by source, on all held-out text. One that was begun and
+    read nothing was none."""
+    life["runs"] = [run for run in life["runs"] if run["tokens"]]
     about = {"preset": preset.name, "began": now(), "budget": budget, "tokens": 0}
     life["runs"].append({**about, "before": last_measured(life), "after": {}})
 

@@ -2,7 +2,7 @@
 
 import json
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -117,3 +117,25 @@ def test_what_was_measured_when_asked_for_is_kept(tmp_path):
         assert kept_measures(tmp_path) == {}
     keep_measures(tmp_path, "a", measures({"c4": 1}))
     assert list(json.loads((tmp_path / "measures.json").read_text())) == ["a"]
+
+
+def test_what_was_never_learned_is_not_forgotten():
+    """After going back the later snapshots are of another future: they are shown, and are no best. What was before the fork is one."""
+    later = Listed("prev", Path("a"), header(6000, {"wikipedia": 1.5}))
+    assert panel(others=[later]).best == NOW and panel(others=[later]).warnings == []
+    at = datetime(2026, 11, 20, 12, tzinfo=UTC)
+    current = header(5000, NOW)
+    current.life["went_back"] = [{"from_tokens": 4500, "tokens": 3000, "at": at.isoformat(timespec="seconds")}]
+    before, left, since = (
+        Listed("run", Path("b"), replace(header(tokens, {name: 1.0}), saved=at + timedelta(hours=hours)))
+        for tokens, name, hours in ((3000, "wikipedia", -2), (4500, "books", -1), (4500, "c4", 1))
+    )
+    found = panel(current, [before, left, since])
+    assert found.best == {"wikipedia": 1.0, "books": 1.5, "c4": 1.0}
+    assert [bits for _, bits in found.earlier] == [{"wikipedia": 1.0}, {"books": 1.0}, {"c4": 1.0}], "all are shown"
+
+
+def test_the_past_is_no_source_of_its_own():
+    current = header(5000, NOW)
+    current.life["sources"]["past text"] = 70
+    assert panel(current).sources == ["wikipedia", "books", "c4", "long ago"]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from lm.preset import Preset
 from lm.training import train
@@ -72,6 +73,36 @@ def test_the_table_is_what_training_does(lived: Path, tiny: Tiny) -> None:
     assert [told[fate].tensors for fate in ("kept", "grown", "new", "left behind")] == [len(how.kept), 0, len(how.new), 0]
     assert sum(part.parameters for part in change.parts) == sum(tensor.numel() for tensor in learner.state_dict().values())
     assert told["new"].names == "layers 2 to 3" and told["kept"].names.startswith("layers 0 to 1, embedding")
+
+
+GROWN = {"num_layers": 3, "seq_length": 96, "position": "learned"}
+
+
+@pytest.mark.parametrize("model", [GROWN, GROWN | {"ffn_size": 40}], ids=["grown", "of another width, too"])
+def test_a_run_does_what_the_table_told(tiny: Tiny, tmp_path: Path, model: dict[str, Any]) -> None:
+    """Told before `train` is called; then its event, the archive, and the tensors of the snapshot after steps that change next to nothing."""
+    still = {"per_gpu_batch_size": 4, "snapshot_every_minutes": 1000, "learning_rate": 1e-12, "weight_decay": 0.0}
+    trained(tiny(model=MODEL | {"position": "learned"}, train=still), tmp_path, 2)
+    old, before = Snapshots(tmp_path).read("current"), newest(tmp_path)
+    other = tiny(model=MODEL | model, train=still)
+    change = change_of(before, other)
+    assert change is not None
+    told = {part.fate: part for part in change.parts}
+    events = trained(other, tmp_path, 3)
+    (fit_event,) = [event for event in events if event["event"] == "fit"]
+    names = {"kept": fit_event["kept"], "grown": list(fit_event["grown"]), "new": fit_event["new"], "left behind": fit_event["left"]}
+    now = Snapshots(tmp_path).read("current").weights
+    for fate, found in names.items():
+        sizes = (old if fate == "left behind" else Snapshots(tmp_path).read("current")).weights
+        assert (told[fate].tensors, told[fate].parameters) == (len(found), sum(sizes[name].numel() for name in found)), fate
+    assert {*names["kept"], *names["grown"], *names["new"]} == now.keys() and {*names["kept"], *names["grown"], *names["left behind"]} == old.weights.keys()
+    assert told["grown"].names == "positions from 64 x 32 to 96 x 32" and told["grown"].names in of(events, "notice", "text")[0]
+    assert told["new"].names == ("layers 0 to 2" if "ffn_size" in model else "layer 2")
+    for name in names["kept"] + names["grown"]:
+        torch.testing.assert_close(now[name][: len(old.weights[name])], old.weights[name], rtol=0, atol=1e-9)
+    (kept,) = (tmp_path / "archive").glob("before-*.pth")
+    assert read_header(kept).identity == before.identity
+    assert change_of(newest(tmp_path), other) is None, "and then there is nothing to ask"
 
 
 def test_what_can_not_be_kept_is_told(lived: Path, tiny: Tiny) -> None:

@@ -1,10 +1,16 @@
 """A run after a finished one: its history, and no jump in the loss where it begins."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
+import pytest
+
+from data_sources import Options
+from lm.app.life import read_life
 from lm.preset import Preset
+from lm.training import train
 from lm.training.snapshots import Snapshots
 from tests.training.test_sources import STEP, of, trained
 
@@ -37,3 +43,23 @@ def test_the_life_tells_what_each_run_did(tiny: Tiny, tmp_path: Path) -> None:
     assert first["after"]["reference"]["at"] == 20 * STEP and second["after"]["reference"]["at"] == 41 * STEP
     assert second["after"]["reference"]["bits_per_byte"] < first["after"]["reference"]["bits_per_byte"]
     assert (first["tokens"], second["tokens"]) == (20 * STEP, 21 * STEP) and snapshot.life["sources"] == {"reference": 41 * STEP}
+
+
+def test_a_run_that_read_nothing_was_none(tiny: Tiny, tmp_path: Path) -> None:
+    """Stopped before its first step; then a run of another preset begins."""
+    opened = []
+
+    def stop() -> bool:
+        return bool(opened)
+
+    def observe(event: Mapping[str, Any]) -> None:
+        opened.extend([1] * (event.get("text") == "opening the sources"))
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("lm.training.setup.Options", lambda **options: Options(**{**options, "should_stop": lambda: False}))
+        train(tiny(), tmp_path, 20 * STEP, (observe,), stop)
+    empty = Snapshots(tmp_path).read("current")
+    assert [run["tokens"] for run in empty.life["runs"]] == [0] and "0 tokens in 1 run" in read_life(tmp_path).in_words()
+    trained(tiny(data={"sources": [tiny().data.sources[0].model_dump() | {"name": "other"}], "vocab_size": 500}), tmp_path, 3)
+    assert [run["tokens"] for run in Snapshots(tmp_path).read("current").life["runs"]] == [3 * STEP]
+    assert f"{3 * STEP} tokens in 1 run · tiny at {3 * STEP} of {3 * STEP}" in read_life(tmp_path).in_words()

@@ -308,6 +308,9 @@ def test_a_resume_is_certified(tiny: Tiny, tmp_path: Path) -> None:
     third = trained(tiny(train={"weight_decay": 0.2}), tmp_path, 30, stop_after=2)
     assert third.of("resume")[0]["differs"] == ["train.weight_decay was 0.1 and is 0.2"]
     assert not third.of("resume")[0]["exact"]
+    other = tiny().data.sources[0].model_dump() | {"name": "other"}
+    fourth = trained(tiny(data={"sources": [other], "vocab_size": 500}), tmp_path, 30, stop_after=1)
+    assert fourth.of("resume")[0]["differs"] == ["train.weight_decay was 0.2 and is 0.1", "data.sources is another"]
 
 
 def test_other_text_is_noticed(tiny: Tiny, tmp_path: Path, corpus: Path) -> None:
