@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from data_sources.documents import Document, Spans
+from data_sources.documents import Documents, Spans
 from data_sources.order import LANES, draw, permutation
 
 Key = tuple[int, int, int, int]  # source, epoch, shard, block
@@ -18,16 +18,16 @@ CACHE_BYTES = 256 << 20
 class Block:
     """The documents of one block in dealt order: number j belongs to lane (j + offset) mod LANES."""
 
-    def __init__(self, documents: list[Document], shuffle: bool, *key: str | int):
+    def __init__(self, documents: Documents, shuffle: bool, *key: str | int):
         order = permutation(len(documents), *key, "documents") if shuffle else range(len(documents))
-        self.texts = [documents[index].text for index in order]
-        self.scored: list[Spans | None] = [documents[index].scored for index in order]
+        self.texts = [documents.texts[index] for index in order]
+        self.scored: list[Spans | None] = [documents.scored[index] for index in order]
         # The offset moves from block to block: without it small blocks would all go to the first lanes.
         self.offset = draw(*key, "lanes") % LANES
         self.chosen: dict[int, bool] = {}  # whether a document is read by this part of the data; found out once
         self.ids: dict[int, np.ndarray | None] = {}  # tokenised ahead; None once handed out
         self.marks: dict[int, np.ndarray] = {}  # which of those ids are scored, where not all are
-        self.bytes = sum(len(text) for text in self.texts) + DOCUMENT_BYTES * (len(self.texts) + 1)
+        self.bytes = sum(map(len, self.texts)) + DOCUMENT_BYTES * (len(self.texts) + 1)
 
     def index(self, lane: int, taken: int) -> int:
         """Number of the document that `lane` reads after `taken` others of this block."""

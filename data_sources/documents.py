@@ -5,6 +5,8 @@ thousand lines of jsonl, a whole PDF), a document a text. All three are numbered
 integers and going back to it is a seek.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 Span = tuple[int, int]  # characters of a text, from the first to one past the last
@@ -17,6 +19,21 @@ class Document(NamedTuple):
     text: str
     place: str
     scored: Spans | None = None  # the characters that are learned; None for all
+
+
+@dataclass
+class Documents(Sequence[Document]):
+    """The documents of a block, column by column: a lane reads a few of them, and to make an object of each takes longer than to decode the block."""
+
+    texts: Sequence[str]
+    places: Sequence[str]
+    scored: Sequence[Spans | None]
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def __getitem__(self, index: int) -> Document:
+        return Document(self.texts[index], self.places[index], self.scored[index])
 
 
 class SourceError(Exception):
@@ -60,7 +77,7 @@ class Reader(Protocol):
         """How many blocks a shard has, or None where only reading through would tell."""
         ...
 
-    def read(self, shard: int, block: int) -> list[Document] | None:
+    def read(self, shard: int, block: int) -> Documents | None:
         """The documents of a block, or None past the last one. A block may be empty: a scanned PDF holds no text."""
         ...
 

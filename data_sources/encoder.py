@@ -42,7 +42,7 @@ class Encoder:
         self._tokenizer, self._lanes, self._place_of = tokenizer, frozenset(lanes), place_of
         self._fast = _plain(tokenizer) if tokenizer.is_fast else None
         self.bos, self.eos, self.pad = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
-        self._rounds = -(-AHEAD // max(1, len(self._lanes)))
+        self._made = self._handed = 0  # documents tokenised, and those of them that a lane has read
 
     def ids(self, feed: Feed, found: Found) -> np.ndarray:
         """The tokens of `found`, whichever of them are scored."""
@@ -55,9 +55,11 @@ class Encoder:
             self._encode_ahead(block, self._ahead(feed, found))
         ids, block.ids[index] = block.ids[index], None
         assert ids is not None
+        self._handed += 1
         return Tokens(ids, block.marks.pop(index, None))
 
     def _encode_ahead(self, block: Block, ahead: Sequence[int]) -> None:
+        self._made += len(ahead)
         whole = [number for number in ahead if block.scored[number] is None]
         for number, ids in zip(whole, self.encode([block.texts[number] for number in whole]), strict=True):
             block.ids[number] = ids
@@ -66,20 +68,28 @@ class Encoder:
             block.ids[number], block.marks[number] = tokens.ids, tokens.scored
 
     def _ahead(self, feed: Feed, found: Found) -> list[int]:
-        """`found` and what the lanes of this process read next in its block, up to a number of characters."""
-        block, index = found.block, found.index
-        first = index - index % LANES
-        ahead, characters = [index], len(block.texts[index])
-        for number in range(first, min(first + self._rounds * LANES, len(block.texts))):
-            if number == index or number in block.ids or characters >= AHEAD_CHARACTERS:
-                continue
-            if self._is_to_be_read(block.lane(number), feed, found.place._replace(taken=number // LANES)) and feed.chosen(block, number):
-                ahead.append(number)
-                characters += len(block.texts[number])
+        """`found` and what the lanes that stand in its block read next there, round by round.
+
+        A round at least; past that, no more documents than were read so far: after a resume lanes may stand in many blocks, and the first
+        rows want one or two of each.
+        """
+        block, lanes = found.block, self._lanes_in_block(feed, found)
+        ahead, characters = [found.index], len(block.texts[found.index])
+        most = min(AHEAD, max(len(lanes), 2 * self._handed - self._made))
+        for taken in range(found.place.taken, -(-len(block.texts) // LANES)):
+            for lane in lanes:
+                if len(ahead) >= most or characters >= AHEAD_CHARACTERS:
+                    return ahead
+                number = block.index(lane, taken)
+                if lanes[lane] <= taken and number < len(block.texts) and number != found.index and number not in block.ids and feed.chosen(block, number):
+                    ahead.append(number)
+                    characters += len(block.texts[number])
         return ahead
 
-    def _is_to_be_read(self, lane: int, feed: Feed, place: Place) -> bool:
-        return lane in self._lanes and self._place_of(lane, feed.number) <= place
+    def _lanes_in_block(self, feed: Feed, found: Found) -> dict[int, int]:
+        """Lanes of this process that stand where `found` does, and the documents they have taken there."""
+        places = {lane: self._place_of(lane, feed.number) for lane in self._lanes}
+        return {lane: place.taken for lane, place in places.items() if place[:3] == found.place[:3]} | {found.block.lane(found.index): found.place.taken}
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         """[bos, t1 .. tn, eos] of each text."""

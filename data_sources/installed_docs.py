@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from data_sources.docstrings import docstrings
-from data_sources.documents import Document
+from data_sources.documents import Documents
 from data_sources.text import chunks
 
 # Tests explain nothing, vendored code repeats what stands elsewhere, and another environment's packages are not installed here:
@@ -49,13 +49,13 @@ class InstalledDocs:
     def blocks(self, shard: int) -> int | None:
         return 1
 
-    def read(self, shard: int, block: int) -> list[Document] | None:
+    def read(self, shard: int, block: int) -> Documents | None:
         if block > 0:
             return None
         name = self.shards()[shard]
         pieces = chunks(_prose(name, self._paths[name]))
         places = [name] if len(pieces) == 1 else [f"{name}, part {part}" for part in range(1, len(pieces) + 1)]
-        return [Document(piece, place) for piece, place in zip(pieces, places, strict=True)]
+        return Documents(pieces, places, [None] * len(pieces))
 
     def content(self) -> str:
         return ""  # packages of other versions have folders of other names

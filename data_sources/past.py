@@ -19,7 +19,7 @@ import pyarrow.parquet
 
 from data_sources.config import PastSource
 from data_sources.disk import sync_folder
-from data_sources.documents import Document, GivenUp, Spans
+from data_sources.documents import Documents, GivenUp, Spans
 from data_sources.order import content_hash, draw
 
 ANY = 2**64  # every priority is less
@@ -187,15 +187,15 @@ class PastReader:
     def blocks(self, shard: int) -> int:
         return self._open().num_row_groups
 
-    def read(self, shard: int, block: int) -> list[Document] | None:
+    def read(self, shard: int, block: int) -> Documents | None:
         file = self._open()
         if block >= file.num_row_groups:
             return None
         try:
-            found = _documents(file.read_row_group(block))
+            found = [read for read in _documents(file.read_row_group(block)) if read.source in self._sources]
         except Exception:  # a file that was changed since the run began fails in many ways
             raise GivenUp(f"{self._path.name} is damaged; what was read before is not read again in this run") from None
-        return [Document(read.text, f"read before, from {read.source}", read.scored) for read in found if read.source in self._sources]
+        return Documents([read.text for read in found], [f"read before, from {read.source}" for read in found], [read.scored for read in found])
 
     def content(self) -> str:
         return ""  # its file is named by what it holds

@@ -8,7 +8,7 @@ nothing that was read before it.
 from bisect import bisect_right
 from pathlib import Path
 
-from data_sources.documents import Document, GivenUp
+from data_sources.documents import Documents, GivenUp
 from data_sources.fingerprint import text_mark
 from data_sources.folders import files_below
 from data_sources.pdf_process import LIMITS, Extract, Limits, PdfProcess, Refused
@@ -44,14 +44,14 @@ class PdfFiles:
             self._extract(shard, 0, 0)
         return max(1, -(-self._pages[shard] // PAGES))
 
-    def read(self, shard: int, block: int) -> list[Document] | None:
+    def read(self, shard: int, block: int) -> Documents | None:
         count = self.blocks(shard)
         if block >= count:
             return None
         pages = self._pages[shard]
         first, last = pages * block // count, pages * (block + 1) // count  # of even size: repeated headers show in the last one too
         if first == last:
-            return []
+            return Documents([], [], [])
         extract = self._extract(shard, first, last)
         texts = [(first + index + 1, page.text) for index, page in enumerate(extract.pages)]
         documents = _documents(Path(self.shards()[shard]).name, paragraphs(texts))
@@ -116,16 +116,16 @@ def _is_pdf(name: str) -> bool:
     return name.lower().endswith(".pdf")
 
 
-def _documents(name: str, prose: list[Paragraph]) -> list[Document]:
+def _documents(name: str, prose: list[Paragraph]) -> Documents:
     """Chunks, each with the page it begins on."""
     text = "\n\n".join(paragraph.text for paragraph in prose)
     starts, at = [], 0
     for paragraph in prose:
         starts.append(at)
         at += len(paragraph.text) + 2
-    documents, at = [], 0
-    for piece in chunks(text):
+    pieces, places, at = chunks(text), [], 0
+    for piece in pieces:
         at = text.index(piece, at)
-        documents.append(Document(piece, f"{name}, page {prose[bisect_right(starts, at) - 1].page}"))
+        places.append(f"{name}, page {prose[bisect_right(starts, at) - 1].page}")
         at += len(piece)
-    return documents
+    return Documents(pieces, places, [None] * len(pieces))

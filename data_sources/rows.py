@@ -1,7 +1,7 @@
 """From a row of a table to a text: which columns, under which name, put together how, and what of it is learned."""
 
 import string
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from data_sources.catalogue import ALIASES
@@ -18,6 +18,17 @@ class Passage(NamedTuple):
 
     text: str
     scored: Spans | None = None
+
+
+class Passages(NamedTuple):
+    """The same of many rows, column by column."""
+
+    texts: list[str]
+    scored: list[Spans | None]
+
+    @classmethod
+    def of(cls, passages: Sequence[Passage]) -> "Passages":
+        return cls([passage.text for passage in passages], [passage.scored for passage in passages])
 
 
 class Notes:
@@ -53,6 +64,7 @@ class RowFormat:
     def __init__(self, source: TableSource, notes: Notes):
         self._wanted = source.columns
         self._pieces = _pieces_of(source)
+        self._is_bare = self._pieces == [("", self._wanted[0])]  # a column as it stands
         self._answer = source.answer if source.loss_on == "answer" else None
         self._notes = notes
 
@@ -72,30 +84,39 @@ class RowFormat:
 
     def passage(self, row: Mapping[str, Any], columns: Mapping[str, str]) -> Passage | None:
         """The text of one row, or None where a column holds no text."""
-        values = {name: as_text(row.get(column)) for name, column in columns.items()}
-        if any(value is None for value in values.values()):
-            return None
+        values = [as_text(row.get(column)) for column in columns.values()]
+        return None if None in values else self._joined(values)
+
+    def passages(self, cells: Mapping[str, Sequence[Any]], columns: Mapping[str, str]) -> Passages:
+        """The texts of a table's rows, of which `cells` has the columns; those without are counted, and those that are too long."""
+        texts = [[as_text(cell) for cell in cells[column]] for column in columns.values()]
+        if self._is_bare:
+            whole = [text for text in texts[0] if text is not None]
+            found = Passages(whole, [None] * len(whole))
+        else:
+            found = Passages.of([self._joined(values) for values in zip(*texts, strict=True) if None not in values])
+        self._notes.count("rows held no text and were passed over", len(texts[0]) - len(found.texts))
+        return self.bounded(found)
+
+    def _joined(self, values: Sequence[str]) -> Passage:
+        """What the format makes of a row's texts, one for each wanted name."""
         text, learned = "", []
         for literal, name in self._pieces:
             text += literal
             if name is not None:
+                value = values[self._wanted.index(name)]
                 if name == self._answer:
-                    learned.append((len(text), len(text) + len(values[name])))
-                text += values[name]
+                    learned.append((len(text), len(text) + len(value)))
+                text += value
         return Passage(text, tuple(learned) if self._answer else None)
 
-    def passages(self, rows: Iterable[Mapping[str, Any] | None], columns: Mapping[str, str]) -> list[Passage]:
-        """The texts of `rows`; those without are counted, and those that are too long."""
-        rows = list(rows)
-        found = [passage for row in rows if (passage := self.passage(row, columns)) is not None]
-        self._notes.count("rows held no text and were passed over", len(rows) - len(found))
-        return self.bounded(found)
-
-    def bounded(self, passages: Sequence[Passage]) -> list[Passage]:
+    def bounded(self, passages: Passages) -> Passages:
         """`passages` without those that are too long, which are counted."""
-        kept = [passage for passage in passages if len(passage.text) <= LONGEST]
-        self._notes.count(f"texts were {LONG}", len(passages) - len(kept))
-        return kept
+        if max(map(len, passages.texts), default=0) <= LONGEST:
+            return passages
+        kept = [passage for passage in zip(*passages, strict=True) if len(passage[0]) <= LONGEST]
+        self._notes.count(f"texts were {LONG}", len(passages.texts) - len(kept))
+        return Passages([text for text, _ in kept], [scored for _, scored in kept])
 
 
 def _pieces_of(source: TableSource) -> list[tuple[str, str | None]]:
@@ -107,6 +128,12 @@ def _pieces_of(source: TableSource) -> list[tuple[str, str | None]]:
 
 def as_text(value: Any, depth: int = DEEPEST) -> str | None:
     """What a cell says: a text, a number in a question's answer, the first of several answers. None for nothing."""
+    text = value if isinstance(value, str) else _text_of(value, depth)
+    return None if not text or text.isspace() else without_halves(text)
+
+
+def _text_of(value: Any, depth: int) -> str | None:
+    """What a cell says that is no text itself."""
     if isinstance(value, dict):  # the shape of SQuAD: {"text": [...], "answer_start": [...]}
         value = value.get("text")
     if isinstance(value, (list, tuple)):
@@ -115,9 +142,7 @@ def as_text(value: Any, depth: int = DEEPEST) -> str | None:
         value = value.decode("utf-8", "replace")
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         value = "" if value != value else str(value)  # NaN is how some writers say that there is nothing
-    if not isinstance(value, str) or not value or value.isspace():
-        return None
-    return without_halves(value)
+    return value if isinstance(value, str) else None
 
 
 def without_halves(text: str) -> str:

@@ -13,10 +13,10 @@ from typing import Any, Protocol
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_sources.documents import Document, GivenUp, Unreadable, one_line
+from data_sources.documents import Documents, GivenUp, Unreadable, one_line
 from data_sources.lines import PACKINGS, Damage, Either, Elements, Lines, PackedLines, PlainLines, is_array
 from data_sources.ranges import ByteRanges, Changed, Seekable
-from data_sources.rows import LONG, Notes, Passage, RowFormat
+from data_sources.rows import LONG, Notes, Passage, Passages, RowFormat
 from data_sources.text import chunks
 
 FOOTER_BYTES = 1 << 16  # fetched at once at a parquet file's end, which is enough for most
@@ -31,7 +31,7 @@ class Shard(Protocol):
 
     def blocks(self) -> int | None: ...
 
-    def passages(self, block: int) -> list[Passage] | None: ...
+    def passages(self, block: int) -> Passages | None: ...
 
     def close(self) -> None: ...
 
@@ -65,7 +65,7 @@ class ParquetShard:
     def blocks(self) -> int | None:
         return self._file.num_row_groups
 
-    def passages(self, block: int) -> list[Passage] | None:
+    def passages(self, block: int) -> Passages | None:
         if block >= self._file.num_row_groups:
             return None
         columns = list(dict.fromkeys(self._columns.values()))
@@ -78,16 +78,17 @@ class ParquetShard:
         finally:
             self._held.hold([])
 
-    def _decoded(self, block: int, columns: list[str]) -> list[Passage]:
+    def _decoded(self, block: int, columns: list[str]) -> Passages:
         """A row group's texts, some rows at a time: one value may stand for a million rows, and is as many texts."""
-        found: list[Passage] = []
+        found = Passages([], [])
         characters = 0
         for batch in self._file.iter_batches(BATCH_ROWS, row_groups=[block], columns=columns, use_threads=False):
-            passages = self._rows.passages(_table_rows(pa.Table.from_batches([batch])), self._columns)
-            characters += sum(len(passage.text) for passage in passages)
+            passages = self._rows.passages(_cells(batch), self._columns)
+            characters += sum(map(len, passages.texts))
             if characters > LARGEST_GROUP:
                 raise Unreadable(f"its row group {block} unpacks to more than {LARGEST_GROUP >> 30} GB")
-            found += passages
+            found.texts.extend(passages.texts)
+            found.scored.extend(passages.scored)
         return found
 
     def _ranges(self, block: int, columns: Sequence[str]) -> list[tuple[int, int]]:
@@ -113,7 +114,7 @@ class JsonShard:
     def blocks(self) -> int | None:
         return self._lines.blocks()
 
-    def passages(self, block: int) -> list[Passage] | None:
+    def passages(self, block: int) -> Passages | None:
         lines = _counted(self._lines, block, self._notes)
         if lines is None:
             return None
@@ -125,7 +126,7 @@ class JsonShard:
         found = [passage for row in rows if (passage := self._passage(row)) is not None]
         self._require_columns(rows)
         self._notes.count("rows held no text and were passed over", len(rows) - len(found))
-        return self._rows.bounded(found)
+        return self._rows.bounded(Passages.of(found))
 
     def _passage(self, row: dict[str, Any]) -> Passage | None:
         present = tuple(row)
@@ -162,9 +163,9 @@ class ProseShard:
     def blocks(self) -> int | None:
         return self._lines.blocks()
 
-    def passages(self, block: int) -> list[Passage] | None:
+    def passages(self, block: int) -> Passages | None:
         lines = _counted(self._lines, block, self._notes)
-        return None if lines is None else [Passage(text) for text in chunks(_decoded(b"\n".join(lines)).replace("\r\n", "\n"))]
+        return None if lines is None else Passages.of([Passage(text) for text in chunks(_decoded(b"\n".join(lines)).replace("\r\n", "\n"))])
 
     def close(self) -> None:
         self._lines.close()
@@ -249,12 +250,12 @@ class FileReader:
         opened = self._shard(shard)
         return opened.blocks() if opened is not None else 0
 
-    def read(self, shard: int, block: int) -> list[Document] | None:
+    def read(self, shard: int, block: int) -> Documents | None:
         opened = self._shard(shard)
         passages = self._passages(opened, shard, block) if opened is not None else None
-        return None if passages is None else [Document(text, self.shards()[shard], scored) for text, scored in passages]
+        return None if passages is None else Documents(passages.texts, [self.shards()[shard]] * len(passages.texts), passages.scored)
 
-    def _passages(self, opened: Shard, shard: int, block: int) -> list[Passage] | None:
+    def _passages(self, opened: Shard, shard: int, block: int) -> Passages | None:
         name = self.shards()[shard]
         try:
             return opened.passages(block)
@@ -267,7 +268,7 @@ class FileReader:
             raise
         except (OSError, pa.ArrowException) as error:
             self._notes.say(f"a part of {name} is damaged and passed over: {one_line(error)}")
-            return []
+            return Passages([], [])
         except (GivenUp, Unreadable) as error:
             self._pass_over(shard, error)
             return None
@@ -312,13 +313,17 @@ class FileReader:
             self._open.popitem()[1].close()
 
 
-def _table_rows(table: pa.Table) -> list[dict[str, Any]]:
-    """Rows of a table; text that is no UTF-8 is mended, which Arrow alone would refuse."""
+def _cells(batch: pa.RecordBatch) -> dict[str, list[Any]]:
+    """The cells of each column."""
+    return {name: _values(column) for name, column in zip(batch.schema.names, batch.columns, strict=True)}
+
+
+def _values(column: pa.Array) -> list[Any]:
+    """Text that is no UTF-8 is given as bytes, to be mended; Arrow alone would refuse it."""
     try:
-        return table.to_pylist()
+        return column.to_pylist()
     except UnicodeDecodeError:
-        binary = table.cast(pa.schema([pa.field(f.name, pa.binary()) if pa.types.is_string(f.type) else f for f in table.schema]))
-        return [{k: v.decode("utf-8", "replace") if isinstance(v, bytes) else v for k, v in row.items()} for row in binary.to_pylist()]
+        return column.cast(pa.large_binary()).to_pylist()
 
 
 def _may_hold_text(kind: pa.DataType) -> bool:

@@ -285,7 +285,9 @@ def _write(path: Path, snapshot: Snapshot) -> None:
         f"{part}.{name}": tensor.detach().cpu().contiguous() for part in ("weights", "optimizer", "random") for name, tensor in getattr(snapshot, part).items()
     }
     about = {"saved": datetime.now(UTC).isoformat(timespec="seconds"), "preset": snapshot.preset.model_dump(mode="json"), "tokenizer": snapshot.tokenizer}
-    meta = json.dumps({**about, "cursor": snapshot.cursor, "run": snapshot.run, "life": snapshot.life, "certificate": snapshot.certificate})
+    meta = json.dumps(
+        {**about, "cursor": snapshot.cursor, "run": snapshot.run, "life": snapshot.life, "certificate": snapshot.certificate}, separators=(",", ":")
+    )
     checksums = {name: checksum(tensor) for name, tensor in tensors.items()} | {"meta": hashlib.sha256(meta.encode()).hexdigest()}
     with path.open("wb") as file:
         torch.save({"format": FORMAT, "meta": meta, "tensors": tensors, "checksums": checksums}, file)

@@ -10,7 +10,7 @@ import pytest
 from data_sources import encoder
 from data_sources.blocks import Block
 from data_sources.config import DataConfig
-from data_sources.documents import Document
+from data_sources.documents import Document, Documents
 from data_sources.encoder import Encoder
 from data_sources.feed import Found, Place
 from data_sources.order import LANES
@@ -36,7 +36,7 @@ def documents(tmp_path: Path, name: str = "a.jsonl", **options: Any) -> list[Doc
 
     (tmp_path / name).write_text("".join(json.dumps({"question": question, "answer": answer}) + "\n" for question, answer in PAIRS))
     source = open_reader(DataConfig.model_validate({"sources": [files("a", tmp_path / name, **{**PAIR, **options})]}).sources[0])
-    return source.read(0, 0) or []
+    return list(source.read(0, 0) or ())
 
 
 @pytest.fixture(scope="module")
@@ -85,12 +85,17 @@ def test_in_parquet_too(tmp_path: Path) -> None:
 
     pyarrow.parquet.write_table(pyarrow.table({"question": ["Why?"], "answer": [["So.", "Else."]]}), tmp_path / "a.parquet")
     source = open_reader(DataConfig.model_validate({"sources": [files("a", tmp_path, **PAIR)]}).sources[0])
-    assert source.read(0, 0) == [Document("Q: Why?\nA: So.", "a.parquet", ((11, 14),))]
+    assert list(source.read(0, 0) or ()) == [Document("Q: Why?\nA: So.", "a.parquet", ((11, 14),))]
+
+
+def block_of(found: list[Document]) -> Block:
+    texts, places, scored = zip(*found, strict=True)
+    return Block(Documents(texts, places, scored), False, 0)
 
 
 def tokens_of(tokenizer: Any, found: list[Document]) -> list[encoder.Tokens]:
     """What a process with all lanes gets, in the order of `found`."""
-    block = Block(found, False, 0)
+    block = block_of(found)
     made = Encoder(tokenizer, range(LANES))
     return [made.tokens(Everything(), Found(Place(), block, index)) for index in range(len(found))]
 
@@ -126,9 +131,42 @@ def test_documents_with_and_without_a_span_together() -> None:
     found = [Document(text, "", ((1, 2),) if number % 3 else None) for number, text in enumerate(["abc", "def", "ghi", "jkl"] * 20)]
     tokens = tokens_of(byte_tokenizer(), found)
     assert [scored is None for _, scored in tokens] == [document.scored is None for document in found]
-    block, made = Block(found, False, 0), Encoder(byte_tokenizer(), range(LANES))
+    block, made = block_of(found), Encoder(byte_tokenizer(), range(LANES))
     assert all(np.array_equal(made.ids(Everything(), Found(Place(), block, index)), ids) for index, (ids, _) in enumerate(tokens))
     assert block.marks == {}, "handed out with their ids"
+
+
+class Counted(Encoder):
+    """Notes how many documents were tokenised at a time."""
+
+    def encode(self, texts: Any) -> list[np.ndarray]:
+        self.sizes = [*getattr(self, "sizes", []), len(texts)]
+        return super().encode(texts)
+
+
+def first_documents(blocks: int, rounds: int) -> list[int]:
+    """How many documents were tokenised at a time until each lane had read `rounds` of them, when the lanes stand in so many blocks of 1,920."""
+    held = [block_of([Document(f"{number} of {block}", "", None) for number in range(40 * LANES)]) for block in range(blocks)]
+    places = {lane: Place(block=lane % blocks) for lane in range(LANES)}
+    made = Counted(byte_tokenizer(), range(LANES), lambda lane, source: places[lane])
+    for taken in range(rounds):
+        for lane in range(LANES):
+            block, place = held[lane % blocks], places[lane]
+            index = block.index(lane, taken)
+            assert made._tokenizer.decode(made.ids(Everything(), Found(place, block, index))[1:-1]) == f"{index} of {lane % blocks}"
+            places[lane] = place._replace(taken=taken + 1)
+    return [size for size in made.sizes if size]
+
+
+@pytest.mark.parametrize("blocks", [1, 7, 48])
+def test_lanes_that_have_drifted_apart_have_no_more_tokenised_than_twice_what_they_read(blocks: int) -> None:
+    for rounds in (1, 2, 20):
+        assert sum(first_documents(blocks, rounds)) <= LANES * (2 * rounds + 1)
+    assert max(first_documents(blocks, 20)) >= 20, "they are tokenised many at a time once the stream is under way"
+
+
+def test_lanes_in_step_are_tokenised_for_together() -> None:
+    assert first_documents(1, 1) == [LANES] and len(first_documents(1, 20)) <= 25
 
 
 def test_it_wants_two_fields() -> None:

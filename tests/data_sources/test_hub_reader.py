@@ -20,6 +20,7 @@ from huggingface_hub.utils import close_session
 
 from data_sources import hub as hub_module
 from data_sources import lines
+from data_sources import rows as rows_module
 from data_sources.config import DataConfig
 from data_sources.documents import GivenUp, PassingFault, Reader
 from data_sources.ranges import LocalFile
@@ -85,8 +86,32 @@ def test_the_network_is_not_waited_for_inside_pyarrow(tmp_path: Path) -> None:
 
     source = DataConfig.model_validate({"sources": [{"type": "files", "path": "a", "fields": ["text", "more"]}]}).sources[0]
     shard = ParquetShard(Watched(str(tmp_path / "a.parquet")), RowFormat(source, Notes()))
-    assert [len(shard.passages(block) or []) for block in range(7)] == [100] * 7
+    assert [len((shard.passages(block) or ([],))[0]) for block in range(7)] == [100] * 7
     assert len(inside) > 14 and not any(inside)
+
+
+@pytest.mark.parametrize("kind", [pyarrow.string(), pyarrow.large_string(), pyarrow.binary()])
+def test_text_that_is_no_utf8_is_mended(tmp_path: Path, kind: pyarrow.DataType) -> None:
+    """Arrow does not look when it writes, and refuses when it reads."""
+    cells = pyarrow.array(
+        [b"whole", b"\xff half \xc3\xa4", None, b" ", b"last"], pyarrow.large_binary() if kind == pyarrow.large_string() else pyarrow.binary()
+    )
+    texts = pyarrow.Array.from_buffers(kind, len(cells), cells.buffers())
+    pyarrow.parquet.write_table(pyarrow.table({"text": texts, "title": ["a", "b", "c", "d", None]}), tmp_path / "a.parquet")
+    read = open_reader(DataConfig.model_validate({"sources": [{"type": "files", "path": str(tmp_path)}]}).sources[0])
+    assert [document.text for document in read.read(0, 0) or []] == ["whole", "\ufffd half ä", "last"]
+    assert read.notices() == ["2 rows held no text and were passed over"]
+    read = open_reader(DataConfig.model_validate({"sources": [{"type": "files", "path": str(tmp_path), "fields": ["title", "text"]}]}).sources[0])
+    assert [document.text for document in read.read(0, 0) or []] == ["a\nwhole", "b\n\ufffd half ä"]
+
+
+def test_rows_that_are_too_long_are_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rows_module, "LONGEST", 20)
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["ä" * 20, "b" * 21, "c"], "title": ["d", "e", "f"]}), tmp_path / "a.parquet")
+    for options, texts in (({}, ["ä" * 20, "c"]), ({"fields": ["title", "text"]}, ["f\nc"])):
+        read = open_reader(DataConfig.model_validate({"sources": [{"type": "files", "path": str(tmp_path), **options}]}).sources[0])
+        assert [document.text for document in read.read(0, 0) or []] == texts
+        assert [line.split(" ")[0] for line in read.notices()] == [str(3 - len(texts))]
 
 
 def test_files_of_a_repository_without_a_card(hub: LoopbackHub, tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def test_a_block_is_one_file_in_chunks(reader: InstalledDocs) -> None:
     documents = reader.read(shard, 0)
     assert reader.blocks(shard) == 1
     assert reader.read(shard, 1) is None
-    assert [document.place for document in documents[:2]] == [f"{reader.shards()[shard]}, part {part}" for part in (1, 2)]
+    assert list(documents.places[:2]) == [f"{reader.shards()[shard]}, part {part}" for part in (1, 2)]
     assert all(len(document.text) <= 5000 for document in documents)
 
 
