@@ -137,11 +137,15 @@ class Feed:
         if known is None:
             text = block.texts[index]
             long_enough = len(text) >= self.rules.shortest
-            held = long_enough and self.rules.holds_out and self._choice.holds(text)
-            if held and self.rules.part == "train":
-                self._held_out.add(self.name, text)
+            held = long_enough and self._holds_out(text)
             known = block.chosen[index] = held if self.rules.part == "held_out" else long_enough and not held
         return known
+
+    def _holds_out(self, text: str) -> bool:
+        held = self.rules.holds_out and self._choice.holds(text)
+        if held and self.rules.part == "train":
+            self._held_out.add(self.name, text)
+        return held
 
     def _block(self, place: Place) -> Block | None:
         """The block at `place`, or None past the last of its shard."""
@@ -208,6 +212,8 @@ class Feed:
             sample = list(islice(texts, SAMPLE))
             if not self._choice.extra:
                 self._choice = local_choice(sample)
+            for text in sample:  # a short run may not come by them
+                self._holds_out(text)
             if len(set(sample)) == 1:
                 self._tell({"event": "notice", "source": self.name, "text": "one document only: nothing is held out"})
         self._opened = True

@@ -70,6 +70,14 @@ class Person:
             self.child.send(KEYS.get(key, key))
             self.look(0.15)
 
+    def goes_to(self, entry: str) -> None:
+        """Press the down arrow until a list's mark stands before `entry`."""
+        for _ in range(100):
+            if f"❯ {entry}" in self.text:
+                return
+            self.types("down")
+        raise AssertionError(f"not in the list: {entry}\n{self.text}")
+
     def resizes(self, width: int, height: int) -> None:
         self.child.setwinsize(height, width)
         self.screen.resize(height, width)

@@ -73,18 +73,18 @@ def test_leaving_is_quiet(folder, key):
 
 
 def test_broken_and_unbuilt_presets_are_shown_and_not_picked(folder):
-    write_preset(folder, "03_torn", '{"name": "torn", ')
-    write_preset(folder, "04_misspelt", {**TINY, "modle": {}})
-    write_preset(folder, "05_later", {**TINY, "name": "later", "hyena": {"enabled": True}})
-    write_preset(folder, "06_hostile", {**TINY, "name": "[red]x[/]\u001b[2J\u202e", "about": "\u001b]0;owned\u0007[bold]"})
+    write_preset(folder, "10_torn", '{"name": "torn", ')
+    write_preset(folder, "11_misspelt", {**TINY, "modle": {}})
+    write_preset(folder, "12_later", {**TINY, "name": "later", "retro": {"enabled": True}})
+    write_preset(folder, "13_hostile", {**TINY, "name": "[red]x[/]\u001b[2J\u202e", "about": "\u001b]0;owned\u0007[bold]"})
     with Person(MAIN, folder, 100, 40) as person:
         person.waits_for("q quit")
-        person.types("down", "down", "down")
-        assert "❯ 03_torn" in person.text and "not JSON" in person.text
+        person.goes_to("10_torn")
+        assert "not JSON" in person.text
         person.types("enter", "down")
         assert 'unknown key, did you mean "model"' in person.text
         person.types("down")
-        assert "not built yet: hyena.enabled" in person.text
+        assert "not built yet: retro.enabled" in person.text
         person.types("enter", "down")
         assert "❯ [red]x[/]" in person.text and "owned" not in person.raw
         assert person.child.isalive()
@@ -96,7 +96,7 @@ def test_many_presets_scroll(folder):
     with Person(MAIN, folder) as person:
         text = person.waits_for("q quit")
         assert "❯ best_general" in text and "preset number 69" not in text
-        person.types(*["\x1b[6~"] * 7)
+        person.types(*["\x1b[6~"] * 9)
         assert "❯ " in person.text and "Quit" in person.text
         person.types("\x1b[H")
         assert "❯ best_general" in person.text
@@ -126,8 +126,8 @@ def test_it_follows_a_resize(folder):
 def test_chat_and_evaluation_wait_for_a_model(folder):
     with Person(MAIN, folder) as person:
         person.waits_for("q quit")
-        person.types("down", "down", "down")
-        assert "❯ Chat" in person.text and "There is no model yet" in person.text
+        person.goes_to("Chat")
+        assert "There is no model yet" in person.text
         person.types("enter")
         assert person.child.isalive() and "❯ Chat" in person.text
 
@@ -138,8 +138,7 @@ def test_presets_are_viewed_and_edited(folder):
     editor.write_text("import sys; path = sys.argv[1]; text = open(path).read(); open(path, 'w').write(text.replace('48', '47'))")
     with Person(MAIN, folder, EDITOR=f"{sys.executable} {editor}") as person:
         person.waits_for("q quit")
-        person.types(*["down"] * 6)
-        assert "❯ Presets" in person.text
+        person.goes_to("Presets")
         person.types("enter")
         person.waits_for("e edit")
         person.types("enter")
@@ -156,7 +155,8 @@ def test_presets_are_viewed_and_edited(folder):
 def test_a_missing_editor_is_named(folder, editor, said):
     with Person(MAIN, folder, EDITOR=editor, PATH="/nowhere") as person:
         person.waits_for("q quit")
-        person.types(*["down"] * 6, "enter")
+        person.goes_to("Presets")
+        person.types("enter")
         person.waits_for("e edit")
         person.types("e")
         person.waits_for(said)

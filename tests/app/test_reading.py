@@ -98,8 +98,8 @@ def test_it_is_a_page_of_the_menu(folder):
     hostile(checkpoints)
     with Person(MAIN, folder) as person:
         person.waits_for("q quit")
-        person.types(*["down"] * 5)
-        assert "❯ What it has read" in person.text and "There is no model" not in person.text
+        person.goes_to("What it has read")
+        assert "There is no model" not in person.text
         person.types("enter")
         text = person.waits_for("lines 1 to 21 of ")
         assert "documents   tokens  share epoch" in text and "owned" not in person.raw
@@ -111,5 +111,6 @@ def test_it_is_a_page_of_the_menu(folder):
         person.types("q")
         person.waits_for("❯ ")
         (checkpoints / "lm_current.pth").unlink()
-        person.types(*["down"] * 5, "enter")
+        person.goes_to("What it has read")
+        person.types("enter")
         person.waits_for("no model yet")

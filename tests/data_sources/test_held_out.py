@@ -14,15 +14,15 @@ from tests.data_sources.streams import byte_tokenizer, data_config, files, globa
 
 
 def held_out_of(folder: Path, texts: list[str], world_size: int = 1, **options: object) -> tuple[list[str], list[str]]:
-    """(held out, trained on) of a source with `texts`."""
+    """(held out by any rank, trained on) of a source with `texts`."""
     write_jsonl(folder / "a.jsonl", texts)
     data = data_config(files("a", folder / "a.jsonl"))
-    held_out, trained = [], []
+    held_out, trained = set(), []
     for rank in range(world_size):
         with open_stream(data, byte_tokenizer(), 64, 48, rank, world_size, **options) as stream:
             rows = [row for batch, _ in islice(stream, 300) for row in rows_of(batch)]
             trained += [text.decode() for text in read_texts(rows)]
-            held_out += [text for _, text in stream.held_out.take_new()]
+            held_out |= {text for _, text in stream.held_out.take_new()}
     return sorted(held_out), sorted(trained)
 
 

@@ -69,14 +69,14 @@ def test_census_each_document_once(tmp_path: Path, shuffle: bool, world_size: in
         write_jsonl(tmp_path / "a" / f"{shard}.jsonl", texts[shard * 200 : (shard + 1) * 200])
     write_jsonl(tmp_path / "b.jsonl", texts[600:])
     data = data_config(files("a", tmp_path / "a"), files("b", tmp_path / "b.jsonl"), shuffle=shuffle)
-    rows, held_out = [], []
+    rows, held_out = [], set()  # what the first documents hold out, every rank finds
     for rank in range(world_size):
         with open_stream(data, byte_tokenizer(), 64, 24, rank, world_size) as stream:
             for batch, _ in stream:
                 if batch.last:
                     break
                 rows += rows_of(batch)
-            held_out += [text for _, text in stream.held_out.take_new()]
+            held_out |= {text for _, text in stream.held_out.take_new()}
             assert [source.state for source in stream.sources] == ["finished", "finished"]
     assert 1 <= len(held_out) < 30
     assert Counter(read_texts(rows)) + Counter(text.encode() for text in held_out) == Counter(text.encode() for text in texts)
