@@ -27,6 +27,7 @@ class Batch:
     row: Tensor  # (B,) int64, number of the row in the whole order of the data
     cu_seqlens: Tensor  # int32, where documents and rows begin in the flattened B * T, and B * T at the end
     valid: int  # scored positions
+    restarts: int  # how often a document begins. Known here, so that no device need be asked
     last: bool  # nothing but padding, now and from here on: this rank has read its share
     begun: Sequence[Read] = ()  # documents that begin here and may be kept of the past, where the stream was asked to tell
 
@@ -34,22 +35,25 @@ class Batch:
     def of(cls, rows: Rows) -> Self:
         """The filled rows as tensors."""
         arrays = (rows.tokens, rows.targets, rows.restart, rows.source, rows.lane, rows.row, bounds_of(rows.restart))
-        return cls(*map(torch.from_numpy, arrays), valid=rows.valid, last=rows.last, begun=rows.begun)
+        return cls(*map(torch.from_numpy, arrays), valid=rows.valid, restarts=int(rows.restart.sum()), last=rows.last, begun=rows.begun)
 
     @property
     def any_restart(self) -> bool:
-        """Whether a document begins anywhere but at a row's start. Known here, so that no device need be asked."""
+        """Whether a document begins anywhere but at a row's start."""
         return len(self.cu_seqlens) > len(self.lane) + 1
 
     def split(self, rows: int) -> list["Batch"]:
         """The batch in pieces of up to `rows` rows; none of a batch without rows."""
-        return [self._rows(slice(start, start + rows)) for start in range(0, len(self.lane), rows)]
+        return [self._part(slice(start, start + rows), slice(None)) for start in range(0, len(self.lane), rows)]
 
-    def _rows(self, part: slice) -> "Batch":
-        tokens, targets, restart = self.tokens[part], self.targets[part], self.restart[part]
-        bounds = bounds_of(restart.numpy())
-        valid = int((targets != NOT_SCORED).sum())
-        return Batch(tokens, targets, restart, self.source[part], self.lane[part], self.row[part], torch.from_numpy(bounds), valid, self.last)
+    def pieces(self, time: int) -> list["Batch"]:
+        """The batch in pieces of up to `time` positions, one after the other."""
+        return [self._part(slice(None), slice(start, start + time)) for start in range(0, self.tokens.shape[1], time)]
+
+    def _part(self, rows: slice, time: slice) -> "Batch":
+        tokens, targets, restart, source = (part[rows, time] for part in (self.tokens, self.targets, self.restart, self.source))
+        bounds, valid = torch.from_numpy(bounds_of(restart.numpy())), int((targets != NOT_SCORED).sum())
+        return Batch(tokens, targets, restart, source, self.lane[rows], self.row[rows], bounds, valid, int(restart.sum()), self.last)
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch with what the model reads on `device`."""

@@ -89,9 +89,10 @@ class Lane:
     Aside, from whatever asks a source for a document, leaves the lane in the middle of something: `rewind` mends that.
     """
 
-    def __init__(self, number: int, feeds: Sequence[Feed], mix: Mix, encoder: Encoder | None, state: State | None = None):
-        """`encoder` may be None where only texts are asked for."""
+    def __init__(self, number: int, feeds: Sequence[Feed], mix: Mix, encoder: Encoder | None, state: State | None = None, context_length: int | None = None):
+        """`encoder` may be None where only texts are asked for. context_length: documents begin anew after so many positions."""
         self.number = number
+        self._context_length = context_length
         self._feeds, self._mix, self._encoder = feeds, mix, encoder
         width = len(feeds)
         # Lanes begin with different sources, else the first rows would all be of the first, and the next all of the second.
@@ -156,6 +157,8 @@ class Lane:
         row.source[to] = self._under_way
         row.restart[position] |= self._fresh
         self._fresh = False
+        if self._context_length:
+            row.restart[position + -offset % self._context_length : position + size : self._context_length] = True
         standing.offset += size
         if standing.offset == len(document.tokens):
             standing.place = standing.place._replace(taken=standing.place.taken + 1)
@@ -174,8 +177,12 @@ class Lane:
     def _pick_up(self) -> None:
         """After a resume: go on in the document that was under way."""
         self._fresh = False
-        if self._under_way != NOTHING and self._document is None and not self._open(self._under_way):
+        if self._under_way == NOTHING or self._document is not None:
+            return
+        if not self._open(self._under_way):
             self._under_way = NOTHING
+        else:
+            self._fresh = self.standings[self._under_way].offset == 0  # the document is gone, and this is the one after it
 
     def _open(self, source: int) -> bool:
         """Tokenise the next document of a source. False where there is none for this lane."""

@@ -24,6 +24,7 @@ from data_sources.fingerprint import GONE, change
 from data_sources.held_out import HeldOut
 from data_sources.lane import ASIDE as IS_ASIDE
 from data_sources.lane import FINISHED, READING, Lane, Mix, State
+from data_sources.lengths import RowLengths
 from data_sources.order import LANES
 from data_sources.packed import Rows
 from data_sources.past import Read, Sieve
@@ -38,7 +39,8 @@ class Job:
     """What is to be read: by which rank of how many, in which sizes, from where on. As `open_stream` explains it."""
 
     data: DataConfig
-    seq_length: int
+    lengths: RowLengths
+    context_length: int | None  # documents begin anew after so many positions
     global_rows: int
     rank: int
     world_size: int
@@ -98,7 +100,7 @@ class Reading:
         self._interval = self._weighed // self._schedule.interval_rows if self._schedule else 0
         self._by_weights = strategy == "weighted"
         mix = Mix(strategy, before, data.packing == "pad", data.past.share if data.past else 0.0)
-        lanes = {number: Lane(number, self._sources.feeds, mix, self._encoder, states.get(number)) for number in numbers}
+        lanes = {number: Lane(number, self._sources.feeds, mix, self._encoder, states.get(number), self._job.context_length) for number in numbers}
         for lane in lanes.values():
             lane.reweigh(self._weights)
             if cursor is not None and self._by_weights and not held and "packing" in cursor:
@@ -204,7 +206,7 @@ class Reading:
     def _fill(self, first: int, stop: int, due: Sequence[Event]) -> Rows:
         """Rows of this rank from `first` up to `stop`; a lane obeys what is due before its row. After an exception nothing has changed."""
         numbers = [row for row in range(first, stop) if row % self._job.world_size == self._job.rank]
-        rows = Rows.blank(numbers, self._job.seq_length, self._encoder.pad)
+        rows = Rows.blank(numbers, self._job.lengths.at(first), self._encoder.pad)
         events = in_order(due, self._names)
         try:
             obeyed = dict.fromkeys(self._lanes, first - 1)

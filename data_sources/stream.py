@@ -15,6 +15,7 @@ from data_sources.config import DataConfig
 from data_sources.cursor import Cursor, check_cursor, lanes_of
 from data_sources.events import Record
 from data_sources.held_out import HeldOut
+from data_sources.lengths import RowLengths
 from data_sources.order import LANES
 from data_sources.reading import Job, Reading
 from data_sources.sources import SourceState
@@ -32,6 +33,8 @@ class Options(NamedTuple):
     should_stop: asked ten times a second while the sources are reached; `open_stream` then fails with Stopped. Loaders reach them later.
     global_rows: rows of a batch over all ranks, when they can't be shared out evenly or must stay what they were on another number
     of ranks; `batch_size` then says nothing, and a batch of this rank has a row more or less than the one before, or none.
+    lengths: rows of these lengths, in place of `seq_length`, which is then the longest. context_length: a document begins anew, as a
+    restart, after so many positions of it.
     keep: have batches tell, as `begun`, which of their documents may belong to a sample of everything read (data_sources/past.py):
     its size in bytes, and the priority from which on it keeps nothing.
     """
@@ -42,6 +45,8 @@ class Options(NamedTuple):
     should_stop: Callable[[], bool] = lambda: False
     global_rows: int | None = None
     keep: tuple[int, int] | None = None
+    lengths: RowLengths | None = None
+    context_length: int | None = None
 
 
 def open_stream(
@@ -66,9 +71,12 @@ def open_stream(
     global_rows = batch_size * world_size if options.global_rows is None else options.global_rows
     if min(seq_length, batch_size, global_rows) < 1:
         raise ValueError(f"seq_length {seq_length}, batch_size {batch_size} and global_rows {global_rows} must be at least 1")
+    lengths = options.lengths or RowLengths.constant(seq_length)
+    if lengths.rows != global_rows and len(set(lengths.all)) > 1:
+        raise ValueError(f"lengths are of batches of {lengths.rows} rows, and these have {global_rows}")
     if part not in ("train", "held_out"):
         raise ValueError(f'part is "train" or "held_out", not "{part}"')
-    job = Job(data, seq_length, global_rows, rank, world_size, cursor, part, seed, options.replay, options.keep, world_size > 1)
+    job = Job(data, lengths, options.context_length, global_rows, rank, world_size, cursor, part, seed, options.replay, options.keep, world_size > 1)
     _check(job, options)
     if options.workers:
         return Stream(Workers(job, tokenizer, options.schedule, options.workers))

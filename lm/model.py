@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lm.preset import Preset, layer_plan
+from lm.preset import Preset, at_layer, layer_plan
 from lm.units import UNITS, Context, Mixed, State, Unit
 
 __all__ = ["Context", "Model", "ModelState", "Output", "build_model"]
@@ -67,7 +67,10 @@ class Model(nn.Module):
         self.plan = layer_plan(preset)
         self.embedding = nn.Embedding(vocab_size, config.hidden_size)
         self.positions = nn.Embedding(config.seq_length, config.hidden_size) if config.position == "learned" else None
-        self.layers = nn.ModuleList(nn.ModuleList(Residual(UNITS[name](preset), config.hidden_size, config.norm_eps) for name in units) for units in self.plan)
+        self.layers = nn.ModuleList(
+            nn.ModuleList(Residual(UNITS[name](at_layer(preset, depth)), config.hidden_size, config.norm_eps) for name in units)
+            for depth, units in enumerate(self.plan)
+        )
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
         self.output = None if config.tie_embeddings else nn.Linear(config.hidden_size, vocab_size, bias=False)
 

@@ -2,7 +2,7 @@
 
 from lm.preset.counting import ParameterCount, count_parameters
 from lm.preset.decode import PresetError, load_preset, preset_from_json
-from lm.preset.plan import MECHANISMS, layer_plan, plan_in_words
+from lm.preset.plan import MECHANISMS, at_layer, layer_plan, plan_in_words
 from lm.preset.switches import RUN_TOKENS, Preset
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "ParameterCount",
     "Preset",
     "PresetError",
+    "at_layer",
     "count_parameters",
     "layer_plan",
     "load_preset",

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from lm.preset.plan import layer_plan
+from lm.preset.plan import check_plan
 from lm.preset.switches import Preset
 
 # Names of the same switch in older presets.
@@ -45,7 +45,7 @@ def preset_from_json(text: str, origin: str) -> Preset:
     raw = _sectioned(raw, origin)
     try:
         preset = Preset.model_validate(raw)
-        layer_plan(preset)
+        check_plan(preset)
     except ValidationError as error:
         raise PresetError(f"{origin}: {_in_a_line(error, raw)}") from None
     except ValueError as error:

@@ -7,7 +7,7 @@ claim it (SwiGLU where none does).
 from itertools import groupby
 from typing import Literal, NamedTuple
 
-from lm.preset.switches import LayerMechanism, Preset
+from lm.preset.switches import Layers, Preset
 
 
 class Claim(NamedTuple):
@@ -47,15 +47,15 @@ NOT_BUILT = {
 }
 
 
-def claimed_layers(section: LayerMechanism, num_layers: int) -> tuple[int, ...]:
-    """Indices of the layers that `section` claims among `num_layers`. ValueError for one that is not there."""
+def claimed_layers(layers: Layers, num_layers: int) -> tuple[int, ...]:
+    """Indices of the layers that `layers` names among `num_layers`. ValueError for one that is not there."""
     every = range(num_layers)
-    if not isinstance(section.layers, str):
-        beyond = [index for index in section.layers if index >= num_layers]
+    if not isinstance(layers, str):
+        beyond = [index for index in layers if index >= num_layers]
         if beyond:
             raise ValueError(f"layer {beyond[0]} is not there: the model has layers 0 to {num_layers - 1}")
-        return tuple(sorted(set(section.layers)))
-    word, _, step = section.layers.partition(":")
+        return tuple(sorted(set(layers)))
+    word, _, step = layers.partition(":")
     pick = {
         "all": lambda i: True,
         "ffn": lambda i: True,
@@ -83,11 +83,37 @@ def state_grows(unit: str) -> bool:
     return unit in GROWING
 
 
+def check_plan(preset: Preset) -> None:
+    """ValueError, one line, for a plan that can't be built or not be trained as the preset asks."""
+    plan = layer_plan(preset)
+    for layer in range(preset.model.num_layers):
+        at_layer(preset, layer)
+    if not preset.train.long_context.enabled:
+        return
+    for layer, units in enumerate(plan):
+        for unit in filter(state_grows, units):
+            others = ", ".join(name for name, claim in MECHANISMS.items() if claim.kind == "mixer" and claim.built and not state_grows(name))
+            raise ValueError(f"train.long_context: {unit} in layer {layer} keeps every token of a text without end; let another claim the layer: {others}")
+
+
+def at_layer(preset: Preset, layer: int) -> Preset:
+    """The preset as it is for the units of one layer: rotary positions are interpolated in some layers only."""
+    model = preset.model
+    chosen = _named(model.position_interpolation_layers, "model.position_interpolation_layers", preset)
+    if model.position_interpolation == 1 or layer in chosen:
+        return preset
+    return preset.model_copy(update={"model": model.model_copy(update={"position_interpolation": 1.0})})
+
+
 def _claimed(preset: Preset, name: str) -> tuple[int, ...]:
+    return _named(getattr(preset, name).layers, f"{name}.layers", preset)
+
+
+def _named(layers: Layers, path: str, preset: Preset) -> tuple[int, ...]:
     try:
-        return claimed_layers(getattr(preset, name), preset.model.num_layers)
+        return claimed_layers(layers, preset.model.num_layers)
     except ValueError as error:
-        raise ValueError(f"{name}.layers: {error}") from None
+        raise ValueError(f"{path}: {error}") from None
 
 
 def plan_in_words(plan: tuple[tuple[str, ...], ...]) -> str:

@@ -45,6 +45,7 @@ class ModelConfig(Config):
     position_interpolation: float = Field(
         1.0, ge=1, le=4096, description="Rotary positions are divided by this: longer texts within the angles once trained on."
     )
+    position_interpolation_layers: Layers = Field("all", description="Layers in which they are; near and far heads then work side by side.")
     qk_norm: bool = Field(True, description="Normalise queries and keys, which keeps attention stable at high learning rates.")
     ffn_size: int | None = Field(None, ge=1, le=1_048_576, description="Width of the feed-forward; 8/3 of hidden_size, rounded up to 32, when null.")
     tie_embeddings: bool = Field(True, description="Use the token embedding as the output matrix too.")
@@ -81,6 +82,35 @@ class ModelConfig(Config):
         return self
 
 
+class LengthStage(Config):
+    """A stage of the sequence-length curriculum."""
+
+    until_tokens: int = Field(ge=1, description="Tokens of the model's life until which rows have this length.")
+    seq_length: int = Field(ge=1, le=1_048_576, description="Tokens in a row of a batch in this stage.")
+
+
+class LongContextConfig(Config):
+    """Documents longer than a row: the model's state goes on from row to row. For plans whose state does not grow."""
+
+    enabled: bool = Field(False, description="Whether states are carried from row to row, and from run to run.")
+    context_length: int = Field(65_536, ge=1, le=2**40, description="Tokens of a document after which the model begins anew in it.")
+    chunk_length: int = Field(256, ge=1, le=1_048_576, description="Tokens of a row that are read at once.")
+    backprop_chunks: int = Field(1, ge=1, le=65_536, description="Chunks that gradients flow back through.")
+    long_unroll_every: int = Field(0, ge=0, le=1_000_000_000, description="Every so many steps gradients flow back further; 0: never.")
+    long_unroll_chunks: int = Field(8, ge=1, le=65_536, description="Chunks that they then flow back through, each computed twice to save memory.")
+
+    def chunks_of(self, step: int) -> int:
+        """How many chunks gradients flow back through in step `step` of the model's life, from 0."""
+        is_long = self.long_unroll_every and step % self.long_unroll_every == self.long_unroll_every - 1
+        return self.long_unroll_chunks if is_long else self.backprop_chunks
+
+    @model_validator(mode="after")
+    def _long_is_longer(self) -> "LongContextConfig":
+        if self.long_unroll_every and self.long_unroll_chunks <= self.backprop_chunks:
+            raise ValueError(f"long_unroll_chunks {self.long_unroll_chunks} must be more than backprop_chunks {self.backprop_chunks}")
+        return self
+
+
 class TrainConfig(Config):
     """How a run trains."""
 
@@ -106,6 +136,10 @@ class TrainConfig(Config):
         32, ge=0, le=4096, description="Size of the sample that is kept of all that was read, in millions of bytes of its text; 0 keeps none."
     )
     seed: int = Field(0, ge=0, le=2**32 - 1, description="Seed of the first weights and of the order of the data.")
+    seq_length_curriculum: Annotated[tuple[LengthStage, ...], Field(strict=False)] = Field(
+        (), description="Shorter rows early in the model's life, stage after stage; model.seq_length after the last."
+    )
+    long_context: LongContextConfig = Field(default_factory=LongContextConfig, description="States that go on from row to row.")
     objective: Literal["clm", "ul2", "mlm", "custom"] = Field("clm", description="What is predicted. clm: the next token.")
     optimizer: Literal["adamw"] = Field("adamw", description="Update rule.")
     learning_rate: float = Field(2e-3, gt=0, le=10, description="Highest learning rate of a run.")
@@ -121,6 +155,13 @@ class TrainConfig(Config):
     def _shares_fit(self) -> "TrainConfig":
         if self.warmup_share + self.decay_share > 1:
             raise ValueError(f"warmup_share {self.warmup_share} and decay_share {self.decay_share} are more than the whole run together")
+        return self
+
+    @model_validator(mode="after")
+    def _stages_follow(self) -> "TrainConfig":
+        ends = [stage.until_tokens for stage in self.seq_length_curriculum]
+        if ends != sorted(set(ends)):
+            raise ValueError("seq_length_curriculum: each stage must end after the one before (until_tokens)")
         return self
 
 
@@ -320,6 +361,22 @@ class Preset(Config):
     def _weights_can_adapt(self) -> "Preset":
         if self.auxiliary.enable_adaptive_sources and self.data.mix_strategy == "sequential":
             raise ValueError('enable_adaptive_sources weighs sources that are mixed, but mix_strategy is "sequential"; use "weighted" or "round_robin"')
+        return self
+
+    @model_validator(mode="after")
+    def _windows_fit_rows(self) -> "Preset":
+        config, length = self.train.long_context, self.model.seq_length
+        if not config.enabled:
+            return self
+        named = {"backprop_chunks": config.backprop_chunks} | ({"long_unroll_chunks": config.long_unroll_chunks} if config.long_unroll_every else {})
+        for name, chunks in named.items():
+            if chunks * config.chunk_length > length:
+                raise ValueError(
+                    f"train.long_context: {name} {chunks} times chunk_length {config.chunk_length} is more than model.seq_length {length}, "
+                    "and gradients end where a row does; make rows longer"
+                )
+        if self.model.position == "learned":
+            raise ValueError('train.long_context: learned positions end at model.seq_length; use model.position "rope"')
         return self
 
     @property

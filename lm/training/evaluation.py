@@ -2,7 +2,8 @@
 
     cross entropy = mean nats a token;  perplexity = exp(cross entropy);  bits per byte = nats of all text tokens / ln 2 / bytes of the text
 
-Bits per byte does not depend on the tokenizer. Each row of seq_length tokens is read afresh, as in training.
+Bits per byte does not depend on the tokenizer. As in training, each row of seq_length tokens is read afresh; where states are carried
+(train.long_context), each document is read from its first token to its last.
 """
 
 import contextlib
@@ -12,13 +13,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+import torch.nn.functional as F
+from torch import Tensor
 
 from data_sources.documents import Stopped
 from data_sources.held_out import HeldOutStore
 from data_sources.tokenizer import tokenizer_from_json
-from lm.model import Context, build_model
+from lm.model import Context, Model, ModelState, build_model
 from lm.ops.cross_entropy import IGNORED, linear_cross_entropy
+from lm.preset import Preset
+from lm.preset.switches import LongContextConfig
 from lm.training.snapshots import Snapshots, read_snapshot
 
 HELD_OUT = "held_out"
@@ -64,6 +68,10 @@ class Rows(NamedTuple):
     targets: Tensor
     restart: Tensor
 
+    def pieces(self, time: int) -> "list[Rows]":
+        """In pieces of up to `time` positions, one after the other."""
+        return [Rows(*parts) for parts in zip(*(part.split(time, 1) for part in self), strict=True)]
+
 
 def packed(texts: Sequence[str], tokenizer: Any, seq_length: int) -> Rows:
     """Whole texts one after the other, cut into rows; the last is filled up with what is not scored."""
@@ -79,38 +87,71 @@ def packed(texts: Sequence[str], tokenizer: Any, seq_length: int) -> Rows:
     return Rows(*(torch.tensor(column[: len(tokens) + missing]).view(-1, seq_length) for column in columns))
 
 
+def grouped(texts: Sequence[str], tokenizer: Any, seq_length: int) -> list[list[Rows]]:
+    """Packed rows, some at a time: each group is one piece that is read afresh."""
+    rows = packed(texts, tokenizer, seq_length)
+    return [[Rows(*parts)] for parts in zip(*(part.split(ROWS_AT_ONCE) for part in rows), strict=True)] if len(rows.tokens) else []
+
+
+def whole(texts: Sequence[str], tokenizer: Any, config: LongContextConfig) -> list[list[Rows]]:
+    """A row for each text, those of about a length together: each group in chunks, to be read one after the other."""
+    alone = (Rows(*(part.view(1, -1) for part in packed([text], tokenizer, 1))) for text in texts)
+    documents = sorted(alone, key=lambda rows: rows.tokens.shape[1])
+    groups = [documents[start : start + ROWS_AT_ONCE] for start in range(0, len(documents), ROWS_AT_ONCE)]
+    return [_side_by_side(group, config).pieces(config.chunk_length) for group in groups]
+
+
+def _side_by_side(documents: Sequence[Rows], config: LongContextConfig) -> Rows:
+    """Documents of one row each as the rows of one, filled up with what is not scored; they begin anew where they do in training."""
+    length = documents[-1].tokens.shape[1]
+    fills = (0, IGNORED, False)
+    tokens, targets, restart = (
+        torch.cat([F.pad(part, (0, length - part.shape[1]), value=fill) for part in parts])
+        for parts, fill in zip(zip(*documents, strict=True), fills, strict=True)
+    )
+    restart[:, :: config.context_length] = True
+    return Rows(tokens, targets, restart)
+
+
 def encoded(tokenizer: Any, text: str) -> list[int]:
     """The tokens of a text as training reads it: what looks like a special token in it is plain text."""
     return tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
 
 
-def tally_of(model: nn.Module, texts: Sequence[str], tokenizer: Any, seq_length: int, place: Place, stopped: Callable[[], bool]) -> Tally:
-    """Read this rank's share of the rows of `texts`. The first rank counts the bytes, so that shares add up.
+def tally_of(model: Model, texts: Sequence[str], tokenizer: Any, preset: Preset, place: Place, stopped: Callable[[], bool]) -> Tally:
+    """Read this rank's share of `texts`. The first rank counts the bytes, so that shares add up.
 
     `stopped` is asked equally often on every rank, so that it may be agreed on among them. Stopped when it says so.
     """
-    rows = packed(texts, tokenizer, seq_length)
+    long = preset.train.long_context
+    groups = whole(texts, tokenizer, long) if long.enabled else grouped(texts, tokenizer, preset.model.seq_length)
     total = Tally(bytes=0 if place.rank else sum(len(text.encode()) for text in texts))
-    device = model.embedding.weight.device
-    for start in range(0, len(rows.tokens), ROWS_AT_ONCE * place.world_size):
-        if stopped():
-            raise Stopped
-        own = slice(start + place.rank, start + ROWS_AT_ONCE * place.world_size, place.world_size)
-        tokens, targets, restart = (part[own].to(device) for part in rows)
-        if not len(tokens):
-            continue
-        hidden = model(tokens, context=Context(restart=restart)).hidden
-        total_nats, nll = linear_cross_entropy(hidden.flatten(0, 1), model.output_weight, targets.flatten())
-        ends = nll[targets.flatten() == tokenizer.eos_token_id].sum()
-        total = total.plus(Tally(float(total_nats), float((targets != IGNORED).sum()), float(total_nats - ends)))
+    for start in range(0, len(groups), place.world_size):
+        own = groups[start + place.rank] if start + place.rank < len(groups) else []
+        state = model.initial_state(len(own[0].tokens)) if own and long.enabled else None
+        pieces = max(map(len, groups[start : start + place.world_size]))  # of the rank that has most
+        for number in range(pieces):
+            if stopped():
+                raise Stopped
+            if number < len(own):
+                tally, state = _read(model, own[number], state, tokenizer.eos_token_id)
+                total = total.plus(tally)
     return total
 
 
+def _read(model: Model, rows: Rows, state: ModelState | None, eos: int) -> tuple[Tally, ModelState | None]:
+    tokens, targets, restart = (part.to(model.embedding.weight.device) for part in rows)
+    out = model(tokens, state, Context(restart=restart))
+    total_nats, nll = linear_cross_entropy(out.hidden.flatten(0, 1), model.output_weight, targets.flatten())
+    ends = nll[targets.flatten() == eos].sum()
+    return Tally(float(total_nats), float((targets != IGNORED).sum()), float(total_nats - ends)), out.state
+
+
 def evaluate(
-    model: nn.Module,
+    model: Model,
     tokenizer: Any,
     texts: Mapping[str, Sequence[str]],
-    seq_length: int,
+    preset: Preset,
     place: Place = ALONE,
     summed: Callable[[list[float]], list[float]] = lambda values: values,
     autocast: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
@@ -125,7 +166,7 @@ def evaluate(
     model.eval()
     with torch.inference_mode(), autocast():
         try:
-            own = {name: tally_of(model, kept, tokenizer, seq_length, place, stopped) for name, kept in texts.items() if kept}
+            own = {name: tally_of(model, kept, tokenizer, preset, place, stopped) for name, kept in texts.items() if kept}
         finally:
             model.train(was_training)
     everywhere = iter(summed([number for tally in own.values() for number in tally]))
@@ -172,5 +213,5 @@ def evaluate_file(path: Path, texts: Mapping[str, Sequence[str]]) -> dict[str, A
     tokenizer = tokenizer_from_json(snapshot.tokenizer)
     model = build_model(snapshot.preset, len(tokenizer))
     model.load_state_dict(snapshot.model_weights)
-    measures = evaluate(model.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer, texts, snapshot.preset.model.seq_length)
+    measures = evaluate(model.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer, texts, snapshot.preset)
     return {"event": "evaluation", **measures, "tokens": snapshot.run["tokens"]}

@@ -1,38 +1,59 @@
 """What is wrapped for training: trunk, output loss and auxiliary heads in one module, from a batch to named losses."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from data_sources import Batch
-from lm.model import Context, Model
+from lm.model import Context, Model, ModelState
 from lm.ops.cross_entropy import linear_cross_entropy
 
 
 class Learned(NamedTuple):
-    """What one micro-batch taught."""
+    """What some rows taught."""
 
     losses: Mapping[str, Tensor]  # unweighted means over the scored tokens, 0 when there are none
     nll: Tensor  # (B, T) detached, nats, 0 where not scored
     stats: Mapping[str, Tensor]  # of the units, detached
+    state: ModelState | None  # after the last token, where one was given
 
 
 class Learner(nn.Module):
-    """(batch) -> losses. DDP, FSDP and compile wrap this, so that nothing they must see happens outside."""
+    """Rows, piece after piece -> losses. DDP, FSDP and compile wrap this, so that nothing they must see happens outside."""
 
     def __init__(self, model: Model, heads: nn.ModuleDict | None = None) -> None:
         super().__init__()
         self.model = model
         self.heads = heads or nn.ModuleDict()
 
-    def forward(self, batch: Batch) -> Learned:
-        context = Context(restart=batch.restart, cu_seqlens=batch.cu_seqlens, any_restart=batch.any_restart)
-        out = self.model(batch.tokens, context=context)
-        total, nll = linear_cross_entropy(out.hidden.flatten(0, 1), self.model.output_weight, batch.targets.flatten())
-        losses = {"next_token": total / max(batch.valid, 1), **out.losses}
-        return Learned(losses, nll.view_as(batch.targets), out.stats)
+    def forward(self, pieces: Sequence[Batch], state: ModelState | None = None, recompute: bool = False) -> Learned:
+        """Read rows that are cut into `pieces` of time, each after what the one before left; a single one where no state is given.
+
+        Gradients flow through all of them. recompute: keep the states between pieces alone, and read each again on the way back, so
+        that memory does not grow with their number.
+        """
+        scored = max(sum(piece.valid for piece in pieces), 1)
+        losses: dict[str, Tensor] = {}
+        stats: dict[str, Tensor] = {}
+        nll = []
+        for piece in pieces:
+            learned: Learned = checkpoint(self._read, piece, state, use_reentrant=False) if recompute else self._read(piece, state)
+            state = learned.state
+            nll.append(learned.nll)
+            losses |= {name: losses.get(name, 0.0) + loss * (piece.valid / scored) for name, loss in learned.losses.items()}
+            stats |= {name: stats.get(name, 0) + value for name, value in learned.stats.items()}
+        return Learned(losses, torch.cat(nll, 1), stats, state)
+
+    def _read(self, piece: Batch, state: ModelState | None) -> Learned:
+        any_restart = piece.any_restart if state is None else piece.restarts > 0
+        context = Context(restart=piece.restart, cu_seqlens=piece.cu_seqlens, any_restart=any_restart)
+        out = self.model(piece.tokens, state, context)
+        total, nll = linear_cross_entropy(out.hidden.flatten(0, 1), self.model.output_weight, piece.targets.flatten())
+        losses = {"next_token": total / max(piece.valid, 1), **out.losses}
+        return Learned(losses, nll.view_as(piece.targets), out.stats, out.state)
 
 
 def weighted_sum(losses: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:

@@ -96,7 +96,7 @@ class Loop:
             if turn.batch is None or turn.stop:
                 break
             before, run.cursor = run.tokens, turn.cursor
-            step = self.session.teacher.step(turn.batch, len(run.data.sources), run.tokens, run.budget)
+            step = self.session.teacher.step(turn.batch, len(run.data.sources), run.tokens, run.budget, run.life["steps"])
             self.session.drawn = None
             self.session.count(step, turn.batch, turn.cursor)
             if not step.tokens:

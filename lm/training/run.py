@@ -8,8 +8,10 @@ from typing import Any
 import torch
 
 from data_sources.config import DataConfig
+from data_sources.lengths import RowLengths, Stage
 from lm.preset import Preset
 from lm.training.adaptive import AdaptiveSources
+from lm.training.carried import Carried
 from lm.training.change import tokenizer_of
 from lm.training.forgetting import last_measured
 from lm.training.growth import Fit, fit, fitted, fitted_moments
@@ -37,6 +39,8 @@ class Run:
     certificate: dict[str, Any] = field(default_factory=dict)  # of the last snapshot
     adaptive: AdaptiveSources | None = None  # where the preset switches it on
     replay: Replay | None = None  # what is read again of earlier runs
+    carried: Carried | None = None  # this rank's, where the preset has states carried from row to row
+    lengths_from: tuple[int, int] = (0, 0)  # row, and tokens of the life, from which on the curriculum of row lengths is counted
     data: DataConfig = field(init=False)  # the preset's, and what is read again
 
     def __post_init__(self) -> None:
@@ -51,14 +55,22 @@ class Run:
         for name, count in by_source.items():
             self.life["sources"][name] = self.life["sources"].get(name, 0) + count
 
-    def snapshot(self) -> Snapshot:
-        """The run as it stands. The tensors are its own, not copies; the history is a copy, since each step adds to it."""
+    @property
+    def lengths(self) -> RowLengths:
+        """How long rows are."""
+        stages = tuple(Stage(stage.until_tokens, stage.seq_length) for stage in self.preset.train.seq_length_curriculum)
+        return RowLengths(stages, self.preset.model.seq_length, self.global_rows, *self.lengths_from)
+
+    def snapshot(self, carried: dict[str, torch.Tensor]) -> Snapshot:
+        """The run as it stands, with the carried states of all ranks. The tensors are its own, not copies; the history is a copy, since
+        each step adds to it."""
         return Snapshot(
             preset=self.preset,
             tokenizer=self.tokenizer,
             weights=self.learner.state_dict(),
             optimizer=optimizer_tensors(self.optimizer, self.learner),
             random=random_states(),
+            carried=carried,
             cursor=self.cursor,
             run={
                 "tokens": self.tokens,
@@ -68,6 +80,7 @@ class Run:
                 "closed": self.closed,
                 "adaptive": self.adaptive.state() if self.adaptive else None,
                 "replay": self.replay,
+                "lengths_from": self.lengths_from,
             },
             life=copy.deepcopy(self.life),
             certificate=self.certificate,

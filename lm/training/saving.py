@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lm.training.snapshots import Snapshot, Snapshots
+from lm.training.snapshots import TENSORS, Snapshot, Snapshots
 
 
 class Saved(NamedTuple):
@@ -69,7 +69,7 @@ class Saver:
 
 def copied(snapshot: Snapshot) -> Snapshot:
     """The same with tensors of its own in host memory, so that training may go on. All else must not be changed by the one who gave it."""
-    return replace(snapshot, **{part: _on_host(getattr(snapshot, part)) for part in ("weights", "optimizer", "random")})
+    return replace(snapshot, **{part: _on_host(getattr(snapshot, part)) for part in TENSORS})
 
 
 def _on_host(tensors: Mapping[str, Tensor]) -> dict[str, Any]:

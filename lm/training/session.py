@@ -17,6 +17,7 @@ from data_sources.past import Read
 from data_sources.prefetch import Prefetch
 from data_sources.stream import Stream
 from lm.generation import generate
+from lm.training.carried import together
 from lm.training.certificate import PROBE_TOKENS, certified
 from lm.training.distribution import Ranks
 from lm.training.evaluation import Place, encoded, evaluate, first_texts
@@ -136,6 +137,7 @@ class Session:
         ahead = [self.drawn] * (self.drawn is not None) + [batch for batch, _ in self.ahead.peek()]
         coming = self.ranks.gathered([batch.digests() for batch in ahead])
         begun, self.begun = self.ranks.gathered(self.begun), []
+        carried = together(self.ranks.gathered(self.run.carried.tensors())) if self.run.carried else {}
         if self.ranks.is_first:
             self.tell_saved(wait=True)
             probe = self.run.certificate.get("probe") or self._probe(ahead)
@@ -143,7 +145,7 @@ class Session:
             self.run.certificate = certified(self.run.learner.model, probe, self.ranks) | {"coming": hashes}
             write_sample = self.past.writer([read for of_rank in begun for read in of_rank], self.run.life) if self.past else lambda life: None
             life = life_in_numbers(self.run, len(self.tokenizer))
-            self.saver.begin(self.run.snapshot(), write_sample, lambda: self._settle(life), amends)
+            self.saver.begin(self.run.snapshot(carried), write_sample, lambda: self._settle(life), amends)
 
     def _settle(self, life: dict[str, Any]) -> None:
         """What is done once a snapshot is on disk."""
@@ -210,13 +212,13 @@ class Session:
         kept = {name: self.store.texts(name) for name in self.store.sources()}  # also of sources that are read no more
         texts = self.ranks.from_first({name: first_texts(texts, self.tokenizer, BRIEF_TOKENS) if brief else texts for name, texts in kept.items()})
         self.report({"event": "phase", "text": "evaluating on held-out text"})
-        seq_length, ranks = self.run.preset.model.seq_length, self.ranks
+        ranks = self.ranks
         try:
             measures = evaluate(
                 self.run.learner.model,
                 self.tokenizer,
                 texts,
-                seq_length,
+                self.run.preset,
                 Place(ranks.rank, ranks.size),
                 ranks.summed,
                 ranks.accelerator.autocast,

@@ -19,6 +19,7 @@ from data_sources.tokenizer import build_tokenizer, tokenizer_from_json, tokeniz
 from lm.model import build_model
 from lm.preset import Preset, plan_in_words
 from lm.training.adaptive import AdaptiveSources
+from lm.training.carried import Carried
 from lm.training.certificate import certified, differences
 from lm.training.change import other_tokenizer
 from lm.training.distribution import Ranks, device_in_words
@@ -96,6 +97,8 @@ def open_session(
             fits = _take_over(run, snapshot, under_way, snapshots, ranks, report)
         else:
             begin_run(run.life, preset, budget)
+        if preset.train.long_context.enabled:
+            run.carried = _carried(run, snapshot, ranks, report)
         _tell_run(run, ranks, report)
         limit = preset.train.replay_megabytes * 1_000_000
         past = opened_past(folder, run.life, limit, report.notice) if ranks.is_first and limit else None
@@ -111,7 +114,7 @@ def open_session(
         stream = _opened(run, tokenizer, ranks, keep, should_stop)
         ahead = stack.enter_context(Prefetch(stream, BATCHES_AHEAD))
         store = HeldOutStore(folder / HELD_OUT, min(preset.train.eval_tokens, HELD_OUT_TOKENS))
-        teacher = Teacher(ranks, run.learner, run.optimizer, preset.train, {})
+        teacher = Teacher(ranks, run.learner, run.optimizer, preset.train, {}, run.carried)
         saver = Saver(snapshots)
         stack.callback(_let_finish, saver)
         keeper = PastKeeper(past, folder) if past else None
@@ -156,14 +159,32 @@ def _take_over(run: Run, snapshot: Snapshot, under_way: bool, snapshots: Snapsho
     other = other_tokenizer(run.life, run.preset)
     if other:
         report.notice(other)
+    run.lengths_from = (run.cursor["next_row"] if run.cursor else 0, run.life["tokens"])
     if under_way:
         run.tokens, run.replay = snapshot.run["tokens"], snapshot.run.get("replay")
         if snapshot.preset.step_rows == run.preset.step_rows:
             run.global_rows = snapshot.run["global_rows"]
+        if _same_lengths(run, snapshot):
+            run.lengths_from = tuple(snapshot.run["lengths_from"])
     else:
         begin_run(run.life, run.preset, run.budget)
         run.cursor = without(reopened(run.cursor), PAST) if run.cursor else None
     return how.is_whole
+
+
+def _same_lengths(run: Run, snapshot: Snapshot) -> bool:
+    """Whether rows are as long as they were to be when the snapshot was taken."""
+    before, now = snapshot.preset, run.preset
+    same = (before.model.seq_length, before.train.seq_length_curriculum) == (now.model.seq_length, now.train.seq_length_curriculum)
+    return same and snapshot.run["global_rows"] == run.global_rows and "lengths_from" in snapshot.run
+
+
+def _carried(run: Run, snapshot: Snapshot | None, ranks: Ranks, report: Reporter) -> Carried:
+    """The states that this rank's lanes were left in."""
+    carried = Carried(run.learner.model)
+    if snapshot and run.cursor and not carried.load(snapshot.carried, lanes_of(ranks.rank, ranks.size)):
+        report.notice("the states of the snapshot are of another model: documents under way are gone on with from a fresh one")
+    return carried
 
 
 def _settle_replay(run: Run, begins: bool, past: Past | None, folder: Path, ranks: Ranks, report: Reporter) -> bool:
@@ -199,8 +220,7 @@ def _tell_resume(run: Run, snapshot: Snapshot, under_way: bool, fits: bool, chan
     text += ", exactly as it was" * exact + came_back(snapshot.path.parent, run.life) + "".join(f"; {line}" for line in differs[:DIFFERENCES_SHOWN])
     about = {"from": snapshot.path.name, "tokens": run.tokens, "life_tokens": run.life["tokens"], "exact": exact, "differs": differs}
     report({"event": "resume", **about, "text": f"{snapshot.path.name}: {text}"})
-    as_before = snapshot.preset.model.seq_length == run.preset.model.seq_length and snapshot.preset.auxiliary == run.preset.auxiliary
-    same_batches = under_way and as_before and snapshot.run["global_rows"] == run.global_rows
+    same_batches = under_way and _same_lengths(run, snapshot) and snapshot.preset.auxiliary == run.preset.auxiliary
     return run.certificate.get("coming", []) if same_batches else []
 
 
@@ -219,6 +239,8 @@ def _opened(run: Run, tokenizer: Any, ranks: Ranks, keep: tuple[int, int] | None
         workers=run.preset.train.loader_processes,
         schedule=run.adaptive.schedule if run.adaptive else None,
         should_stop=stop,
+        lengths=run.lengths,
+        context_length=run.preset.train.long_context.context_length if run.carried else None,
     )
     try:
         stream = open_stream(

@@ -31,6 +31,7 @@ from lm.training.headers import ARCHIVE, FORMAT, NAMES, NEW, DamagedSnapshot, Ne
 
 LEGACY, LOCK = "simple_lm_trained.pth", ".lock"
 ARCHIVE_KEEPS = 3
+TENSORS = ("weights", "optimizer", "random", "carried")  # the parts of a snapshot that are tensors by name
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class Snapshot:
     cursor: dict[str, Any] | None  # place in the data
     run: dict[str, Any]  # tokens, budget, global_rows, ended
     life: dict[str, Any]  # the model's history
+    carried: dict[str, Tensor] = field(default_factory=dict)  # states of the model by lane, see lm/training/carried.py
     certificate: dict[str, Any] = field(default_factory=dict)  # see lm/training/certificate.py
     path: Path | None = None
 
@@ -281,9 +283,7 @@ def _copied(target: Path, place: Path) -> None:
 
 
 def _write(path: Path, snapshot: Snapshot) -> None:
-    tensors = {
-        f"{part}.{name}": tensor.detach().cpu().contiguous() for part in ("weights", "optimizer", "random") for name, tensor in getattr(snapshot, part).items()
-    }
+    tensors = {f"{part}.{name}": tensor.detach().cpu().contiguous() for part in TENSORS for name, tensor in getattr(snapshot, part).items()}
     about = {"saved": datetime.now(UTC).isoformat(timespec="seconds"), "preset": snapshot.preset.model_dump(mode="json"), "tokenizer": snapshot.tokenizer}
     meta = json.dumps(
         {**about, "cursor": snapshot.cursor, "run": snapshot.run, "life": snapshot.life, "certificate": snapshot.certificate}, separators=(",", ":")
@@ -330,7 +330,7 @@ def _opened(path: Path) -> Any:
 
 
 def _built(path: Path, meta: dict[str, Any], tensors: dict[str, Tensor]) -> Snapshot:
-    parts: dict[str, dict[str, Tensor]] = {"weights": {}, "optimizer": {}, "random": {}}
+    parts: dict[str, dict[str, Tensor]] = {part: {} for part in TENSORS}
     for name, tensor in tensors.items():
         part, rest = name.split(".", 1)
         parts[part][rest] = tensor

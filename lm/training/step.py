@@ -2,9 +2,13 @@
 
 Each micro-batch's losses are means over its scored tokens; weighted by its share of all scored tokens of all ranks, they add up
 to the mean over the whole step, whatever the number of ranks and of micro-batches.
+
+Where states are carried (train.long_context), the rows of a micro-batch are read in windows of some chunks, from the state that their
+lanes were left in; each window is back-propagated when it is read, so that memory does not grow with the length of rows.
 """
 
 import math
+import sys
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -12,7 +16,9 @@ import torch
 from torch import Tensor
 
 from data_sources import Batch
+from data_sources.order import LANES
 from lm.preset.switches import TrainConfig
+from lm.training.carried import Carried, detached
 from lm.training.distribution import Ranks
 from lm.training.learner import Learner, weighted_sum
 from lm.training.optimizer import learning_rate
@@ -36,23 +42,42 @@ class TooLarge(Exception):
     """The model can't be trained on this machine. The message is one line."""
 
 
+class Cut(NamedTuple):
+    """How rows are read: windows that gradients flow back through, each in chunks."""
+
+    window: int = sys.maxsize  # tokens
+    chunk: int = sys.maxsize
+    recompute: bool = False  # whether chunks are read again on the way back
+
+
 class Teacher:
     """Takes steps on one learner. Holds nothing that a snapshot must hold: how much fits the memory is the machine's."""
 
-    def __init__(self, ranks: Ranks, learner: Learner, optimizer: torch.optim.Optimizer, config: TrainConfig, weights: Mapping[str, float]) -> None:
-        self.ranks, self.optimizer, self.config, self.weights = ranks, optimizer, config, weights
+    def __init__(
+        self,
+        ranks: Ranks,
+        learner: Learner,
+        optimizer: torch.optim.Optimizer,
+        config: TrainConfig,
+        weights: Mapping[str, float],
+        carried: Carried | None = None,
+    ) -> None:
+        """carried: the states of this rank's lanes, where rows go on from one another."""
+        self.ranks, self.optimizer, self.config, self.weights, self.carried = ranks, optimizer, config, weights, carried
         self.learner = ranks.wrapped(learner)
         self.parameters = [parameter for parameter in learner.parameters() if parameter.requires_grad]
         self.micro_rows = config.per_gpu_batch_size
+        if carried:  # no lane twice, since its second row goes on from its first
+            self.micro_rows = min(self.micro_rows, LANES // ranks.size)
 
-    def step(self, batch: Batch, num_sources: int, read: int, budget: int) -> Step:
-        """Learn from this rank's rows of a step, when the run has read `read` of `budget` tokens."""
+    def step(self, batch: Batch, num_sources: int, read: int, budget: int, number: int = 0) -> Step:
+        """Learn from this rank's rows of step `number` of the model's life, when the run has read `read` of `budget` tokens."""
         n = num_sources
         scored, tokens = (int(number) for number in self.ranks.summed([float(batch.valid), float((batch.source >= 0).sum())]))
         rate = learning_rate(self.config, (read + tokens) / budget)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        sums, losses = self._gradients_in_memory(batch, scored, num_sources)
+        sums, losses = self._gradients_in_memory(batch, scored, num_sources, self._cut(number))
         self.ranks.sum_gradients(self.parameters)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.grad_clip).item()
         names = sorted(set().union(*self.ranks.gathered(list(losses))))  # a rank without rows has no losses
@@ -62,15 +87,25 @@ class Teacher:
         if sound and scored:
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        if self.carried:
+            self.carried.settle(sound)
         loss = sum(nats) / scored if scored else math.nan
         return Step(sound, tokens, loss, dict(zip(names, parts, strict=True)), nats, by_source, read_now, norm, rate)
 
-    def _gradients_in_memory(self, batch: Batch, tokens: int, num_sources: int) -> tuple[list[float], dict[str, float]]:
+    def _cut(self, number: int) -> Cut:
+        """How the rows of a step are read."""
+        if not self.carried:
+            return Cut()
+        config = self.config.long_context
+        chunks = config.chunks_of(number)
+        return Cut(chunks * config.chunk_length, config.chunk_length, recompute=chunks > config.backprop_chunks)
+
+    def _gradients_in_memory(self, batch: Batch, tokens: int, num_sources: int, cut: Cut) -> tuple[list[float], dict[str, float]]:
         """Gradients of all micro-batches; when a rank runs out of memory all of them halve their micro-batch and begin again."""
         while True:
             fits = True
             try:
-                found = self._gradients(batch, tokens, num_sources)
+                found = self._gradients(batch, tokens, num_sources, cut)
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error):
                     raise
@@ -80,27 +115,40 @@ class Teacher:
             if self.micro_rows == 1:  # said by all ranks together, so that none is left waiting
                 raise TooLarge("a single row does not fit into memory: lower model.seq_length or model.hidden_size")
             self.optimizer.zero_grad(set_to_none=True)
+            if self.carried:
+                self.carried.take_back()
             self.micro_rows = max(1, self.micro_rows // 2)
             if self.ranks.device.type == "cuda":
                 torch.cuda.empty_cache()
 
-    def _gradients(self, batch: Batch, tokens: int, num_sources: int) -> tuple[list[float], dict[str, float]]:
+    def _gradients(self, batch: Batch, tokens: int, num_sources: int, cut: Cut) -> tuple[list[float], dict[str, float]]:
         """Back-propagate this rank's rows. Sums of nats, of scored and of read tokens by source, and each named loss's part of the mean."""
         by_source = torch.zeros(3, num_sources, dtype=torch.float64, device=self.ranks.device)
         parts: dict[str, Tensor] = {}
-        for piece in batch.split(self.micro_rows):
-            share = piece.valid / max(tokens, 1)
-            piece = piece.to(self.ranks.device)
-            with self.ranks.without_reduction(self.learner):
-                learned = self.learner(piece)
-                (weighted_sum(learned.losses, self.weights) * share).backward()
-            for name, loss in learned.losses.items():
-                parts[name] = parts.get(name, 0.0) + loss.detach() * share
-            is_scored, is_read = piece.targets >= 0, piece.source >= 0
-            by_source[0].index_add_(0, piece.source[is_scored], learned.nll[is_scored].double())
-            by_source[1].index_add_(0, piece.source[is_scored], torch.ones_like(piece.source[is_scored], dtype=torch.float64))
-            by_source[2].index_add_(0, piece.source[is_read], torch.ones_like(piece.source[is_read], dtype=torch.float64))
+        for rows in batch.split(self.micro_rows):
+            lanes = rows.lane.tolist()
+            state = self.carried.of(lanes) if self.carried else None
+            for window in rows.pieces(cut.window):
+                share = window.valid / max(tokens, 1)
+                pieces = [piece.to(self.ranks.device) for piece in window.pieces(cut.chunk)]
+                with self.ranks.without_reduction(self.learner):
+                    learned = self.learner(pieces, state, cut.recompute)
+                    (weighted_sum(learned.losses, self.weights) * share).backward()
+                state = detached(learned.state) if self.carried else None
+                for name, loss in learned.losses.items():
+                    parts[name] = parts.get(name, 0.0) + loss.detach() * share
+                self._count(by_source, window.to(self.ranks.device), learned.nll)
+            if self.carried:
+                self.carried.move(lanes, state)
         return by_source.flatten().tolist(), {name: float(part) for name, part in parts.items()}
+
+    @staticmethod
+    def _count(by_source: Tensor, read: Batch, nll: Tensor) -> None:
+        """Add nats, scored tokens and tokens read to `by_source` (3, sources)."""
+        is_scored, is_read = read.targets >= 0, read.source >= 0
+        by_source[0].index_add_(0, read.source[is_scored], nll[is_scored].double())
+        by_source[1].index_add_(0, read.source[is_scored], torch.ones_like(read.source[is_scored], dtype=torch.float64))
+        by_source[2].index_add_(0, read.source[is_read], torch.ones_like(read.source[is_read], dtype=torch.float64))
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -37,7 +37,7 @@ def main() -> None:
     llama = llama_of(preset, len(tokenizer)).to(device)
     for precision in ("float32", "bfloat16") if device.type == "cuda" else ("float32",):
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-            ours = stepper(learner, lambda batch: learner(batch).losses["next_token"], 1e-3)
+            ours = stepper(learner, lambda batch: learner([batch]).losses["next_token"], 1e-3)
             theirs = stepper(llama, lambda batch: llama_loss(llama, batch), 1e-3)
             times = [(timed(ours, batch, device), timed(theirs, batch, device)) for batch in batches][2:]
         tokens = batches[0].tokens.numel()

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from lm.preset import PresetError, layer_plan, load_preset, plan_in_words, preset_from_json
+from lm.preset import PresetError, at_layer, layer_plan, load_preset, plan_in_words, preset_from_json
 from lm.preset.plan import not_built
 
 MISSION_AUXILIARY = """
@@ -120,6 +120,23 @@ REFUSED = [
     ({"data": {"sources": [{"type": "hf", "dataset": "a/b", "fields": ["q"], "format": "{a}"}]}}, "data.sources[0]: format uses {a}, which is not in fields"),
     ({"hyena": {"enabled": True, "layers": "evn"}}, 'hyena.layers: found "evn", did you mean "even"?; allowed: all, even'),
     ({"hyena": {"enabled": True, "layers": [9]}}, "hyena.layers: layer 9 is not there: the model has layers 0 to 3"),
+    ({"train": {"long_context": {"enabled": True}}}, "train.long_context: attention in layer 0 keeps every token of a text without end; let another claim"),
+    ({"train": {"long_context": {"enabled": True}}, "s5": {"enabled": True, "layers": "even"}}, "train.long_context: attention in layer 1 keeps"),
+    (
+        {"train": {"long_context": {"enabled": True, "backprop_chunks": 3, "chunk_length": 100}}, "s5": {"enabled": True}},
+        "train.long_context: backprop_chunks 3 times chunk_length 100 is more than model.seq_length 256, and gradients end where a row does",
+    ),
+    ({"train": {"long_context": {"long_unroll_every": 5, "backprop_chunks": 8}}}, "train.long_context: long_unroll_chunks 8 must be more than"),
+    (
+        {"train": {"long_context": {"enabled": True}}, "model": {"position": "learned"}, "rwkv": {"enabled": True}},
+        "train.long_context: learned positions end at model.seq_length",
+    ),
+    (
+        {"train": {"seq_length_curriculum": [{"until_tokens": 5, "seq_length": 8}, {"until_tokens": 5, "seq_length": 16}]}},
+        "train: seq_length_curriculum: each stage must end after the one before",
+    ),
+    ({"train": {"seq_length_curriculum": [{"until_tokens": 5}]}}, "train.seq_length_curriculum[0].seq_length: missing; allowed: an integer from 1"),
+    ({"model": {"position_interpolation_layers": [4]}}, "model.position_interpolation_layers: layer 4 is not there"),
     ({"hyena": {"layers": "all", "use_in_layers": "all"}}, "hyena.use_in_layers: is the older name of layers"),
     ({"retro": {"retriever_type": "external_api"}}, 'retro: retriever_type "external_api" is refused: no outside service'),
     ({"moe": {"experts": 2, "experts_per_token": 3}}, "moe: experts_per_token 3 is more than the 2 experts"),
@@ -189,3 +206,17 @@ CLAIMS = {"all": [0, 1, 2, 3, 4], "even": [0, 2, 4], "odd": [1, 3], "first_half"
 def test_layer_words(word: str) -> None:
     plan = layer_plan(decoded(model={"num_layers": 5}, s5={"enabled": True, "layers": word}))
     assert [i for i, units in enumerate(plan) if "s5" in units] == CLAIMS[word]
+
+
+def test_interpolation_in_some_layers() -> None:
+    preset = decoded(model={"position_interpolation": 4.0, "position_interpolation_layers": "odd"})
+    assert [at_layer(preset, layer).model.position_interpolation for layer in range(4)] == [1.0, 4.0, 1.0, 4.0]
+    assert at_layer(preset, 0).model.hidden_size == preset.model.hidden_size
+    everywhere = decoded(model={"position_interpolation": 4.0})
+    assert all(at_layer(everywhere, layer) == everywhere for layer in range(4))
+
+
+def test_now_and_then_gradients_flow_back_further() -> None:
+    config = decoded(train={"long_context": {"long_unroll_every": 3, "long_unroll_chunks": 9, "backprop_chunks": 2}}).train.long_context
+    assert [config.chunks_of(step) for step in range(7)] == [2, 2, 9, 2, 2, 9, 2]
+    assert {decoded().train.long_context.chunks_of(step) for step in range(50)} == {1}

@@ -16,7 +16,7 @@ from lm.training import Halted, train
 from lm.training.distribution import Ranks
 from lm.training.learner import Learner
 from lm.training.optimizer import build_optimizer
-from lm.training.step import Teacher
+from lm.training.step import Cut, Teacher
 
 ROWS, T, V = 8, 16, 50
 
@@ -32,7 +32,7 @@ def rows(padding_from: int = ROWS) -> Batch:
     source = torch.zeros_like(tokens).masked_fill(targets < 0, -1)
     bounds = torch.from_numpy(bounds_of(restart.numpy()))
     number = torch.arange(ROWS)
-    return Batch(tokens, targets, restart, source, number, number, bounds, int((targets >= 0).sum()), False)
+    return Batch(tokens, targets, restart, source, number, number, bounds, int((targets >= 0).sum()), int(restart.sum()), last=False)
 
 
 def part_of(batch: Batch, rank: int, size: int) -> Batch:
@@ -40,7 +40,7 @@ def part_of(batch: Batch, rank: int, size: int) -> Batch:
     pieces = batch.split(1)[rank::size]
     joined = {name: torch.cat([getattr(piece, name) for piece in pieces]) for name in ("tokens", "targets", "restart", "source", "lane", "row")}
     bounds = torch.from_numpy(bounds_of(joined["restart"].numpy()))
-    return Batch(**joined, cu_seqlens=bounds, valid=sum(piece.valid for piece in pieces), last=False)
+    return Batch(**joined, cu_seqlens=bounds, valid=sum(piece.valid for piece in pieces), restarts=sum(piece.restarts for piece in pieces), last=False)
 
 
 def gradients(preset: Preset, batch: Batch, micro_rows: int, ranks: Ranks) -> dict[str, torch.Tensor]:
@@ -53,7 +53,7 @@ def gradients(preset: Preset, batch: Batch, micro_rows: int, ranks: Ranks) -> di
         parameter.data.normal_(std=0.1)
     teacher.micro_rows = micro_rows
     tokens = int(ranks.summed([float(batch.valid)])[0])
-    teacher._gradients_in_memory(batch, tokens, 1)
+    teacher._gradients_in_memory(batch, tokens, 1, Cut())
     ranks.sum_gradients(teacher.parameters)
     return {name: parameter.grad.clone() for name, parameter in learner.named_parameters()}
 
