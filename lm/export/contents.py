@@ -8,6 +8,7 @@ from tokenizers import Tokenizer, processors
 from data_sources.config import Config
 from lm.export.sources import ENTRIES
 from lm.preset import Preset, layer_plan
+from lm.preset.plan import claimed_layers
 from lm.preset.switches import GenerationConfig, LayerMechanism, ModelConfig
 from lm.training.snapshots import Snapshot
 
@@ -34,7 +35,9 @@ def config(snapshot: Snapshot) -> dict[str, Any]:
 def sections(preset: Preset) -> dict[str, dict[str, Any]]:
     """The sections that can shape a model: every switch, and what follows from them (the width of a head, say)."""
     found = {name: getattr(preset, name) for name in type(preset).model_fields}
-    return {name: resolved(section) for name, section in found.items() if isinstance(section, ModelConfig | LayerMechanism)}
+    shaping = {name: resolved(section) for name, section in found.items() if isinstance(section, ModelConfig | LayerMechanism)}
+    shaping["model"]["position_interpolation_layers"] = claimed_layers(preset.model.position_interpolation_layers, preset.model.num_layers)
+    return shaping
 
 
 def resolved(section: Config) -> dict[str, Any]:

@@ -20,7 +20,7 @@ GENERATION = {"temperature": 0.0, "repetition_penalty": 1.3, "no_repeat_ngram": 
 # What each says beside the defaults. A mechanism that is built is exported without a line here.
 VARIANTS: dict[str, dict[str, Any]] = {
     "rope": {},
-    "grouped": {"model": {"num_kv_heads": 1, "tie_embeddings": False, "qk_norm": False, "position_interpolation": 3.0}},
+    "grouped": {"model": {"num_kv_heads": 1, "tie_embeddings": False, "qk_norm": False, "position_interpolation": 3.0, "position_interpolation_layers": "odd"}},
     "learned": {"model": {"position": "learned"}},
     **{name: {name: {"enabled": True, "layers": "even"}} for name, claim in MECHANISMS.items() if claim.built},
 }

@@ -16,6 +16,13 @@ class Preset(SimpleNamespace):
             setattr(self, name, SimpleNamespace(**values))
 
 
+def at_layer(preset: Preset, layer: int) -> Any:
+    """The preset as it is for the units of one layer: rotary positions are interpolated in those that were named at export."""
+    if layer in preset.model.position_interpolation_layers:
+        return preset
+    return SimpleNamespace(**{**vars(preset), "model": SimpleNamespace(**{**vars(preset.model), "position_interpolation": 1.0})})
+
+
 def layer_plan(preset: Preset) -> tuple[tuple[str, ...], ...]:
     """The unit names of each layer, first to last."""
     return preset.plan
