@@ -69,7 +69,7 @@ def main() -> None:
         for rate in OURS_RATE:
             torch.manual_seed(seed)
             learner = Learner(build_model(preset, len(tokenizer))).to(device)
-            contestants.append((f"Perennial {rate:g}", learner, (lambda m: lambda batch: m(batch).losses["next_token"])(learner), rate))
+            contestants.append((f"Perennial {rate:g}", learner, (lambda m: lambda batch: m([batch]).losses["next_token"])(learner), rate))
         for rate in LLAMA_RATE:
             torch.manual_seed(seed)
             llama = llama_of(preset, len(tokenizer)).to(device)

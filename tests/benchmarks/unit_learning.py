@@ -1,0 +1,91 @@
+"""Held-out bits per byte after 2M tokens with each unit in every layer, against attention: python -m tests.benchmarks.unit_learning
+
+All models have the layers, width and number of parameters of the one with attention (the feed-forward is made wider or narrower), and
+take every batch in turn, through seeds of first weights. Text: the Hub that HF_ENDPOINT leads to, else installed documentation.
+UNIT_TOKENS, UNIT_SEEDS and UNIT_PLANS (names of PLANS) say how much of it.
+"""
+
+import os
+import statistics
+from typing import Any
+
+import torch
+
+from data_sources import open_stream
+from data_sources.tokenizer import build_tokenizer, token_bytes
+from lm.model import build_model
+from lm.preset import Preset, count_parameters, load_preset
+from lm.training.learner import Learner
+from tests.benchmarks.learning import bits_per_byte, factor, unigram_entropy
+from tests.benchmarks.peers import stepper
+from tests.benchmarks.text import LOCAL
+
+TOKENS = int(os.environ.get("UNIT_TOKENS", 2_000_000))
+SEEDS = tuple(map(int, os.environ.get("UNIT_SEEDS", "0 1").split()))
+MODEL = {"hidden_size": 128, "num_layers": 4, "num_heads": 4, "seq_length": 256}
+ROWS, HELD_OUT_BATCHES, RATE, VOCABULARY = 8, 16, 2e-3, 4096
+ON = {"enabled": True}
+PLANS: dict[str, dict[str, Any]] = {
+    "attention": {},
+    "longformer": {"longformer": ON | {"window": 64, "global_tokens": 4}},
+    "s5": {"s5": ON},
+    "hyena": {"hyena": ON},
+    "rwkv": {"rwkv": ON},
+    "rwkv, rwkv_channel": {"rwkv": ON, "rwkv_channel": ON},
+    "s5 | longformer": {"s5": ON | {"layers": "even"}, "longformer": ON | {"layers": "odd", "window": 64, "global_tokens": 4}},
+}
+
+
+def preset_of(name: str, vocab_size: int) -> Preset:
+    """The plan `name`, its feed-forward as wide as makes it as large as the plan of attention alone."""
+
+    def sized(width: int, sections: dict[str, Any]) -> Preset:
+        return Preset.model_validate({"name": name, "model": MODEL | {"ffn_size": width}, "data": {"sources": ["wikipedia"]}, **sections})
+
+    def parameters(preset: Preset) -> int:
+        count = count_parameters(preset, vocab_size)
+        assert count is not None
+        return count.total
+
+    wanted = parameters(sized(352, {}))
+    return min((sized(width, PLANS[name]) for width in range(8, 1024, 8)), key=lambda preset: abs(parameters(preset) - wanted))
+
+
+def main() -> None:
+    data = load_preset("configs/00_best_general.json").data if os.environ.get("HF_ENDPOINT") else LOCAL
+    tokenizer = build_tokenizer(data.model_copy(update={"vocab_size": VOCABULARY}), seed=0)
+    names = os.environ["UNIT_PLANS"].split(";") if "UNIT_PLANS" in os.environ else list(PLANS)
+    presets = {name: preset_of(name, len(tokenizer)) for name in names}
+    sizes, length = torch.tensor(token_bytes(tokenizer)), MODEL["seq_length"]
+    with open_stream(data, tokenizer, length, ROWS, part="held_out") as stream:
+        held = [batch for batch, _ in (next(stream) for _ in range(HELD_OUT_BATCHES))]
+    print(f"{[source.name for source in data.sources]}; held out: {sum(b.valid for b in held):,} tokens, unigram entropy {unigram_entropy(held):.3f} nats")
+    steps, results = TOKENS // (ROWS * length), {name: [] for name in names}
+    for seed in SEEDS:
+        learners = {}
+        for name, preset in presets.items():
+            torch.manual_seed(seed)
+            learners[name] = Learner(build_model(preset, len(tokenizer)))
+        losses = {name: (lambda batch, learner=learner: learner([batch]).losses["next_token"]) for name, learner in learners.items()}
+        takers = {name: stepper(learners[name], losses[name], RATE) for name in names}
+        with open_stream(data, tokenizer, length, ROWS, seed=seed) as stream:
+            for index in range(steps):
+                batch, _ = next(stream)
+                for take in takers.values():
+                    take(batch, factor(index, steps))
+                if (index + 1) % (steps // 4) == 0:
+                    found = {name: bits_per_byte(losses[name], learners[name], held, sizes)[0] for name in names}
+                    print(f"seed {seed}, {(index + 1) * ROWS * length:,} tokens: {', '.join(f'{name} {bits:.4f}' for name, bits in found.items())}", flush=True)
+        for name in names:
+            results[name].append(bits_per_byte(losses[name], learners[name], held, sizes)[0])
+    for name, bits in results.items():
+        against = [ours - attention for ours, attention in zip(bits, results[names[0]], strict=True)]
+        parameters = sum(parameter.numel() for parameter in learners[name].parameters())
+        print(
+            f"{name}: {parameters:,} parameters, {statistics.mean(bits):.4f} bits per byte ({min(bits):.4f} to {max(bits):.4f}), "
+            f"against {names[0]} {min(against):+.4f} to {max(against):+.4f}"
+        )
+
+
+if __name__ == "__main__":
+    main()
