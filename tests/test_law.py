@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 
 from lm.model import Context, build_model
-from lm.preset import MECHANISMS, Preset
+from lm.preset import MECHANISMS, Preset, layer_plan
 from lm.preset.plan import state_grows
 from lm.units import UNITS
 
@@ -247,3 +247,22 @@ def test_empty_pieces_and_empty_states(make: Callable[..., Reading], arguments: 
     assert y.shape[:2] == (B, 0)
     close(it.read(it.text, state, None)[0], it.read(it.text, it.state(B), None)[0], torch.float64)
     assert all(isinstance(leaf, Tensor) for leaf in tree_leaves(state))
+
+
+BOUNDED = [name for name, variant in MODELS.items() if not any(state_grows(unit) for layer in layer_plan(preset_of(variant)) for unit in layer)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BOUNDED)
+@torch.no_grad()
+def test_after_a_hundred_thousand_tokens(name: str) -> None:
+    """Restarts at random places, pieces of random lengths, then token by token: as read at once."""
+    time, generator = 100_040, torch.Generator().manual_seed(4)
+    it = model_reading(MODELS[name], torch.float64, time)
+    restart = torch.rand(B, time, generator=generator) < 5e-5
+    whole, after = it.read(it.text, it.state(B), restart)
+    cuts = torch.rand(9, generator=generator).mul(100_000).long().sort().values.tolist()
+    lengths = [end - start for start, end in itertools.pairwise([0, *cuts, 100_000])] + [1] * 40
+    pieces, state = in_pieces(it, it.text, lengths, restart)
+    close(pieces, whole, torch.float64)
+    close(state, after, torch.float64)

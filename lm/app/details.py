@@ -46,7 +46,8 @@ def row(name: str, text: str, width: int) -> Fragments:
 def _size(preset: Preset, vocab_size: int | None) -> str:
     own = preset.data.tokenizer == "bpe"
     count = count_parameters(preset, vocab_size or preset.data.vocab_size)
-    context = f"{preset.model.seq_length:,} tokens in a row"
+    long = preset.train.long_context
+    context = f"{preset.model.seq_length:,} tokens in a row" + (f", a context of {long.context_length:,}" if long.enabled else "")
     if count is None:
         return context
     if own or vocab_size:
