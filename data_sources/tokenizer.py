@@ -59,8 +59,11 @@ def training_text(data: DataConfig, seed: int, characters: int = TEXT_CHARACTERS
     from data_sources.order import LANES
     from data_sources.sources import Sources
 
-    sources = Sources(data, seed, "train", should_stop=should_stop)
+    sources = Sources(data, seed, "train")
     with contextlib.closing(sources), _stoppable(sources, should_stop):
+        while not sources.reached(POLL):
+            if should_stop():
+                raise Stopped
         mix = Mix(data.mix_strategy, data.weights, False)
         lanes = [Lane(number, sources.feeds, mix, None) for number in range(LANES)]
         read, ended = 0, set()
