@@ -54,7 +54,7 @@ def trained_bpe(texts: Iterator[str], vocab_size: int) -> Any:
 
 
 def training_text(data: DataConfig, seed: int, characters: int = TEXT_CHARACTERS, should_stop: Callable[[], bool] = lambda: False) -> Iterator[str]:
-    """Documents as training will meet them first, lane after lane, up to a number of characters. Stopped when `should_stop`."""
+    """Documents as training will meet them first, lane after lane, up to a number of characters, or until all were met. Stopped when `should_stop`."""
     from data_sources.lane import Lane, Mix
     from data_sources.order import LANES
     from data_sources.sources import Sources
@@ -72,7 +72,7 @@ def training_text(data: DataConfig, seed: int, characters: int = TEXT_CHARACTERS
             if should_stop():
                 raise Stopped
             text = lane.next_text()
-            if text is None:
+            if text is None or lane.is_round:  # what is read again teaches it nothing
                 ended.add(lane.number)
             else:
                 yield text[:DOCUMENT_CHARACTERS]
