@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -32,9 +31,22 @@ def two(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> tuple[Path, P
         "data": {"sources": [{"type": "files", "name": "reference", "path": str(corpus), "repeat": True}], "vocab_size": 500},
     }
     (folder / "preset.json").write_text(json.dumps(raw), encoding="utf-8")
+    remote = {"type": "hf", "name": "remote", "dataset": "some/words"}
+    (folder / "remote.json").write_text(json.dumps(raw | {"data": raw["data"] | {"sources": [*raw["data"]["sources"], remote]}}), encoding="utf-8")
+    make_dataset(folder / "hub", "some/words", [{"text": "Some words."}])
+
+    def fault(answer: Answer, path: str) -> bool:
+        if path == "/api/datasets/some/words" or "some/words" not in path:
+            return False
+        if not (folder / "asked").exists():
+            (folder / "asked").touch()
+        answer.stall(60)
+        return True
+
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", "-m", "tests.training.ranks"]
-    environment = os.environ | {"PYTHONPATH": str(Path.cwd()), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240)
+    with LoopbackHub(folder / "hub", fault) as hub:
+        environment = os.environ | {"PYTHONPATH": str(Path.cwd()), "OMP_NUM_THREADS": "1", "HF_ENDPOINT": hub.endpoint, "HF_HOME": str(folder / "home")}
+        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-3000:]
     return folder, Preset.model_validate(raw)
 
@@ -92,31 +104,10 @@ def test_what_one_rank_can_not_do_keeps_every_rank_from_going_on(two: tuple[Path
     assert said == ["FileNotFoundError: rank 0", "RuntimeError: process 0 can't go on: FileNotFoundError: rank 0"]
 
 
-def test_ranks_that_wait_for_a_hub_stop_together(two: tuple[Path, Preset], tmp_path: Path) -> None:
+def test_ranks_that_wait_for_a_hub_stop_together(two: tuple[Path, Preset]) -> None:
     """The Hub says that the data set is there, and then nothing more; only the first rank is asked to stop."""
-
-    asked = tmp_path / "asked"
-
-    def fault(answer: Answer, path: str) -> bool:
-        if path == "/api/datasets/some/words" or "some/words" not in path:
-            return False
-        if not asked.exists():
-            asked.touch()
-        answer.stall(60)
-        return True
-
-    folder, preset = two
-    raw = preset.model_dump(mode="json")
-    raw["data"]["sources"].append({"type": "hf", "name": "remote", "dataset": "some/words"})
-    (tmp_path / "preset.json").write_text(Preset.model_validate(raw).model_dump_json(), encoding="utf-8")
-    shutil.copytree(folder / "checkpoints", tmp_path / "checkpoints")
-    make_dataset(tmp_path / "hub", "some/words", [{"text": "Some words."}])
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", "-m", "tests.training.opening"]
-    with LoopbackHub(tmp_path / "hub", fault) as hub:
-        environment = os.environ | {"PYTHONPATH": str(Path.cwd()), "OMP_NUM_THREADS": "1", "HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "home")}
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr[-3000:]
-    told = [json.loads((tmp_path / f"rank{rank}.json").read_text(encoding="utf-8")) for rank in range(2)]
+    folder, _ = two
+    told = [json.loads((folder / f"rank{rank}.json").read_text(encoding="utf-8"))["opening"] for rank in range(2)]
     assert [(each["stopped"], each["tokens"]) for each in told] == [(True, 0)] * 2
-    late = [each["returned"] - asked.stat().st_mtime for each in told]
+    late = [each["returned"] - (folder / "asked").stat().st_mtime for each in told]
     assert max(late) < 5, f"{late} seconds; the Hub alone is waited for twenty"
