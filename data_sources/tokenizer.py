@@ -54,13 +54,16 @@ def trained_bpe(texts: Iterator[str], vocab_size: int) -> Any:
 
 
 def training_text(data: DataConfig, seed: int, characters: int = TEXT_CHARACTERS, should_stop: Callable[[], bool] = lambda: False) -> Iterator[str]:
-    """Documents as training will meet them first, lane after lane, up to a number of characters. Stopped when `should_stop`."""
+    """Documents as training will meet them first, lane after lane, up to a number of characters, or until all were met. Stopped when `should_stop`."""
     from data_sources.lane import Lane, Mix
     from data_sources.order import LANES
     from data_sources.sources import Sources
 
-    sources = Sources(data, seed, "train", should_stop=should_stop)
+    sources = Sources(data, seed, "train")
     with contextlib.closing(sources), _stoppable(sources, should_stop):
+        while not sources.reached(POLL):
+            if should_stop():
+                raise Stopped
         mix = Mix(data.mix_strategy, data.weights, False)
         lanes = [Lane(number, sources.feeds, mix, None) for number in range(LANES)]
         read, ended = 0, set()
@@ -69,7 +72,7 @@ def training_text(data: DataConfig, seed: int, characters: int = TEXT_CHARACTERS
             if should_stop():
                 raise Stopped
             text = lane.next_text()
-            if text is None:
+            if text is None or lane.is_round:  # what is read again teaches it nothing
                 ended.add(lane.number)
             else:
                 yield text[:DOCUMENT_CHARACTERS]
