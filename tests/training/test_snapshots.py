@@ -170,15 +170,42 @@ def test_a_file_that_was_cut_off(tmp_path: Path, keep: int) -> None:
 def test_a_missing_one_in_the_middle(tmp_path: Path) -> None:
     keeper = saved(tmp_path, 3)
     (tmp_path / NAMES["current"]).unlink()
-    assert keeper.newest().run["tokens"] == 2
+    lines: list[str] = []
+    assert keeper.newest(lines.append).run["tokens"] == 2
+    assert lines == [f"{tmp_path / NAMES['current']}: is missing; taking the one before"]
     keeper.save(snapshot(4))
-    assert keeper.newest().run["tokens"] == 4
+    assert keeper.newest(lines.append).run["tokens"] == 4 and len(lines) == 1
+
+
+def test_one_is_found_while_another_process_saves(tmp_path: Path) -> None:
+    """What is being read, or was just seen, may get another name at any instant."""
+    saved(tmp_path, 1)
+    child = os.fork()
+    if child == 0:  # nothing of pytest may run in here
+        try:
+            for number in range(2, 100_000):
+                Snapshots(tmp_path).save(snapshot(number))
+        finally:
+            os._exit(1)
+    try:
+        found = [Snapshots(tmp_path).newest().run["tokens"] for _ in range(500)]
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    assert found[0] < found[-1]
 
 
 def test_when_none_is_whole_no_new_life_is_begun_by_mistake(tmp_path: Path) -> None:
     keeper = saved(tmp_path, 1)
     (tmp_path / NAMES["current"]).write_bytes(b"x" * 100)
-    with pytest.raises(SnapshotError, match="no whole snapshot is left"):
+    with pytest.raises(SnapshotError, match="no whole snapshot is left .* move the files away"):
+        keeper.newest()
+    keeper.save(snapshot(2))
+    keeper.archive("run", 2)
+    for path in tmp_path.glob("lm_*.pth"):
+        path.unlink()  # its name in the archive keeps what it had
+        path.write_bytes(b"x" * 100)
+    with pytest.raises(SnapshotError, match="choose one of the archive with Go back"):
         keeper.newest()
 
 
