@@ -25,7 +25,7 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
-from data_sources.disk import sync_folder
+from data_sources.disk import discard, sync_folder
 from lm.preset import Preset
 from lm.training.headers import ARCHIVE, FORMAT, NAMES, NEW, DamagedSnapshot, NewerSnapshot, SnapshotError, check_parts, newest_first, preset_of, read_header
 
@@ -116,7 +116,7 @@ class Snapshots:
             read_snapshot(new)
             self._rotate(new, amends)
         except (OSError, RuntimeError) as error:
-            new.unlink(missing_ok=True)
+            discard(new)
             raise SnapshotError(f"{self.folder}: the snapshot can't be written: {_reason(error)}") from None
         return self.folder / NAMES["current"]
 
@@ -283,7 +283,7 @@ def _copied(target: Path, place: Path) -> None:
         with aside.open("rb") as file:
             os.fsync(file.fileno())
     except OSError:
-        aside.unlink(missing_ok=True)
+        discard(aside)
         raise
     aside.replace(place)
 

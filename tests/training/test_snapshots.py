@@ -261,6 +261,21 @@ def test_no_room_is_one_line_and_leaves_what_was_there(tmp_path: Path, monkeypat
     assert not (tmp_path / NEW).exists()
 
 
+def test_a_disk_that_becomes_read_only_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing can be deleted there either, not even what is not there."""
+    keeper = saved(tmp_path, 2)
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError(30, "Read-only file system")
+
+    for name in ("open", "unlink"):
+        monkeypatch.setattr(Path, name, refuse)
+    with pytest.raises(SnapshotError, match="can't be written: read-only file system"):
+        keeper.save(snapshot(3))
+    monkeypatch.undo()
+    assert [number_of(tmp_path / name) for name in ("lm_current.pth", "lm_prev.pth")] == [2, 1]
+
+
 def test_the_archive_keeps_the_newest_three_of_a_kind_and_nothing_else_is_touched(tmp_path: Path) -> None:
     keeper = Snapshots(tmp_path)
     (tmp_path / "archive").mkdir()
