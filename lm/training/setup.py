@@ -152,8 +152,8 @@ def _take_over(run: Run, snapshot: Snapshot, under_way: bool, snapshots: Snapsho
     """Put `snapshot` into `run`: the run it was taken in where that is under way, else a new run of the same model. Whether all of it fits."""
     how = restore(run, snapshot)
     if not how.is_whole:
-        ranks.first_does(lambda: snapshots.archive("before", snapshot.life["tokens"], snapshot.path))
-        report.notice(how.in_words())
+        kept = ranks.first_does(lambda: snapshots.archive("before", snapshot.life["tokens"], snapshot.path))
+        report.notice(f"{how.in_words()}; as it was it stays in {kept}")
         report({"event": "fit", **how._asdict()})
     run.life, run.cursor, run.certificate = snapshot.life, snapshot.cursor, snapshot.certificate
     other = other_tokenizer(run.life, run.preset)
