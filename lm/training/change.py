@@ -95,7 +95,7 @@ def _in_words(names: Iterable[str]) -> str:
         if found:
             layers.add(int(found[1]))
         else:
-            others.append(_plain(name))
+            others.append(plain(name))
     runs: list[list[int]] = []
     for layer in sorted(layers):
         if runs and runs[-1][-1] == layer - 1:
@@ -107,7 +107,8 @@ def _in_words(names: Iterable[str]) -> str:
     return ", ".join([*inside, *others])
 
 
-def _plain(name: str) -> str:
+def plain(name: str) -> str:
+    """A tensor's name for a person."""
     return name.removeprefix("model.").removesuffix(".weight")
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lm.model import more_places
+from lm.training.change import plain
 
 EMBEDDING, OUTPUT, PLACES = "model.embedding.weight", "model.output.weight", "model.positions.weight"
 TABLES = (EMBEDDING, OUTPUT, PLACES)
@@ -36,8 +37,7 @@ class Fit(NamedTuple):
     @property
     def grown_in_words(self) -> str:
         """ "embedding from 500 x 32 to 600 x 32"."""
-        names = {name: name.removeprefix("model.").removesuffix(".weight") for name in self.grown}
-        return ", ".join(f"{names[name]} from {_size(before)} to {_size(now)}" for name, (before, now) in self.grown.items())
+        return ", ".join(f"{plain(name)} from {_size(before)} to {_size(now)}" for name, (before, now) in self.grown.items())
 
     def in_words(self) -> str:
         """One line."""
