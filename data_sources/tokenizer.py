@@ -16,11 +16,11 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 
 from data_sources.config import DataConfig
 from data_sources.documents import SourceError, Stopped
+from data_sources.special_tokens import END, PAD, with_special_tokens
 
 if TYPE_CHECKING:
     from data_sources.sources import Sources
 
-END, PAD = "<|endoftext|>", "<|pad|>"
 TEXT_CHARACTERS = 4_000_000  # trained on
 DOCUMENT_CHARACTERS = 50_000  # of one document: one long book must not speak for all
 FETCH_SECONDS = 120.0  # for a published one, a few megabytes
@@ -138,19 +138,6 @@ def _fault_of_reaching(name: str, should_stop: Callable[[], bool]) -> SourceErro
     except SourceError as fault:
         return fault
     return None
-
-
-def with_special_tokens(tokenizer: Any) -> Any:
-    """The tokenizer with a beginning, an end and a padding token, where it lacks them. Ids of other tokens stay."""
-    if tokenizer.bos_token is None and tokenizer.eos_token is None:
-        tokenizer.add_special_tokens({"eos_token": END})
-    if tokenizer.eos_token is None:
-        tokenizer.eos_token = tokenizer.bos_token
-    if tokenizer.bos_token is None:
-        tokenizer.bos_token = tokenizer.eos_token
-    if tokenizer.pad_token is None:
-        tokenizer.add_special_tokens({"pad_token": PAD})
-    return tokenizer
 
 
 def tokenizer_to_json(tokenizer: Any) -> str:

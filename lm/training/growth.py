@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lm.model import more_places
-from lm.training.change import plain
+from lm.training.headers import plain
 
 EMBEDDING, OUTPUT, PLACES = "model.embedding.weight", "model.output.weight", "model.positions.weight"
 TABLES = (EMBEDDING, OUTPUT, PLACES)
