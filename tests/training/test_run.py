@@ -14,6 +14,8 @@ import lm.training.step as step_module
 from lm.preset import Preset
 from lm.training import Halted, train
 from lm.training.snapshots import SnapshotError, Snapshots, read_snapshot
+from tests.data_sources.streams import paragraphs
+from tests.loopback_hub import LoopbackHub, make_dataset
 
 Tiny = Callable[..., Preset]
 STEP = 4 * 64  # tokens of a step
@@ -130,10 +132,10 @@ def test_held_out_text_is_kept_and_frozen(tiny: Tiny, tmp_path: Path) -> None:
 
 
 def test_evaluations_and_samples_change_nothing(tiny: Tiny, tmp_path: Path) -> None:
-    plain = trained(tiny(train={"evaluate_every_tokens": 10**9, "sample_every_tokens": 10**9}), tmp_path / "plain", 20)
-    busy = trained(tiny(train={"evaluate_every_tokens": 2 * STEP, "sample_every_tokens": STEP}), tmp_path / "busy", 20)
-    assert len(busy.of("sample")) == 20
-    assert len(busy.of("evaluation")) >= 7
+    plain = trained(tiny(train={"evaluate_every_tokens": 10**9, "sample_every_tokens": 10**9}), tmp_path / "plain", 10)
+    busy = trained(tiny(train={"evaluate_every_tokens": 2 * STEP, "sample_every_tokens": STEP}), tmp_path / "busy", 10)
+    assert len(busy.of("sample")) == 10
+    assert len(busy.of("evaluation")) >= 4
     assert [event["loss"] for event in plain.of("step")] == [event["loss"] for event in busy.of("step")]
 
 
@@ -208,6 +210,25 @@ def test_all_sources_failed_halts(tiny: Tiny, tmp_path: Path) -> None:
     with pytest.raises(Halted, match="nowhere") as caught:
         train(tiny(data={"sources": [{"type": "files", "path": str(tmp_path / "nowhere")}]}), tmp_path / "checkpoints")
     assert "\n" not in str(caught.value)
+
+
+def test_sources_that_all_fail_on_the_way_end_a_run_that_is_saved(tiny: Tiny, hub: LoopbackHub, tmp_path: Path) -> None:
+    make_dataset(tmp_path / "hub", "some/words", [{"text": text} for text in paragraphs(600)], row_group_size=20)
+    preset, recorder = tiny(data={"sources": [{"type": "hf", "name": "remote", "dataset": "some/words"}]}), Recorder()
+
+    def observe(event: Mapping[str, Any]) -> None:
+        recorder(event)
+        if len(recorder.of("step")) == 3:
+            hub._server.fault = lambda answer, path: answer.refuse(401) or True
+
+    with pytest.raises(Halted, match="remote: the Hub refused access"):
+        train(preset, tmp_path / "c", 1000 * STEP, observers=(observe,))
+    saved = Snapshots(tmp_path / "c").read("current")
+    assert saved.run["tokens"] == recorder.of("step")[-1]["tokens"] >= 3 * STEP
+    assert "refused access" in saved.life["faults"]["remote"]["last_error"]
+    hub._server.fault = None
+    again = trained(preset, tmp_path / "c", 1000, stop_after=3)
+    assert again.of("resume")[0]["exact"] and again.of("step")[0]["tokens"] > saved.run["tokens"]
 
 
 def test_a_finite_mix_ends_early(tiny: Tiny, tmp_path: Path, corpus: Path) -> None:
