@@ -364,6 +364,16 @@ class Preset(Config):
         return self
 
     @model_validator(mode="after")
+    def _rows_grow(self) -> "Preset":
+        for stage in self.train.seq_length_curriculum:
+            if stage.seq_length > self.model.seq_length:
+                raise ValueError(
+                    f"train.seq_length_curriculum: a stage has rows of {stage.seq_length} tokens, more than model.seq_length {self.model.seq_length}, "
+                    "which learned positions and Hyena's filters are made for; make that longer"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _windows_fit_rows(self) -> "Preset":
         config, length = self.train.long_context, self.model.seq_length
         if not config.enabled:
@@ -373,7 +383,7 @@ class Preset(Config):
             if chunks * config.chunk_length > length:
                 raise ValueError(
                     f"train.long_context: {name} {chunks} times chunk_length {config.chunk_length} is more than model.seq_length {length}, "
-                    "and gradients end where a row does; make rows longer"
+                    "and gradients end where a row does; make rows longer or chunks shorter"
                 )
         if self.model.position == "learned":
             raise ValueError('train.long_context: learned positions end at model.seq_length; use model.position "rope"')

@@ -57,12 +57,12 @@ class Carried:
         return {LANES_READ: torch.tensor(lanes)} | {str(number): torch.cat(rows).cpu() for number, rows in enumerate(leaves)}
 
     def load(self, tensors: Mapping[str, Tensor], lanes: Sequence[int]) -> bool:
-        """Take over the states of `lanes` out of a snapshot's. False, and all begin afresh, where they are those of another model."""
+        """Take over the states of `lanes` out of a snapshot's, which has some. False, and all begin afresh, where they are of other shapes."""
         like = tree_leaves(self._model.initial_state(1))
         leaves = [tensors.get(str(number)) for number in range(len(like))]
         self._states = {}
         if len(tensors) != len(like) + 1 or any(leaf is None or leaf.shape[1:] != fresh.shape[1:] for leaf, fresh in zip(leaves, like, strict=True)):
-            return not tensors
+            return False
         for index, lane in enumerate(tensors[LANES_READ].tolist()):
             if lane in lanes:
                 self._states[lane] = [leaf[index : index + 1].to(fresh, copy=True) for leaf, fresh in zip(leaves, like, strict=True) if leaf is not None]

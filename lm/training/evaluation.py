@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from data_sources.documents import Stopped
 from data_sources.held_out import HeldOutStore
@@ -94,11 +95,17 @@ def grouped(texts: Sequence[str], tokenizer: Any, seq_length: int) -> list[list[
 
 
 def whole(texts: Sequence[str], tokenizer: Any, config: LongContextConfig) -> list[list[Rows]]:
-    """A row for each text, those of about a length together: each group in chunks, to be read one after the other."""
+    """A row for each text, those of about a length together: each group in chunks, to be read one after the other. Rows that have ended
+    are in no later chunk; they are the first, since a group goes from short to long."""
     alone = (Rows(*(part.view(1, -1) for part in packed([text], tokenizer, 1))) for text in texts)
     documents = sorted(alone, key=lambda rows: rows.tokens.shape[1])
     groups = [documents[start : start + ROWS_AT_ONCE] for start in range(0, len(documents), ROWS_AT_ONCE)]
-    return [_side_by_side(group, config).pieces(config.chunk_length) for group in groups]
+    return [[_going_on(piece) for piece in _side_by_side(group, config).pieces(config.chunk_length)] for group in groups]
+
+
+def _going_on(rows: Rows) -> Rows:
+    """Without the rows that hold nothing but filling."""
+    return Rows(*(part[int((rows.targets == IGNORED).all(1).sum()) :] for part in rows))
 
 
 def _side_by_side(documents: Sequence[Rows], config: LongContextConfig) -> Rows:
@@ -140,7 +147,10 @@ def tally_of(model: Model, texts: Sequence[str], tokenizer: Any, preset: Preset,
 
 
 def _read(model: Model, rows: Rows, state: ModelState | None, eos: int) -> tuple[Tally, ModelState | None]:
+    """The next piece of rows, of which the first may have ended since the last."""
     tokens, targets, restart = (part.to(model.embedding.weight.device) for part in rows)
+    if state is not None:
+        state = tree_map(lambda leaf: leaf[len(leaf) - len(tokens) :], state)
     out = model(tokens, state, Context(restart=restart))
     total_nats, nll = linear_cross_entropy(out.hidden.flatten(0, 1), model.output_weight, targets.flatten())
     ends = nll[targets.flatten() == eos].sum()

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from data_sources import Batch
 from data_sources.documents import Stopped
 from lm.preset import RUN_TOKENS, Preset
-from lm.preset.plan import not_built
+from lm.preset.plan import check_plan, not_built
 from lm.training.session import Session, batch_hash
 from lm.training.setup import Halted, Observer, open_session
 from lm.training.snapshots import SnapshotError
@@ -47,11 +47,15 @@ def train(
     """Read `budget_tokens` more tokens into the model that lives in `checkpoint_dir`, going on where its run stopped.
 
     Every rank under torchrun calls this with the same preset; observers are called on rank 0. Halted, one line, when the preset
-    asks for what is not built, the folder can't be used, all sources failed, or ten steps in a row were not finite.
+    asks for what is not built or can't be, the folder can't be used, all sources failed, or ten steps in a row were not finite.
     """
     missing = not_built(preset)
     if missing:
         raise Halted(f"{preset.name}: {missing[0]} is not built yet; switch it off to train this preset")
+    try:
+        check_plan(preset)
+    except ValueError as error:
+        raise Halted(f"{preset.name}: {error}") from None
     if preset.train.tensorboard and (absent := tensorboard_missing()):
         raise Halted(f"{preset.name}: {absent}")
     try:

@@ -17,7 +17,7 @@ from data_sources.prefetch import Prefetch
 from data_sources.stream import Options, Stream
 from data_sources.tokenizer import build_tokenizer, tokenizer_from_json, tokenizer_to_json
 from lm.model import build_model
-from lm.preset import Preset, plan_in_words
+from lm.preset import Preset, at_layer, plan_in_words
 from lm.training.adaptive import AdaptiveSources
 from lm.training.carried import Carried
 from lm.training.certificate import certified, differences
@@ -93,12 +93,13 @@ def open_session(
         report.phase("building the model")
         run = _born_run(preset, tokenizer_json, len(tokenizer), budget, ranks)
         under_way = snapshot is not None and is_under_way(snapshot, preset, budget)
+        fits = False
         if snapshot:
             fits = _take_over(run, snapshot, under_way, snapshots, ranks, report)
         else:
             begin_run(run.life, preset, budget)
         if preset.train.long_context.enabled:
-            run.carried = _carried(run, snapshot, ranks, report)
+            run.carried = _carried(run, snapshot, fits, ranks, report)
         _tell_run(run, ranks, report)
         limit = preset.train.replay_megabytes * 1_000_000
         past = opened_past(folder, run.life, limit, report.notice) if ranks.is_first and limit else None
@@ -122,6 +123,7 @@ def open_session(
         if snapshot:
             changes = ["the sample of the past that this run reads again is lost"] * lost + _changes(session)
             session.expected = _tell_resume(run, snapshot, under_way, fits, changes, ranks, report)
+            snapshot = None  # its tensors would stay in memory as long as the session
         yield session
 
 
@@ -179,12 +181,21 @@ def _same_lengths(run: Run, snapshot: Snapshot) -> bool:
     return same and snapshot.run["global_rows"] == run.global_rows and "lengths_from" in snapshot.run
 
 
-def _carried(run: Run, snapshot: Snapshot | None, ranks: Ranks, report: Reporter) -> Carried:
-    """The states that this rank's lanes were left in."""
+def _carried(run: Run, snapshot: Snapshot | None, fits: bool, ranks: Ranks, report: Reporter) -> Carried:
+    """The states that this rank's lanes were left in, where they mean to the model what they meant: shapes alone don't tell."""
     carried = Carried(run.learner.model)
-    if snapshot and run.cursor and not carried.load(snapshot.carried, lanes_of(ranks.rank, ranks.size)):
+    if snapshot is None or run.cursor is None or not snapshot.carried:
+        return carried
+    same = fits and _angles(snapshot.preset) == _angles(run.preset)
+    if not (same and carried.load(snapshot.carried, lanes_of(ranks.rank, ranks.size))):
         report.notice("the states of the snapshot are of another model: documents under way are gone on with from a fresh one")
     return carried
+
+
+def _angles(preset: Preset) -> tuple[Any, ...]:
+    """What the keys in a state were turned by."""
+    model = preset.model
+    return model.rope_theta, *(at_layer(preset, layer).model.position_interpolation for layer in range(model.num_layers))
 
 
 def _settle_replay(run: Run, begins: bool, past: Past | None, folder: Path, ranks: Ranks, report: Reporter) -> bool:

@@ -73,7 +73,7 @@ class Teacher:
     def step(self, batch: Batch, num_sources: int, read: int, budget: int, number: int = 0) -> Step:
         """Learn from this rank's rows of step `number` of the model's life, when the run has read `read` of `budget` tokens."""
         n = num_sources
-        scored, tokens = (int(number) for number in self.ranks.summed([float(batch.valid), float((batch.source >= 0).sum())]))
+        scored, tokens = (int(count) for count in self.ranks.summed([float(batch.valid), float((batch.source >= 0).sum())]))
         rate = learning_rate(self.config, (read + tokens) / budget)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -113,7 +113,8 @@ class Teacher:
             if not self.ranks.highest([float(not fits)])[0]:
                 return found
             if self.micro_rows == 1:  # said by all ranks together, so that none is left waiting
-                raise TooLarge("a single row does not fit into memory: lower model.seq_length or model.hidden_size")
+                what, remedy = ("a window of a row", "train.long_context.chunk_length") if self.carried else ("a single row", "model.seq_length")
+                raise TooLarge(f"{what} does not fit into memory: lower {remedy} or model.hidden_size")
             self.optimizer.zero_grad(set_to_none=True)
             if self.carried:
                 self.carried.take_back()

@@ -135,6 +135,10 @@ REFUSED = [
         {"train": {"seq_length_curriculum": [{"until_tokens": 5, "seq_length": 8}, {"until_tokens": 5, "seq_length": 16}]}},
         "train: seq_length_curriculum: each stage must end after the one before",
     ),
+    (
+        {"train": {"seq_length_curriculum": [{"until_tokens": 5, "seq_length": 8}, {"until_tokens": 9, "seq_length": 257}]}},
+        "train.seq_length_curriculum: a stage has rows of 257 tokens, more than model.seq_length 256",
+    ),
     ({"train": {"seq_length_curriculum": [{"until_tokens": 5}]}}, "train.seq_length_curriculum[0].seq_length: missing; allowed: an integer from 1"),
     ({"model": {"position_interpolation_layers": [4]}}, "model.position_interpolation_layers: layer 4 is not there"),
     ({"hyena": {"layers": "all", "use_in_layers": "all"}}, "hyena.use_in_layers: is the older name of layers"),

@@ -1,5 +1,6 @@
 """Documents longer than a row: states that go from row to row, through snapshots, and gradients as far as they are asked to go."""
 
+import gc
 import json
 import os
 import subprocess
@@ -20,13 +21,14 @@ from lm.model import Context, build_model
 from lm.ops.cross_entropy import linear_cross_entropy
 from lm.preset import MECHANISMS, Preset
 from lm.preset.plan import state_grows
-from lm.training import train
+from lm.training import Halted, train
 from lm.training.carried import Carried, detached
 from lm.training.distribution import Ranks
 from lm.training.evaluation import ALONE, encoded, tally_of
 from lm.training.learner import Learner
-from lm.training.snapshots import Snapshots
-from lm.training.step import Teacher
+from lm.training.setup import open_session
+from lm.training.snapshots import Snapshot, Snapshots
+from lm.training.step import Teacher, TooLarge
 from tests.benchmarks.long_context import LONG, SHORT, apart
 from tests.data_sources.streams import byte_tokenizer
 
@@ -197,6 +199,16 @@ def test_a_step_that_found_no_memory_is_begun_again(monkeypatch: pytest.MonkeyPa
         torch.testing.assert_close(one, other)
 
 
+def test_what_to_lower_where_there_is_no_memory_for_a_window(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> Any:
+        raise MemoryError
+
+    monkeypatch.setattr(Learner, "forward", full)
+    preset = preset_of()
+    with pytest.raises(TooLarge, match=r"^a window of a row does not fit into memory: lower train\.long_context\.chunk_length"):
+        teacher_of(preset, learner_of(preset)).step(batch_of(*text(2, ROW)), 1, 0, 1000)
+
+
 def leaves(state: Any) -> list[Tensor]:
     return torch.utils._pytree.tree_leaves(state)
 
@@ -224,7 +236,6 @@ def test_states_of_another_model_are_not_taken() -> None:
         assert not carried.load(tensors, range(LANES)) and not carried.tensors()
     again = Carried(learner_of(preset_of("s5")).model)
     assert again.load(tensors, [1]) and again.tensors()["lanes"].tolist() == [1]
-    assert again.load({}, range(LANES)), "nothing is said where nothing was"
 
 
 # Whole runs
@@ -284,6 +295,47 @@ def test_held_out_documents_are_read_from_their_first_token_to_their_last(tiny: 
             assert sum(share.nats for share in shares) == pytest.approx(nats, rel=1e-4)
             assert sum(share.tokens for share in shares) == sum(len(line) + 1 for line in texts)
             assert sum(share.bytes for share in shares) == sum(map(len, texts))
+
+
+@torch.no_grad()
+def test_held_out_documents_that_have_ended_take_no_time(tiny: Tiny) -> None:
+    preset, tokenizer, read = long_life(tiny), byte_tokenizer(), []
+    model = build_model(preset, len(tokenizer))
+    model.embedding.register_forward_hook(lambda module, tokens, out: read.append(tokens[0].numel()))
+    tally = tally_of(model, ["a" * length for length in (5, 9, 20, 31, 32, 1000)], tokenizer, preset, ALONE, lambda: False)
+    assert sum(read) == 4 * 32 + 64 + 1001 and tally.tokens == 6 + 10 + 21 + 32 + 33 + 1001
+
+
+def test_states_are_taken_where_they_mean_what_they_meant(tiny: Tiny, tmp_path: Path) -> None:
+    """Also by another preset; what they meant follows from more than their shapes."""
+    longformer = {"enabled": True, "window": 5, "global_tokens": 1}
+
+    def opened(preset: Preset) -> tuple[dict[str, Tensor], list[str]]:
+        told: list[Any] = []
+        with open_session(preset, tmp_path, 2000, (told.append,)) as session:
+            assert not any(type(held) is Snapshot for held in gc.get_objects()), "its tensors are copied by now"
+            carried = session.run.carried
+            return carried.tensors() if carried else {}, [event["text"] for event in told if event["event"] == "notice" and "the states of" in event["text"]]
+
+    def preset_with(model: dict[str, Any] | None = None, **long_context: Any) -> Preset:
+        sizes = {"hidden_size": 16, "num_layers": 2, "num_heads": 2, "seq_length": 32}
+        long = {"enabled": True, "context_length": 300, "chunk_length": 16, **long_context}
+        return tiny(train={"eval_tokens": 0, "long_context": long}, model=sizes | (model or {}), longformer=longformer)
+
+    train(preset_with(), tmp_path, 1000)
+    kept = Snapshots(tmp_path).read("current").carried
+    found, told = opened(preset_with({"seq_length": 53, "position_interpolation_layers": "odd"}, context_length=50))
+    assert found.keys() == kept.keys() and all(torch.equal(found[name], kept[name]) for name in kept) and told == []
+    for model in ({"position_interpolation": 2.0}, {"qk_norm": False}, {"num_layers": 3}):
+        found, told = opened(preset_with(model))
+        assert found == {} and len(told) == 1
+    assert opened(preset_with(enabled=False)) == ({}, [])
+
+
+def test_a_state_that_grows_is_not_carried(tiny: Tiny, tmp_path: Path) -> None:
+    preset = long_life(tiny)
+    with pytest.raises(Halted, match="attention in layer 0 keeps every token"):
+        train(preset.model_copy(update={"s5": preset.s5.model_copy(update={"enabled": False})}), tmp_path, 1000)
 
 
 def test_rows_grow_as_the_preset_says_through_a_stop(tiny: Tiny, tmp_path: Path) -> None:
