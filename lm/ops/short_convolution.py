@@ -7,9 +7,12 @@ The history holds the K - 1 inputs before x_0, zeros before a document.
 Sizes: B batch, C channels, T time, K kernel.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 
 def short_convolution(x: Tensor, kernel: Tensor, history: Tensor) -> Tensor:
@@ -26,11 +29,55 @@ def short_convolution_of_pieces(pieces: list[Tensor], kernel: Tensor, histories:
     return list(y.split(ends[1:], -1))[::2]
 
 
+def token_convolution(x: Tensor, kernel: Tensor, bias: Tensor, history: Tensor, position: Tensor | None = None) -> Tensor:
+    """The same, plus bias (C,), for channels that lie side by side: x (B, T, C), history (B, C, K - 1) -> (B, T, C).
+
+    No document sees another where `position` (B, T) in the document is given. Made of K products of all tokens: on the CPU, with four
+    taps, in a third of conv1d's time. Can be differentiated once.
+    """
+    return _TokenConvolution.apply(torch.cat([history.mT, x], 1), kernel, bias, position)
+
+
+class _TokenConvolution(torch.autograd.Function):
+    """Of text (B, K - 1 + T, C). No product of a tap is kept for the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, text: Tensor, kernel: Tensor, bias: Tensor, position: Tensor | None) -> Tensor:
+        ctx.save_for_backward(text, kernel, position)
+        y = bias.repeat(len(text), text.shape[1] - kernel.shape[1] + 1, 1)
+        for lag, tap in enumerate(kernel.T.flip(0)):
+            y.addcmul_(_known(_ago(text, lag, kernel), lag, position), tap)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        text, kernel, position = ctx.saved_tensors
+        grad_text, grad_taps = torch.zeros_like(text), []
+        for lag, tap in enumerate(kernel.T.flip(0)):
+            known = _known(grad, lag, position)
+            _ago(grad_text, lag, kernel).addcmul_(known, tap)
+            grad_taps.append((known * _ago(text, lag, kernel)).sum((0, 1)))
+        return grad_text, torch.stack(grad_taps[::-1], 1), grad.sum((0, 1)), None
+
+
+def _ago(text: Tensor, lag: int, kernel: Tensor) -> Tensor:
+    """What stands `lag` tokens before each token of x, in a text (B, K - 1 + T, C)."""
+    before = kernel.shape[1] - 1
+    return text[:, before - lag : text.shape[1] - lag]
+
+
+def _known(x: Tensor, lag: int, position: Tensor | None) -> Tensor:
+    """x (B, T, C), zero at tokens whose document began less than `lag` tokens before."""
+    return x if position is None or not lag else x.masked_fill((position < lag)[..., None], 0)
+
+
 def remembered(x: Tensor, history: Tensor, position: Tensor | None = None) -> Tensor:
     """The history after x; of the last document in each row, and zero before it, where `position` (B, T) in the document is given."""
     width = history.shape[-1]
+    x = x[..., max(x.shape[-1] - width, 0) :]
     text = torch.cat([history, x], -1)[..., x.shape[-1] :]
-    if position is None or not x.shape[-1]:
+    if position is None or not position.shape[1]:
         return text.clone()
     ages = torch.arange(width - 1, -1, -1, device=x.device)
     return text.where((ages <= position[:, -1:])[:, None], 0)

@@ -52,6 +52,19 @@ def _hyena(preset: Preset) -> int:
     return projections + network + order * size
 
 
+def _mamba2(preset: Preset) -> int:
+    size, config = preset.model.hidden_size, preset.mamba2
+    channels, heads = config.expand * size, config.heads(preset.model)
+    streams = channels + 2 * config.groups * config.state_size
+    return size * (channels + streams + heads) + streams * (config.kernel_size + 1) + 3 * heads + channels + channels * size
+
+
+def _gla(preset: Preset) -> int:
+    size, config = preset.model.hidden_size, preset.gla
+    keys = preset.model.num_heads * config.key_width(preset.model)
+    return 3 * size * size + 2 * size * keys + (size + keys) * config.decay_rank + keys + size
+
+
 UNIT_COUNTS: dict[str, Callable[[Preset], int]] = {
     "attention": _attention,
     "longformer": _attention,
@@ -59,6 +72,8 @@ UNIT_COUNTS: dict[str, Callable[[Preset], int]] = {
     "hyena": _hyena,
     "rwkv": _rwkv,
     "rwkv_channel": _rwkv_channel,
+    "mamba2": _mamba2,
+    "gla": _gla,
     "swiglu": _swiglu,
 }
 
