@@ -7,7 +7,8 @@ claim it (SwiGLU where none does).
 from itertools import groupby
 from typing import Literal, NamedTuple
 
-from lm.preset.switches import Layers, Preset
+from lm.preset.fields import Layers
+from lm.preset.switches import Preset
 
 
 class Claim(NamedTuple):
