@@ -54,14 +54,15 @@ def _hyena(preset: Preset) -> int:
 
 def _mamba2(preset: Preset) -> int:
     size, config = preset.model.hidden_size, preset.mamba2
-    channels, heads = config.expand * size, config.heads(preset.model)
+    channels = config.expand * size
+    heads = channels // (config.head_size or preset.model.head_size)
     streams = channels + 2 * config.groups * config.state_size
     return size * (channels + streams + heads) + streams * (config.kernel_size + 1) + 3 * heads + channels + channels * size
 
 
 def _gla(preset: Preset) -> int:
     size, config = preset.model.hidden_size, preset.gla
-    keys = preset.model.num_heads * config.key_width(preset.model)
+    keys = preset.model.num_heads * (config.key_size or -(-preset.model.head_size // 2))
     return 3 * size * size + 2 * size * keys + (size + keys) * config.decay_rank + keys + size
 
 

@@ -172,14 +172,6 @@ class Mamba2Config(LayerMechanism):
     dt_min: float = Field(0.001, gt=0, le=10, description="Shortest first step size.")
     dt_max: float = Field(0.1, gt=0, le=10, description="Longest first step size.")
 
-    def head_width(self, model: ModelConfig) -> int:
-        """Channels of a head, resolved."""
-        return self.head_size or model.head_size
-
-    def heads(self, model: ModelConfig) -> int:
-        """Number of heads."""
-        return self.expand * model.hidden_size // self.head_width(model)
-
     @model_validator(mode="after")
     def _steps_fit(self) -> "Mamba2Config":
         if self.dt_min > self.dt_max:
@@ -193,10 +185,6 @@ class GlaConfig(LayerMechanism):
     key_size: int | None = Field(None, ge=1, le=65_536, description="Width of a head's keys; half of hidden_size / num_heads, rounded up, when null.")
     decay_rank: int = Field(16, ge=1, le=65_536, description="Rank of the matrices that say how fast each channel forgets.")
     decay_temperature: float = Field(16.0, gt=0, le=1e6, description="The logarithms of decays are divided by this; higher forgets more slowly.")
-
-    def key_width(self, model: ModelConfig) -> int:
-        """Width of a head's keys, resolved."""
-        return self.key_size or -(-model.head_size // 2)
 
 
 class DeltanetConfig(LayerMechanism):
@@ -294,10 +282,11 @@ class Preset(Config):
     @model_validator(mode="after")
     def _mamba2_heads_fit(self) -> "Preset":
         config, channels = self.mamba2, self.mamba2.expand * self.model.hidden_size
-        if config.enabled and channels % config.head_width(self.model):
-            raise ValueError(f"mamba2: {channels} channels (expand * hidden_size) can't be divided into heads of {config.head_width(self.model)} (head_size)")
-        if config.enabled and config.heads(self.model) % config.groups:
-            raise ValueError(f"mamba2: {config.heads(self.model)} heads can't be divided among {config.groups} groups")
+        heads, beyond = divmod(channels, config.head_size or self.model.head_size)
+        if config.enabled and beyond:
+            raise ValueError(f"mamba2: {channels} channels (expand * hidden_size) can't be divided into heads of {config.head_size} (head_size)")
+        if config.enabled and heads % config.groups:
+            raise ValueError(f"mamba2: {heads} heads can't be divided among {config.groups} groups")
         return self
 
     @model_validator(mode="after")

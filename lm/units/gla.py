@@ -44,7 +44,7 @@ class Gla(Unit):
         super().__init__()
         size, config = preset.model.hidden_size, preset.gla
         self.heads, self.temperature, self.eps = preset.model.num_heads, config.decay_temperature, preset.model.norm_eps
-        keys = self.heads * config.key_width(preset.model)
+        keys = self.heads * (config.key_size or -(-preset.model.head_size // 2))
         self.query, self.key = nn.Linear(size, keys, bias=False), nn.Linear(size, keys, bias=False)
         self.value, self.gate = nn.Linear(size, size, bias=False), nn.Linear(size, size, bias=False)
         self.decay_down, self.decay_up = nn.Linear(size, config.decay_rank, bias=False), nn.Linear(config.decay_rank, keys, bias=False)

@@ -52,9 +52,9 @@ class Mamba2(Unit):
     def __init__(self, preset: Preset) -> None:
         super().__init__()
         size, config = preset.model.hidden_size, preset.mamba2
-        self.heads, self.groups, self.states = config.heads(preset.model), config.groups, config.state_size
-        self.dt_min, self.dt_max, self.eps = config.dt_min, config.dt_max, preset.model.norm_eps
         channels = config.expand * size
+        self.heads, self.groups, self.states = channels // (config.head_size or preset.model.head_size), config.groups, config.state_size
+        self.dt_min, self.dt_max, self.eps = config.dt_min, config.dt_max, preset.model.norm_eps
         streams = channels + 2 * self.groups * self.states
         self.widths = (channels, streams, self.heads)
         self.input = nn.Linear(size, sum(self.widths), bias=False)

@@ -173,7 +173,9 @@ class Mamba2Peer(nn.Module):
     def __init__(self, preset: Preset) -> None:
         super().__init__()
         model, config = preset.model, preset.mamba2
-        sizes = {"hidden_size": model.hidden_size, "expand": config.expand, "head_dim": config.head_width(model), "num_heads": config.heads(model)}
+        head_size = config.head_size or model.head_size
+        heads = config.expand * model.hidden_size // head_size
+        sizes = {"hidden_size": model.hidden_size, "expand": config.expand, "head_dim": head_size, "num_heads": heads}
         sizes |= {"state_size": config.state_size, "n_groups": config.groups, "conv_kernel": config.kernel_size}
         self.mixer = Mamba2Mixer(Mamba2Config(num_hidden_layers=1, **sizes), layer_idx=0)
 
@@ -187,7 +189,7 @@ class NaiveGla(nn.Module):
     def __init__(self, preset: Preset) -> None:
         super().__init__()
         size, self.heads, config = preset.model.hidden_size, preset.model.num_heads, preset.gla
-        keys = self.heads * config.key_width(preset.model)
+        keys = self.heads * (config.key_size or -(-preset.model.head_size // 2))
         self.projections = nn.ModuleList(nn.Linear(size, width, bias=False) for width in (keys, keys, size))
         self.speed = nn.Sequential(nn.Linear(size, config.decay_rank, bias=False), nn.Linear(config.decay_rank, keys))
         self.gate, self.norm, self.output = nn.Linear(size, size, bias=False), nn.RMSNorm(size // self.heads), nn.Linear(size, size, bias=False)
