@@ -1,5 +1,6 @@
 """Files that are there as a whole or not at all."""
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -11,3 +12,9 @@ def sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def discard(path: Path) -> None:
+    """Delete an unfinished file, if it is there. What made it fail, as a disk that became read-only, may hold here too."""
+    with contextlib.suppress(OSError):
+        path.unlink()

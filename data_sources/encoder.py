@@ -17,7 +17,7 @@ from data_sources.blocks import Block
 from data_sources.documents import Spans
 from data_sources.feed import Feed, Found, Place
 from data_sources.order import LANES
-from data_sources.tokenizer import with_special_tokens
+from data_sources.special_tokens import with_special_tokens
 
 AHEAD = 64  # documents tokenised at once
 AHEAD_CHARACTERS = 2_000_000

@@ -135,6 +135,11 @@ class Lane:
         """Whether everything it reads is set aside."""
         return all(self.standings[source].status == ASIDE for source in self._mix.present)
 
+    @property
+    def is_round(self) -> bool:
+        """Whether it has read all that it reads at least once, and goes round again."""
+        return all(standing.place.epoch > 0 for standing in self.standings if standing.status == READING)
+
     def fill(self, row: RowView) -> int:
         """Fill a row from the left and return how many positions hold text: fewer than T only where the lane ends, or in a padded row."""
         self._pick_up()

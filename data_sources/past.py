@@ -5,7 +5,6 @@ Every document has a priority, a number drawn from its text, its source and the 
 depends on nothing but which documents those are: not on their order, on the number of processes, or on where a run was stopped.
 """
 
-import contextlib
 import hashlib
 import heapq
 import json
@@ -18,7 +17,7 @@ import pyarrow
 import pyarrow.parquet
 
 from data_sources.config import PastSource
-from data_sources.disk import sync_folder
+from data_sources.disk import discard, sync_folder
 from data_sources.documents import Documents, GivenUp, Spans
 from data_sources.order import content_hash, draw
 
@@ -132,7 +131,7 @@ def write_past(folder: Path, name: str, documents: list[Read], until: int) -> st
             os.fsync(file.fileno())
         aside.replace(final)
     except BaseException:
-        aside.unlink(missing_ok=True)
+        discard(aside)
         raise
     sync_folder(folder)
     return file_hash(final)
@@ -221,5 +220,4 @@ def remove_others(folder: Path, named: Iterable[str]) -> None:
     kept = set(named)
     for path in folder.glob("*.parquet*") if folder.is_dir() else ():
         if path.name not in kept:
-            with contextlib.suppress(OSError):
-                path.unlink()
+            discard(path)

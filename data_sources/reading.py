@@ -10,7 +10,7 @@ each goes on with batches of padding, marked `last`, until the training loop see
 made equally many batches, and no collective is needed here.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +32,7 @@ from data_sources.sources import Sources, SourceState
 from data_sources.weights import WeightSchedule, base_weights
 
 WORN = 4  # epochs
+GLANCE = 0.1
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class Job:
 class Reading:
     """An iterator over (rows, cursor). Used by one thread; what may be called from another says so."""
 
-    def __init__(self, job: Job, tokenizer: Any, schedule: WeightSchedule | None, should_stop: Callable[[], bool] = lambda: False):
+    def __init__(self, job: Job, tokenizer: Any, schedule: WeightSchedule | None):
         self._job, self._schedule = job, schedule
         cursor, data = job.cursor or {}, job.data
         self._seed, self._next_row = cursor.get("seed", job.seed), job.first_row
@@ -67,7 +68,7 @@ class Reading:
         self._record = Record(job.replay, job.first_row) if job.replay else None
         numbers = lanes_of(job.rank, job.world_size)
         self._encoder = Encoder(tokenizer, numbers, self._place_of)
-        self._sources = Sources(data, self._seed, job.part, should_stop=should_stop)
+        self._sources = Sources(data, self._seed, job.part)
         self._names = [feed.name for feed in self._sources.feeds]
         self._held_beside: dict[str, list[str]] = cursor.get("held_out", {})
         for feed in self._sources.feeds:
@@ -77,8 +78,7 @@ class Reading:
         self._lanes = self._opened_lanes(numbers)
         self._states: dict[str, State] = {str(number): lane.keep() for number, lane in self._lanes.items()}
         self._marks = self._known_marks()
-        self._tell_changes()
-        self._tell_losses()
+        self._is_reached = False
         self._sieve = Sieve(*job.keep) if job.keep else None
         self._worn = set(self._read_over())
 
@@ -142,6 +142,8 @@ class Reading:
     # Batches
 
     def __next__(self) -> tuple[Rows, Cursor]:
+        while not self.reached(GLANCE):
+            continue
         first, stop = self._next_row, self._next_row + self._job.global_rows
         self._tell_changes()
         self._weigh(first)
@@ -309,8 +311,12 @@ class Reading:
         return self._sources.held_out
 
     def reached(self, seconds: float) -> bool:
-        """Whether the sources have been reached: since this is there."""
-        return True
+        """Whether the sources have been reached, at the latest after `seconds`. For the thread that reads, before it does."""
+        if not self._is_reached and self._sources.reached(seconds):
+            self._is_reached = True
+            self._tell_changes()
+            self._tell_losses()
+        return self._is_reached
 
     def events(self) -> list[dict[str, Any]]:
         """What happened since the last call, for the log. Safe from another thread."""

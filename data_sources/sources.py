@@ -4,13 +4,13 @@ import atexit
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from data_sources.blocks import BlockCache
 from data_sources.config import DataConfig, FilesSource, PastSource, PdfSource, TableSource
-from data_sources.documents import Reader, SourcesFailed, Stopped
+from data_sources.documents import Reader, SourcesFailed
 from data_sources.feed import Feed, Rules
 from data_sources.held_out import HeldOut
 from data_sources.readers import open_reader
@@ -31,21 +31,13 @@ class SourceState:
 
 LOCAL = (FilesSource, PdfSource)
 LONGEST_CLOSE = 2.0  # seconds
-GLANCE = 0.1
 LAST_GLANCE = 0.3  # seconds for threads that only have to hear that they are to stop
 
 
 class Sources:
-    """The feeds of a preset's sources, in their order. Stopped when `should_stop` while they are reached."""
+    """The feeds of a preset's sources, in their order. To be `reached` before they are read."""
 
-    def __init__(
-        self,
-        data: DataConfig,
-        seed: int,
-        part: str,
-        open_one: Callable[..., Reader] = open_reader,
-        should_stop: Callable[[], bool] = lambda: False,
-    ):
+    def __init__(self, data: DataConfig, seed: int, part: str, open_one: Callable[..., Reader] = open_reader):
         self.held_out = HeldOut()
         self._events: deque[dict[str, Any]] = deque()
         self.closing = threading.Event()
@@ -57,44 +49,31 @@ class Sources:
         for feed in self.feeds:
             feed.closing = self.closing
         self._watcher: threading.Thread | None = None
-        self._reach(should_stop)
-
-    def _reach(self, should_stop: Callable[[], bool]) -> None:
-        """All at once: three that are dead cost three seconds, not nine. Stopped leaves behind what is inside a network wait."""
-        errors: list[BaseException] = []
-
-        def reach(feed: Feed) -> None:
-            try:
-                feed.reach()
-            except BaseException as error:  # handed on below
-                errors.append(error)
-
+        self._errors: list[BaseException] = []
         # No pool: the interpreter would wait for its threads at the end.
-        threads = [threading.Thread(target=reach, args=[feed], name="reach", daemon=True) for feed in self.feeds]
-        for thread in threads:
-            thread.start()
-        try:
-            while late := [thread for thread in threads if thread.is_alive()]:
-                late[0].join(GLANCE)
-                if should_stop():
-                    raise Stopped
-        except BaseException:
-            self._leave(threads)
-            raise
-        if errors:
-            self.close()
-            raise errors[0]
+        self._reaching = [threading.Thread(target=self._reach, args=[feed], name="reach", daemon=True) for feed in self.feeds]
+        self._begun = False
 
-    def _leave(self, threads: Sequence[threading.Thread]) -> None:
-        """Let go of the feeds whose threads have ended. Nobody asks the others any more."""
-        self.stop()
-        until = time.monotonic() + LAST_GLANCE
-        for thread, feed in zip(threads, self.feeds, strict=True):
+    def reached(self, seconds: float) -> bool:
+        """Whether all have been asked for the first time, at the latest after `seconds`. The first call begins it, with all at once: three
+        that are dead cost three seconds, not nine."""
+        for thread in () if self._begun else self._reaching:
+            thread.start()
+        self._begun = True
+        until = time.monotonic() + seconds
+        for thread in self._reaching:
             thread.join(max(0.0, until - time.monotonic()))
-            if not thread.is_alive():
-                feed.close()
-            elif feed.rules.local:  # inside compiled code when the interpreter ends, it would abort the process
-                atexit.register(thread.join, LONGEST_CLOSE)
+        if any(thread.is_alive() for thread in self._reaching):
+            return False
+        if self._errors:
+            raise self._errors[0]
+        return True
+
+    def _reach(self, feed: Feed) -> None:
+        try:
+            feed.reach()
+        except BaseException as error:  # handed to the one who asks
+            self._errors.append(error)
 
     def watch(self) -> None:
         """See that sources which wait are asked again when their time has come."""
@@ -136,12 +115,18 @@ class Sources:
         self.closing.set()
 
     def close(self) -> None:
-        """End the threads and let go of the readers. Bounded in time: a thread inside a network wait is left behind."""
+        """End the threads and let go of the readers. Bounded in time: a thread inside a network wait is left behind, and its reader."""
         self.stop()
         if self._watcher is not None:
             self._watcher.join(LONGEST_CLOSE)
-        for feed in self.feeds:
-            feed.close()
+        until = time.monotonic() + LAST_GLANCE
+        for thread, feed in zip(self._reaching, self.feeds, strict=True):
+            if thread.is_alive():
+                thread.join(max(0.0, until - time.monotonic()))
+            if not thread.is_alive():
+                feed.close()
+            elif feed.rules.local:  # inside compiled code when the interpreter ends, it would abort the process
+                atexit.register(thread.join, LONGEST_CLOSE)
         atexit.unregister(self.close)
 
 

@@ -7,7 +7,7 @@ reads them. So the order of the data belongs to the data and the seed, and not t
 the number of loader processes of each, which share its lanes in the same way.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple, Self
 
 from data_sources.batch import Batch
@@ -22,6 +22,8 @@ from data_sources.sources import SourceState
 from data_sources.weights import WeightSchedule
 from data_sources.workers import Workers
 
+GLANCE = 0.1
+
 
 class Options(NamedTuple):
     """What a stream can do beside reading on.
@@ -30,7 +32,8 @@ class Options(NamedTuple):
     reading; sources are then chosen by weights whatever `mix_strategy` says (equal ones for "round_robin"), except for "sequential".
     replay: a later cursor of the same run. Up to its row only the events in it move a source: one that was read then is waited for
     however long, and one that was set aside stays so, even where it could be read. From there on the clock decides again.
-    should_stop: asked ten times a second while the sources are reached; `open_stream` then fails with Stopped. Loaders reach them later.
+    wait: whether `open_stream` returns once the sources have been reached. Otherwise it returns at once, as it does with loaders, and
+    `Stream.reached` tells when they are; so somebody can be heard in the meantime.
     global_rows: rows of a batch over all ranks, when they can't be shared out evenly or must stay what they were on another number
     of ranks; `batch_size` then says nothing, and a batch of this rank has a row more or less than the one before, or none.
     lengths: rows of these lengths, in place of `seq_length`, which is then the longest. context_length: a document begins anew, as a
@@ -42,7 +45,7 @@ class Options(NamedTuple):
     workers: int = 0
     schedule: WeightSchedule | None = None
     replay: Cursor | None = None
-    should_stop: Callable[[], bool] = lambda: False
+    wait: bool = True
     global_rows: int | None = None
     keep: tuple[int, int] | None = None
     lengths: RowLengths | None = None
@@ -64,8 +67,7 @@ def open_stream(
     """The stream of batches of `batch_size` rows of `seq_length` positions for this rank.
 
     part: "train", or "held_out" for what training never sees, found by reading through. cursor: goes on after the batch it came
-    with; its own seed then counts. SourcesFailed when no source can be read; ValueError for what can't be meant;
-    Stopped when `options.should_stop`.
+    with; its own seed then counts. ValueError for what can't be meant. The first batch fails with SourcesFailed when no source can be read.
     """
     lanes_of(rank, world_size)
     global_rows = batch_size * world_size if options.global_rows is None else options.global_rows
@@ -80,7 +82,14 @@ def open_stream(
     _check(job, options)
     if options.workers:
         return Stream(Workers(job, tokenizer, options.schedule, options.workers))
-    return Stream(Reading(job, tokenizer, options.schedule, options.should_stop))
+    stream = Stream(Reading(job, tokenizer, options.schedule))
+    try:
+        while options.wait and not stream.reached(GLANCE):
+            continue
+    except BaseException:  # Ctrl-C, too
+        stream.close()
+        raise
+    return stream
 
 
 def _check(job: Job, options: Options) -> None:

@@ -16,11 +16,11 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 
 from data_sources.config import DataConfig
 from data_sources.documents import SourceError, Stopped
+from data_sources.special_tokens import END, PAD, with_special_tokens
 
 if TYPE_CHECKING:
     from data_sources.sources import Sources
 
-END, PAD = "<|endoftext|>", "<|pad|>"
 TEXT_CHARACTERS = 4_000_000  # trained on
 DOCUMENT_CHARACTERS = 50_000  # of one document: one long book must not speak for all
 FETCH_SECONDS = 120.0  # for a published one, a few megabytes
@@ -54,13 +54,16 @@ def trained_bpe(texts: Iterator[str], vocab_size: int) -> Any:
 
 
 def training_text(data: DataConfig, seed: int, characters: int = TEXT_CHARACTERS, should_stop: Callable[[], bool] = lambda: False) -> Iterator[str]:
-    """Documents as training will meet them first, lane after lane, up to a number of characters. Stopped when `should_stop`."""
+    """Documents as training will meet them first, lane after lane, up to a number of characters, or until all were met. Stopped when `should_stop`."""
     from data_sources.lane import Lane, Mix
     from data_sources.order import LANES
     from data_sources.sources import Sources
 
-    sources = Sources(data, seed, "train", should_stop=should_stop)
+    sources = Sources(data, seed, "train")
     with contextlib.closing(sources), _stoppable(sources, should_stop):
+        while not sources.reached(POLL):
+            if should_stop():
+                raise Stopped
         mix = Mix(data.mix_strategy, data.weights, False)
         lanes = [Lane(number, sources.feeds, mix, None) for number in range(LANES)]
         read, ended = 0, set()
@@ -69,7 +72,7 @@ def training_text(data: DataConfig, seed: int, characters: int = TEXT_CHARACTERS
             if should_stop():
                 raise Stopped
             text = lane.next_text()
-            if text is None:
+            if text is None or lane.is_round:  # what is read again teaches it nothing
                 ended.add(lane.number)
             else:
                 yield text[:DOCUMENT_CHARACTERS]
@@ -135,19 +138,6 @@ def _fault_of_reaching(name: str, should_stop: Callable[[], bool]) -> SourceErro
     except SourceError as fault:
         return fault
     return None
-
-
-def with_special_tokens(tokenizer: Any) -> Any:
-    """The tokenizer with a beginning, an end and a padding token, where it lacks them. Ids of other tokens stay."""
-    if tokenizer.bos_token is None and tokenizer.eos_token is None:
-        tokenizer.add_special_tokens({"eos_token": END})
-    if tokenizer.eos_token is None:
-        tokenizer.eos_token = tokenizer.bos_token
-    if tokenizer.bos_token is None:
-        tokenizer.bos_token = tokenizer.eos_token
-    if tokenizer.pad_token is None:
-        tokenizer.add_special_tokens({"pad_token": PAD})
-    return tokenizer
 
 
 def tokenizer_to_json(tokenizer: Any) -> str:

@@ -91,9 +91,12 @@ def _serve(connection: Connection, parent: int) -> None:
     threading.Thread(target=_listen, args=(connection, parent, schedule, closing), daemon=True).start()
     try:
         reading = Reading(task.job, task.tokenizer, schedule)
+        threading.Thread(target=lambda: closing.wait() and reading.stop(), daemon=True).start()
+        while not reading.reached(NEWS_SECONDS):
+            if closing.is_set():
+                return
     except Exception as error:
         return connection.send(Word(failure=_failure(error)))
-    threading.Thread(target=lambda: closing.wait() and reading.stop(), daemon=True).start()
     connection.send(_word(reading, (None, reading.cursor())))
     with Prefetch(reading, AHEAD) as ahead:
         while True:

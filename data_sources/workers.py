@@ -31,7 +31,7 @@ from data_sources.lane import HEAD, NOTHING, READING, WIDTH
 from data_sources.packed import Rows, joined
 from data_sources.reading import Job
 from data_sources.sources import SourceState
-from data_sources.tokenizer import with_special_tokens
+from data_sources.special_tokens import with_special_tokens
 from data_sources.weights import WeightSchedule
 from data_sources.worker import Task, Word, bare
 

@@ -1,6 +1,7 @@
 """Chat: a person's words in, the model's words out as they come."""
 
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from rich.console import Console
@@ -8,12 +9,14 @@ from rich.text import Text
 
 from lm.app.commands import COMMANDS, CommandError, command_in, named_snapshot
 from lm.app.flow import flow
-from lm.app.partner import Partner, load
+from lm.app.life import NO_MODEL
+from lm.app.partner import Partner, awoken, load
 from lm.app.sitting import Sitting, terminal_size
 from lm.app.terminal import CHECKPOINTS, quieted, unechoed, uninterrupted
 from lm.app.text import ACCENT, QUIET
 from lm.app.words import counted, one_line
 from lm.preset.switches import GenerationConfig
+from lm.training.headers import NAMES, SnapshotError
 
 if TYPE_CHECKING:
     from lm.generation.chat import Conversation
@@ -33,21 +36,37 @@ def chat() -> str:
     """Talk until the person has had enough. A line for the menu when it can't begin."""
     console = Console(highlight=False, markup=False, emoji=False)
     console.clear()
+    said: list[str] = []
     try:
         with console.status(Text("loading the snapshot", style=QUIET), spinner_style=ACCENT), quieted():
-            talk = talk_with("current", None)
-    except CommandError as error:
-        return str(error)
+            talk = _newest_talk(said)
+    except SnapshotError as error:
+        return one_line(str(error))
     except KeyboardInterrupt:
         return ""
-    Chat(console, talk).run()
+    if talk is None:
+        return NO_MODEL
+    Chat(console, talk).run(said)
     return ""
 
 
-def talk_with(which: str, settings: GenerationConfig | None) -> Talk:
+def _newest_talk(said: list[str]) -> Talk | None:
+    """A conversation with the newest whole snapshot, which is what a run would go on from. `said` gets a line when that is not the current one."""
+    with uninterrupted():
+        from lm.training.snapshots import Snapshots
+
+    snapshot = Snapshots(CHECKPOINTS).newest(said.append)
+    if snapshot is None or snapshot.path is None:
+        return None
+    which = next((which for which, name in NAMES.items() if name == snapshot.path.name), "newest")
+    partner = awoken(snapshot)
+    return Talk(which, partner, partner.conversation())
+
+
+def talk_with(which: str, settings: GenerationConfig) -> Talk:
     """A conversation with the snapshot `which`. CommandError, one line, when it is not there or damaged."""
     with uninterrupted():
-        from lm.training.snapshots import SnapshotError, Snapshots
+        from lm.training.snapshots import Snapshots
 
     try:
         partner = load(Snapshots(CHECKPOINTS).path_of(which))
@@ -63,7 +82,9 @@ class Chat(Sitting):
         super().__init__(console)
         self.talk = talk
 
-    def run(self) -> None:
+    def run(self, said: Sequence[str] = ()) -> None:
+        for line in said:
+            self.note(one_line(line), "yellow")
         self._greet()
         self.console.print()
         for line in self.lines():

@@ -9,12 +9,13 @@ from rich.text import Text
 
 from lm.app.earlier import heading
 from lm.app.forgetting import Panel, lines_of, panel_of
+from lm.app.life import NO_MODEL
 from lm.app.pager import Pager
 from lm.app.terminal import CHECKPOINTS, quieted, uninterrupted
 from lm.app.text import ACCENT, LABEL, QUIET, spans, wrapped
 from lm.app.words import counted, figure, one_line
 from lm.training.forgetting import keep_measures, kept_measures
-from lm.training.headers import NAMES, Header, Listed, SnapshotError, listed, read_header
+from lm.training.headers import Header, Listed, SnapshotError, listed, read_header
 
 MEANING = "cross entropy in nats a token; bits per byte do not depend on the tokenizer"
 COLUMNS = ("cross entropy", "perplexity", "bits per byte", "held-out tokens")
@@ -26,30 +27,34 @@ def evaluate() -> str:
     """Show the page until the person goes back. A line for the menu when there is nothing to show."""
     console = Console(highlight=False, markup=False, emoji=False)
     console.clear()
+    notes: list[str] = []
     try:
         with console.status(Text("measuring on held-out text (Ctrl-C goes back)", style=QUIET), spinner_style=ACCENT), quieted():
-            header, texts, event = _measured()
+            header, texts, event = _measured(notes.append)
     except KeyboardInterrupt:
         return ""
     if not event.get("sources"):
         return event.get("text", "No text is held out yet: it is gathered while the model trains.")
-    notes: list[str] = []
     while True:
         panel = panel_of(event["sources"], header, listed(CHECKPOINTS), kept_measures(CHECKPOINTS))
-        if not Pager("evaluation of the current snapshot", _page(event, panel, notes), MEASURE if panel.missing else {}).run():
+        if not Pager("evaluation of the newest snapshot", _page(event, panel, notes), MEASURE if panel.missing else {}).run():
             return ""
         console.clear()
         notes = _measure(console, panel.missing, texts)
 
 
-def _measured() -> tuple[Header | None, Texts, Mapping[str, Any]]:
-    """The current snapshot, all text that is held out, and the evaluation of the one on the other."""
+def _measured(say: Callable[[str], None]) -> tuple[Header | None, Texts, Mapping[str, Any]]:
+    """The newest whole snapshot, all text that is held out, and the evaluation of the one on the other. `say` hears when it is not the current one."""
     with uninterrupted():
-        from lm.training.evaluation import evaluate_file, held_out_texts
+        from lm.training.evaluation import evaluation_of, held_out_texts
+        from lm.training.snapshots import Snapshots
 
     try:
-        header, texts = read_header(CHECKPOINTS / NAMES["current"]), held_out_texts(CHECKPOINTS)
-        event = evaluate_file(header.path, texts)
+        snapshot = Snapshots(CHECKPOINTS).newest(say)
+        if snapshot is None or snapshot.path is None:
+            return None, {}, {"text": NO_MODEL}
+        header, texts = read_header(snapshot.path), held_out_texts(CHECKPOINTS)
+        event = evaluation_of(snapshot, texts)
     except SnapshotError as error:
         return None, {}, {"text": one_line(str(error))}
     keep_measures(CHECKPOINTS, header.identity, event.get("sources", {}))

@@ -6,13 +6,13 @@ from pathlib import Path
 from rich.console import Console, Group
 from rich.text import Text
 
+from lm.app.life import NO_MODEL
 from lm.app.pager import Pager
 from lm.app.terminal import CHECKPOINTS, quieted
 from lm.app.text import ACCENT, QUIET
 from lm.app.words import one_line, size
 
 EXPORTS = Path("exports")
-NO_MODEL = "There is no model yet: train one first."
 CLOSING = "These lines open it here; elsewhere name the folder with its whole path, or move it: nothing else is needed."
 
 

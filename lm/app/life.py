@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from lm.app.words import counted, duration, one_line
+from lm.training.headers import NAMES, NEW
 
-CURRENT = "lm_current.pth"
+NO_MODEL = "There is no model yet: train one first."
 
 
 @dataclass(frozen=True)
@@ -53,14 +54,20 @@ def _day(born: str) -> str:
 
 def read_life(folder: Path) -> Life:
     """The life in a folder of snapshots. A missing or damaged life.json only makes the line shorter."""
-    try:
-        saved_at = (folder / CURRENT).stat().st_mtime
-    except OSError:
+    saved_at = next(filter(None, (_date(folder / name) for name in (*NAMES.values(), NEW))), None)
+    if saved_at is None:
         return Life()
     try:
         return _told(saved_at, json.loads((folder / "life.json").read_text(encoding="utf-8")))
     except (OSError, ValueError, KeyError, TypeError):
         return Life(saved_at)
+
+
+def _date(path: Path) -> float | None:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return None
 
 
 def _told(saved_at: float, told: dict[str, Any]) -> Life:

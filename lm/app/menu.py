@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from lm.app.details import Fragments, details, paragraph
-from lm.app.life import Life, read_life
+from lm.app.life import NO_MODEL, Life, read_life
 from lm.app.list_screen import BACK, GAP_ENTRY, Entry, ListScreen
 from lm.app.shelf import DEFAULT, Shelved, read_shelf
 from lm.app.terminal import CHECKPOINTS
@@ -56,7 +56,7 @@ def _about(shelved: Shelved, vocab_size: int | None) -> Callable[[int], Fragment
 def _action(name: str, life: Life) -> Entry:
     label, about = ACTIONS[name]
     missing = name in NEEDS_A_MODEL and not life.has_begun
-    words = "There is no model yet: train one first." if missing else ""
+    words = NO_MODEL if missing else ""
     return Entry(label, lambda width: [("class:strong", f"{label}\n"), *paragraph("", about, width), *paragraph("", words, width)], not missing)
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # a screen is drawn before torch is there
     from lm.generation.chat import Conversation
     from lm.model import Model
     from lm.preset.switches import GenerationConfig
+    from lm.training.snapshots import Snapshot
 
 
 class Partner(NamedTuple):
@@ -38,16 +39,22 @@ class Partner(NamedTuple):
 def load(path: Path) -> Partner:
     """The snapshot at `path`, ready to talk. CommandError, one line, when it is not there or damaged."""
     with uninterrupted():
+        from lm.training.snapshots import read_snapshot
+
+    try:
+        return awoken(read_snapshot(path))
+    except SnapshotError as error:
+        raise CommandError(one_line(str(error))) from None
+
+
+def awoken(snapshot: "Snapshot") -> Partner:
+    """The model of `snapshot`, ready to talk."""
+    with uninterrupted():
         import torch
 
         from data_sources.tokenizer import tokenizer_from_json
         from lm.model import build_model
-        from lm.training.snapshots import read_snapshot
 
-    try:
-        snapshot = read_snapshot(path)
-    except SnapshotError as error:
-        raise CommandError(one_line(str(error))) from None
     tokenizer = tokenizer_from_json(snapshot.tokenizer)
     model = build_model(snapshot.preset, len(tokenizer))
     model.load_state_dict(snapshot.model_weights)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from data_sources.disk import sync_folder
 from lm.preset import Preset
 from lm.preset.plan import not_built
-from lm.training.headers import Header, Shape, SnapshotError, preset_of
+from lm.training.headers import Header, Shape, SnapshotError, plain, preset_of
 
 SHAPELESS = {"name", "about", "train", "data", "generation"}  # sections that no tensor's shape follows from
 LAYER = re.compile(r"layers\.(\d+)\.")
@@ -95,7 +95,7 @@ def _in_words(names: Iterable[str]) -> str:
         if found:
             layers.add(int(found[1]))
         else:
-            others.append(_plain(name))
+            others.append(plain(name))
     runs: list[list[int]] = []
     for layer in sorted(layers):
         if runs and runs[-1][-1] == layer - 1:
@@ -105,10 +105,6 @@ def _in_words(names: Iterable[str]) -> str:
     spans = [str(run[0]) if len(run) == 1 else f"{run[0]} to {run[-1]}" for run in runs]
     inside = [f"layer{'s' * (len(layers) > 1)} {' and '.join(spans)}"] if spans else []
     return ", ".join([*inside, *others])
-
-
-def _plain(name: str) -> str:
-    return name.removeprefix("model.").removesuffix(".weight")
 
 
 def begin_new_life(folder: Path) -> Path:

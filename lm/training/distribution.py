@@ -109,6 +109,21 @@ class Ranks:
             raise error
         return done
 
+    def all_do(self, work: Callable[[], Any]) -> list[Any]:
+        """What `work` gives on each rank, in their order, on every rank. When it raises on any, no rank goes on."""
+        done, error, trouble = None, None, ""
+        try:
+            done = work()
+        except Exception as raised:
+            error, trouble = raised, f"{type(raised).__name__}: {raised}"
+        box = self.gathered((done, trouble))
+        if error is not None:
+            raise error
+        for rank, (_, trouble) in enumerate(box):
+            if trouble:
+                raise RuntimeError(f"process {rank} can't go on: {trouble}")
+        return [done for done, _ in box]
+
     def gathered(self, value: Any) -> list[Any]:
         """What each rank passes in, in their order, on every rank."""
         if self.size == 1:

@@ -23,7 +23,7 @@ from lm.model import Context, Model, ModelState, build_model
 from lm.ops.cross_entropy import IGNORED, linear_cross_entropy
 from lm.preset import Preset
 from lm.preset.training import LongContextConfig
-from lm.training.snapshots import Snapshots, read_snapshot
+from lm.training.snapshots import Snapshot, Snapshots, read_snapshot
 
 HELD_OUT = "held_out"
 ROWS_AT_ONCE = 8
@@ -209,7 +209,11 @@ def held_out_texts(checkpoint_dir: str | Path) -> dict[str, list[str]]:
 
 def evaluate_file(path: Path, texts: Mapping[str, Sequence[str]]) -> dict[str, Any]:
     """The same for the snapshot at `path`, on `texts`."""
-    snapshot = read_snapshot(path)
+    return evaluation_of(read_snapshot(path), texts)
+
+
+def evaluation_of(snapshot: Snapshot, texts: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """The same for one that was read."""
     tokenizer = tokenizer_from_json(snapshot.tokenizer)
     model = build_model(snapshot.preset, len(tokenizer))
     model.load_state_dict(snapshot.model_weights)

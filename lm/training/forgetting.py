@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from data_sources.disk import discard
+
 WORSE = 0.02  # past its best by this share, a source is being forgotten
 ENOUGH = 0.2  # of a run's text from the past kept what was read first within 1 % of its best
 FULL = "full"  # measures on all held-out text
@@ -81,4 +83,4 @@ def keep_measures(folder: Path, identity: str, measures: Measures) -> None:
         aside.write_text(json.dumps(dict([*others.items(), (identity, short)][-KEPT:])), encoding="utf-8")
         aside.replace(folder / MEASURES)
     except OSError:
-        aside.unlink(missing_ok=True)
+        discard(aside)

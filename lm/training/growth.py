@@ -1,9 +1,12 @@
 """A snapshot of one model put into another: what fits is kept, what became larger grows, and the rest is said.
 
-Grown parts leave what was learned as it is: tables get rows behind those they had. A layer that is new begins as the identity
-(lm/units/unit.py), so that a deeper model computes what the shallower one did.
+Grown parts leave what was learned as it is: tables get rows behind those they had. A unit that is new begins as the identity
+(lm/units/unit.py), so that a deeper model computes what the shallower one did. So a unit is kept as a whole or not at all: an output
+matrix that another mechanism learned would fill the residual stream with noise. An output table of its own begins as a copy of the
+embedding that was the output until then.
 """
 
+import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -11,15 +14,17 @@ import torch
 from torch import Tensor
 
 from lm.model import more_places
+from lm.training.headers import plain
 
-PLACES = "model.positions.weight"
-TABLES = ("model.embedding.weight", "model.output.weight", PLACES)
+EMBEDDING, OUTPUT, PLACES = "model.embedding.weight", "model.output.weight", "model.positions.weight"
+TABLES = (EMBEDDING, OUTPUT, PLACES)
+IN_UNIT = re.compile(r"(model\.layers\.\d+)\.(\d+)\.(.+)")  # layer, place in the layer, the rest
 
 
 class Fit(NamedTuple):
     """What became of each tensor, by name."""
 
-    kept: list[str]
+    kept: dict[str, str]  # our name: theirs, which is another where its unit stood at another place of the layer
     grown: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]  # shape before, shape now
     new: list[str]  # begin anew
     left: list[str]  # only in the snapshot, or of a shape that can't become ours
@@ -32,8 +37,7 @@ class Fit(NamedTuple):
     @property
     def grown_in_words(self) -> str:
         """ "embedding from 500 x 32 to 600 x 32"."""
-        names = {name: name.removeprefix("model.").removesuffix(".weight") for name in self.grown}
-        return ", ".join(f"{names[name]} from {_size(before)} to {_size(now)}" for name, (before, now) in self.grown.items())
+        return ", ".join(f"{plain(name)} from {_size(before)} to {_size(now)}" for name, (before, now) in self.grown.items())
 
     def in_words(self) -> str:
         """One line."""
@@ -44,26 +48,57 @@ class Fit(NamedTuple):
 
 def fit(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> Fit:
     """Compare the tensors of a model with those of a snapshot. Only shapes are looked at."""
-    shared = [name for name in ours if name in theirs]
-    kept = [name for name in shared if ours[name].shape == theirs[name].shape]
-    grown = {name: (tuple(theirs[name].shape), tuple(ours[name].shape)) for name in shared if name in TABLES and _has_more_rows(ours[name], theirs[name])}
-    taken = {*kept, *grown}
-    return Fit(kept, grown, [name for name in ours if name not in taken], [name for name in theirs if name not in taken])
+    alike = [name for name in ours if name in theirs and not IN_UNIT.fullmatch(name)]
+    kept = {name: name for name in alike if ours[name].shape == theirs[name].shape} | _kept_units(ours, theirs)
+    grown = {name: (tuple(theirs[name].shape), tuple(ours[name].shape)) for name in alike if name in TABLES and _has_more_rows(ours[name], theirs[name])}
+    taken = {*kept.values(), *grown}
+    return Fit(kept, grown, [name for name in ours if name not in kept and name not in grown], [name for name in theirs if name not in taken])
+
+
+def _kept_units(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> dict[str, str]:
+    """Our names and theirs of the tensors of units that are there on both sides, in the same layer and alike in all their tensors."""
+    kept: dict[str, str] = {}
+    their_layers = _units(theirs)
+    for layer, units in _units(ours).items():
+        left = their_layers.get(layer, {})
+        for place, shapes in units.items():
+            alike = [there for there in left if left[there] == shapes]
+            if alike:
+                there = place if place in alike else alike[0]
+                del left[there]
+                kept |= {f"{layer}.{place}.{rest}": f"{layer}.{there}.{rest}" for rest in shapes}
+    return kept
+
+
+def _units(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, dict[str, torch.Size]]]:
+    """Shapes by layer, place in the layer, and name in the unit."""
+    layers: dict[str, dict[str, dict[str, torch.Size]]] = {}
+    for name, tensor in tensors.items():
+        if found := IN_UNIT.fullmatch(name):
+            layer, place, rest = found.groups()
+            layers.setdefault(layer, {}).setdefault(place, {})[rest] = tensor.shape
+    return layers
 
 
 def fitted(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], how: Fit) -> dict[str, Tensor]:
     """The tensors of `theirs` as the model can take them."""
-    return {name: theirs[name] for name in how.kept} | {name: grown_rows(name, theirs[name], ours[name]) for name in how.grown}
+    taken = {name: theirs[there] for name, there in how.kept.items()} | {name: grown_rows(name, theirs[name], ours[name]) for name in how.grown}
+    if OUTPUT in how.new and EMBEDDING in taken:
+        taken[OUTPUT] = taken[EMBEDDING]
+    return taken
 
 
 def fitted_moments(moments: Mapping[str, Tensor], how: Fit) -> dict[str, Tensor]:
-    """The optimizer's tensors ("name/key") of what is kept or grown; new rows have no past."""
+    """The optimizer's tensors ("name/key") of what is kept or grown, by our names; new rows have no past."""
+    names = {there: name for name, there in how.kept.items()} | {name: name for name in how.grown}
     out = {}
     for path, value in moments.items():
-        name, _ = path.rsplit("/", 1)
+        name, key = path.rsplit("/", 1)
+        if name not in names:
+            continue
         if name in how.grown and value.ndim:
             value = torch.cat([value, value.new_zeros(how.grown[name][1][0] - len(value), *value.shape[1:])])
-        out[path] = value
+        out[f"{names[name]}/{key}"] = value
     return out
 
 

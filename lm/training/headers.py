@@ -107,6 +107,11 @@ def newest_first(paths: Iterable[Path]) -> list[Path]:
     return sorted(sorted(paths, reverse=True), key=lambda path: -path.stat().st_mtime_ns)
 
 
+def plain(name: str) -> str:
+    """A tensor's name for a person."""
+    return name.removeprefix("model.").removesuffix(".weight")
+
+
 def preset_of(path: Path, config: dict[str, Any]) -> Preset:
     """The preset that the snapshot at `path` holds; what it lacks, since the program that wrote it knew no such switch, is as by default.
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from data_sources.cursor import read_so_far
+from data_sources.disk import discard
 from lm.training.run import Run, now
 from lm.training.snapshots import Snapshot, SnapshotError
 
@@ -97,4 +98,4 @@ def write_life(folder: Path, about: Mapping[str, Any]) -> None:
         aside.write_text(json.dumps(about), encoding="utf-8")
         aside.replace(folder / LIFE)
     except OSError:
-        aside.unlink(missing_ok=True)
+        discard(aside)

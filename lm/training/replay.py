@@ -98,7 +98,8 @@ class PastKeeper:
             try:
                 digest = write_past(self.folder / FOLDER, name, held, until)
             except OSError as error:
-                self.trouble = f"the sample of what was read can't be written: {error.strerror or error}; the snapshot is"
+                reason = (error.strerror or str(error)).lower()
+                self.trouble = f"the sample of what was read can't be written: {reason}; the one before stays, if there is one"
                 return
             self._written.pop(name, None)
             self._written[name] = life["past"] = {"file": name, "digest": digest, "documents": len(held)}

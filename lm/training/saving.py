@@ -30,13 +30,12 @@ class Saver:
         self._saved: Saved | None = None
         self._error: BaseException | None = None
 
-    def begin(self, snapshot: Snapshot, first: Callable[[dict[str, Any]], None], then: Callable[[], None], amends: bool = False) -> None:
-        """Copy `snapshot` and write it in the background. There `first` gets its life before, to write what it names and to note that, and
-        `then` is called once it is on disk. The one before must have been asked for.
+    def begin(self, snapshot: Snapshot, began: float, first: Callable[[dict[str, Any]], None], then: Callable[[], None], amends: bool = False) -> None:
+        """Copy `snapshot`, for which training has waited since `began`, and write it in the background. There `first` gets its life before,
+        to write what it names and to note that, and `then` is called once it is on disk. The one before must have been asked for.
 
         amends: it takes the place of the current one, whose run has not moved since.
         """
-        began = time.monotonic()
         own = copied(snapshot)
         stall = time.monotonic() - began
         # No daemon: Python then waits for the thread before it ends, and the file is whole.

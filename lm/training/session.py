@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -131,6 +132,7 @@ class Session:
 
     def begin_save(self, amends: bool = False) -> None:
         """Have a snapshot written in the background, with the held-out text gathered until now beside it. amends: see Snapshots.save."""
+        began = time.monotonic()
         self.keep_held_out()
         if self.drawn is None:
             self.ahead.wait(LONGEST_PEEK)
@@ -145,7 +147,7 @@ class Session:
             self.run.certificate = certified(self.run.learner.model, probe, self.ranks) | {"coming": hashes}
             write_sample = self.past.writer([read for of_rank in begun for read in of_rank], self.run.life) if self.past else lambda life: None
             life = life_in_numbers(self.run, len(self.tokenizer))
-            self.saver.begin(self.run.snapshot(carried), write_sample, lambda: self._settle(life), amends)
+            self.saver.begin(self.run.snapshot(carried), began, write_sample, lambda: self._settle(life), amends)
 
     def _settle(self, life: dict[str, Any]) -> None:
         """What is done once a snapshot is on disk."""

@@ -152,8 +152,8 @@ def _take_over(run: Run, snapshot: Snapshot, under_way: bool, snapshots: Snapsho
     """Put `snapshot` into `run`: the run it was taken in where that is under way, else a new run of the same model. Whether all of it fits."""
     how = restore(run, snapshot)
     if not how.is_whole:
-        ranks.first_does(lambda: snapshots.archive("before", snapshot.life["tokens"], snapshot.path))
-        report.notice(how.in_words())
+        kept = ranks.first_does(lambda: snapshots.archive("before", snapshot.life["tokens"], snapshot.path))
+        report.notice(f"{how.in_words()}; as it was it stays in {kept}")
         report({"event": "fit", **how._asdict()})
     run.life, run.cursor, run.certificate = snapshot.life, snapshot.cursor, snapshot.certificate
     other = other_tokenizer(run.life, run.preset)
@@ -232,13 +232,13 @@ def _tell_run(run: Run, ranks: Ranks, report: Reporter) -> None:
 
 
 def _opened(run: Run, tokenizer: Any, ranks: Ranks, keep: tuple[int, int] | None, should_stop: Callable[[], bool]) -> Stream:
-    stop = should_stop if ranks.size == 1 else lambda: False  # several must begin together, to agree to stop
+    """The stream of this rank, once all ranks have reached their sources. Stopped, on all of them, when any is asked to stop before that."""
     options = Options(
         global_rows=run.global_rows,
         keep=keep,
         workers=run.preset.train.loader_processes,
         schedule=run.adaptive.schedule if run.adaptive else None,
-        should_stop=stop,
+        wait=False,
         lengths=run.lengths,
         context_length=run.preset.train.long_context.context_length if run.carried else None,
     )
@@ -254,10 +254,14 @@ def _opened(run: Run, tokenizer: Any, ranks: Ranks, keep: tuple[int, int] | None
             seed=run.preset.train.seed,
             options=options,
         )
-    except ValueError as error:
+    except ValueError as error:  # found in what all ranks have alike
         raise Halted(str(error)) from None
-    while not stream.reached(GLANCE):
-        if stop():
-            stream.close()
-            raise Stopped
+    with contextlib.ExitStack() as undo:
+        undo.callback(stream.close)
+        looks = [(False, False)]
+        while not all(reached for reached, _ in looks):
+            if any(asked for _, asked in looks):
+                raise Stopped
+            looks = ranks.all_do(lambda: (stream.reached(GLANCE), should_stop()))
+        undo.pop_all()
     return stream

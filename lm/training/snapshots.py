@@ -25,13 +25,17 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
-from data_sources.disk import sync_folder
+from data_sources.disk import discard, sync_folder
 from lm.preset import Preset
 from lm.training.headers import ARCHIVE, FORMAT, NAMES, NEW, DamagedSnapshot, NewerSnapshot, SnapshotError, check_parts, newest_first, preset_of, read_header
 
 LEGACY, LOCK = "simple_lm_trained.pth", ".lock"
 ARCHIVE_KEEPS = 3
 TENSORS = ("weights", "optimizer", "random", "carried")  # the parts of a snapshot that are tensors by name
+
+
+class MissingSnapshot(SnapshotError):
+    """There is no such file, or it has another name by now."""
 
 
 @dataclass(frozen=True)
@@ -77,23 +81,27 @@ class Snapshots:
         return path
 
     def newest(self, say: Callable[[str], None] = lambda line: None) -> Snapshot | None:
-        """The newest whole snapshot, or None where there is none. `say` gets a line for each that is passed over.
+        """The newest whole snapshot, or None where there is none. `say` gets a line for each that is passed over or missing.
 
         SnapshotError when snapshots are there and none can be used: a life must not be begun anew by mistake.
         """
-        refused = []
+        refused, current = [], self.folder / NAMES["current"]
         for path in (self.folder / name for name in (NEW, *NAMES.values())):
-            if not path.exists():
-                continue
             try:
-                return read_snapshot(path)
+                found = read_snapshot(path)
+                if not (path.name == NEW or current.exists()):
+                    say(f"{current}: is missing; taking the one before")
+                return found
+            except MissingSnapshot:
+                continue
             except DamagedSnapshot as error:
                 if path.name != NEW:  # an unfinished new one is what a sudden end leaves
                     self._damaged.add(path)
                     refused.append(str(error))
                     say(f"{error}; taking the one before")
         if refused:
-            raise SnapshotError(f"{self.folder}: no whole snapshot is left ({refused[0]}); move the files away to begin a new life")
+            earlier = "choose one of the archive with Go back, or " if any((self.folder / ARCHIVE).glob("*.pth")) else ""
+            raise SnapshotError(f"{self.folder}: no whole snapshot is left ({refused[0]}); {earlier}move the files away to begin a new life")
         return None
 
     def save(self, snapshot: Snapshot, amends: bool = False) -> Path:
@@ -110,7 +118,7 @@ class Snapshots:
             read_snapshot(new)
             self._rotate(new, amends)
         except (OSError, RuntimeError) as error:
-            new.unlink(missing_ok=True)
+            discard(new)
             raise SnapshotError(f"{self.folder}: the snapshot can't be written: {_reason(error)}") from None
         return self.folder / NAMES["current"]
 
@@ -277,7 +285,7 @@ def _copied(target: Path, place: Path) -> None:
         with aside.open("rb") as file:
             os.fsync(file.fileno())
     except OSError:
-        aside.unlink(missing_ok=True)
+        discard(aside)
         raise
     aside.replace(place)
 
@@ -315,10 +323,14 @@ def read_snapshot(path: Path) -> Snapshot:
 
 def _opened(path: Path) -> Any:
     try:
-        with zipfile.ZipFile(path) as archive:
-            if archive.testzip() is not None:
-                raise DamagedSnapshot(f"{path}: is damaged (a part does not match its checksum)")
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with path.open("rb") as file:  # once: a run may give it another name meanwhile
+            with zipfile.ZipFile(file) as archive:
+                if archive.testzip() is not None:
+                    raise DamagedSnapshot(f"{path}: is damaged (a part does not match its checksum)")
+            file.seek(0)
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise MissingSnapshot(f"{path}: there is no such snapshot") from None
     except OSError as error:
         raise SnapshotError(f"{path}: can't be read: {_reason(error)}") from None
     except (zipfile.BadZipFile, EOFError, NotImplementedError):

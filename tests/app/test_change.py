@@ -3,6 +3,8 @@
 import contextlib
 import os
 
+import pytest
+
 from lm.preset import preset_from_json
 from lm.training import train
 from tests.app.conftest import TINY, write_preset
@@ -12,6 +14,7 @@ DEEPER = TINY | {"name": "deeper", "model": TINY["model"] | {"num_layers": 3}}
 TOKENS = 8 * 64
 
 
+@pytest.mark.slow
 def test_another_model_is_asked_about(small_folder):
     write_preset(small_folder, "01_deeper", DEEPER)
     with contextlib.chdir(small_folder):

@@ -225,6 +225,32 @@ def on_twenty_columns(person: Person) -> None:
     person.look(0.7)
 
 
+@pytest.mark.timeout(90)
+def test_the_newest_whole_one_answers_where_the_current_one_is_damaged_or_gone(folder):
+    """As a run would go on from it; and each screen says so."""
+    current, (now, prev, *_) = folder / "checkpoints" / "lm_current.pth", listed(folder / "checkpoints")
+    flipped(current)
+    with Person(MAIN, folder, 120, 30) as person:
+        opens(person, "chat")
+        text = person.waits_for("›", 30)
+        assert "lm_current.pth: is damaged" in text and f"prev snapshot · {counted(prev.header.life_tokens)} tokens read" in text
+        person.types(lines("/snapshot current"))
+        person.waits_for("(?s)is damaged.*is damaged", 10)
+        person.types(lines("/quit"))
+        current.unlink()
+        person.waits_for(f"born .*{counted(now.header.life_tokens)} tokens in 3 runs", 10)
+        opens(person, "evaluate")
+        text = person.waits_for("what it still knows", 30)
+        assert "lm_current.pth: is missing; taking the one before" in text and counted(prev.header.life_tokens) in text.split("what it still knows")[1]
+        person.types("q")
+        for path in (folder / "checkpoints").glob("lm_*.pth"):
+            path.unlink()
+        opens(person, "chat")
+        person.waits_for("There is no model yet", 10)
+        person.types("q")
+        assert person.ends() == 0 and "Traceback" not in person.raw
+
+
 def test_the_journal_is_read_by_the_life_that_goes_on(tmp_path):
     """What was learned and read after the place that was gone back to is no part of this life, nor of its curve and its list of sources."""
     about = {"documents": 3, "epoch": 0, "state": "reading"}

@@ -47,7 +47,7 @@ def test_train_stop_go_on_talk_and_leave(small_folder):
         person.waits_for(lambda text: events(small_folder, "step")[-1]["tokens"] > stopped_at, 30)
         assert events(small_folder, "resume")[-1]["tokens"] == stopped_at
         in_a_second_window(small_folder)
-        person.waits_for("● training", 30)
+        person.waits_for("● training", 30)  # beside evaluations
 
         person.types("ctrl-c")
         person.waits_for("(?s)Stopped and saved at.*q quit", 20)

@@ -117,6 +117,7 @@ def test_what_was_measured_when_asked_for_is_kept(tmp_path):
         assert kept_measures(tmp_path) == {}
     keep_measures(tmp_path, "a", measures({"c4": 1}))
     assert list(json.loads((tmp_path / "measures.json").read_text())) == ["a"]
+    keep_measures(tmp_path / "measures.json", "a", measures({"c4": 1}))  # where nothing can be written it is no matter
 
 
 def test_what_was_never_learned_is_not_forgotten():

@@ -73,6 +73,7 @@ def cursor_after(data: DataConfig, tokenizer: Any, documents: int) -> dict[str, 
     with open_stream(data, tokenizer, LENGTH, ROWS) as stream:
         cursor = stream.cursor()
     sources = Sources(data, 0, "train")
+    assert sources.reached(60)
     lanes = [Lane(number, sources.feeds, Mix(data.mix_strategy, data.weights, False), None) for number in range(LANES)]
     behind = [(0, number) for number in range(LANES)]
     for _ in range(documents):

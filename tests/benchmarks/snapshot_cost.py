@@ -1,7 +1,7 @@
 """What snapshots cost: python -m tests.benchmarks.snapshot_cost
 
 The wait of training, the time until a snapshot is on disk and until it is read again, and its size against the sum of its tensors, for
-the model of the default preset after one step. Then three snapshots of SNAPSHOT_GIGABYTES (default 1) each: the time from the start of
+the model of the default preset in a run. Then three snapshots of SNAPSHOT_GIGABYTES (default 1) each: the time from the start of
 the program to its menu, and of reading what the page "Go back" shows.
 """
 
@@ -11,16 +11,16 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from lm.preset import load_preset
 from lm.training import train
 from lm.training.headers import listed
-from lm.training.saving import Saver, copied
 from lm.training.snapshots import Snapshot, Snapshots
 from tests.app.person import ROOT, Person
 
@@ -39,20 +39,12 @@ def middle(work: Callable[[], float]) -> float:
     return statistics.median(work() for _ in range(TIMES))
 
 
-def saved(snapshots: Snapshots, snapshot: Snapshot) -> tuple[float, float]:
-    """Seconds that training waits, and until it is on disk."""
-    saver = Saver(snapshots)
-    saver.begin(snapshot, lambda life: None, lambda: None)
-    outcome = saver.outcome(wait=True)
-    assert outcome is not None
-    return outcome.stall, outcome.seconds
-
-
 def size_of(snapshot: Snapshot) -> int:
     return sum(tensor.nbytes for part in (snapshot.weights, snapshot.optimizer, snapshot.random) for tensor in part.values())
 
 
-def of_the_preset(folder: Path) -> Snapshot:
+def of_the_preset(folder: Path) -> tuple[Snapshot, list[Mapping[str, Any]]]:
+    """The last snapshot of a run that takes one after every other step, and what the run told of the others."""
     preset = load_preset(ROOT / "configs" / "00_best_general.json")
     local = preset.data.model_copy(
         update={
@@ -61,11 +53,13 @@ def of_the_preset(folder: Path) -> Snapshot:
             "mix_strategy": "round_robin",
         }
     )
-    quick = preset.train.model_copy(update={"eval_tokens": 0})
-    train(preset.model_copy(update={"data": local, "train": quick}), folder, preset.step_rows * preset.model.seq_length)
+    step = preset.step_rows * preset.model.seq_length
+    often = preset.train.model_copy(update={"snapshot_every_tokens": 2 * step})
+    told: list[Mapping[str, Any]] = []
+    train(preset.model_copy(update={"data": local, "train": often}), folder, 2 * (TIMES + 1) * step, (told.append,))
     snapshot = Snapshots(folder).newest()
     assert snapshot is not None
-    return snapshot
+    return snapshot, [event for event in told if event["event"] == "snapshot"][:TIMES]
 
 
 def seconds_to_the_menu(program: Path) -> float:
@@ -78,9 +72,9 @@ def seconds_to_the_menu(program: Path) -> float:
 def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "checkpoints"
-        snapshot = of_the_preset(folder)
+        snapshot, told = of_the_preset(folder)
         snapshots = Snapshots(folder)
-        waits, ends = zip(*(saved(snapshots, copied(snapshot)) for _ in range(TIMES)), strict=True)
+        waits, ends = zip(*((event["stall"], event["seconds"]) for event in told), strict=True)
         size, tensors = snapshots.path_of("current").stat().st_size, size_of(snapshot)
         wait = statistics.median(waits)
         print(f"training waits {wait:.3f} s (median of {TIMES}): {wait / BETWEEN:.4%} of ten minutes; on disk after {statistics.median(ends):.2f} s")

@@ -22,15 +22,14 @@ from tests.benchmarks.text import LOCAL
 
 TOKENS = int(os.environ.get("UNIT_TOKENS", 2_000_000))
 SEEDS = tuple(map(int, os.environ.get("UNIT_SEEDS", "0 1").split()))
-MODEL = {"hidden_size": 128, "num_layers": 4, "num_heads": 4, "seq_length": 256}
-ROWS, HELD_OUT_BATCHES, RATE, VOCABULARY = 8, 16, 2e-3, 4096
+MODEL = {"hidden_size": 64, "num_layers": 4, "num_heads": 4, "seq_length": 256}
+ROWS, HELD_OUT_BATCHES, RATE, VOCABULARY = 8, 16, 2e-3, 2048
 ON = {"enabled": True}
 PLANS: dict[str, dict[str, Any]] = {
     "attention": {},
     "longformer": {"longformer": ON | {"window": 64, "global_tokens": 4}},
     "s5": {"s5": ON},
     "hyena": {"hyena": ON},
-    "rwkv": {"rwkv": ON},
     "rwkv, rwkv_channel": {"rwkv": ON, "rwkv_channel": ON},
     "mamba2": {"mamba2": ON},
     "gla": {"gla": ON},
@@ -49,8 +48,8 @@ def preset_of(name: str, vocab_size: int) -> Preset:
         assert count is not None
         return count.total
 
-    wanted = parameters(sized(352, {}))
-    return min((sized(width, PLANS[name]) for width in range(8, 1024, 8)), key=lambda preset: abs(parameters(preset) - wanted))
+    wanted = parameters(sized(176, {}))
+    return min((sized(width, PLANS[name]) for width in range(8, 512, 4)), key=lambda preset: abs(parameters(preset) - wanted))
 
 
 def main() -> None:

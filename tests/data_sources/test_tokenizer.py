@@ -69,6 +69,17 @@ def test_it_is_trained_on_what_training_reads(tmp_path: Path) -> None:
     assert 0.3 < sum(text in texts for text in some) / len(some) < 0.7
 
 
+def test_what_repeats_is_read_once(tmp_path: Path) -> None:
+    few, many = paragraphs(60), paragraphs(300, start=200)
+    write_jsonl(tmp_path / "few.jsonl", few)
+    write_jsonl(tmp_path / "many.jsonl", many)
+    alone = list(training_text(data_config(files("many", tmp_path / "many.jsonl", repeat=True)), 0))
+    assert 290 <= len(alone) < 300 and len(set(alone)) == len(alone)
+    mixed = list(training_text(data_config(files("few", tmp_path / "few.jsonl", repeat=True), files("many", tmp_path / "many.jsonl", repeat=True)), 0))
+    assert len(set(mixed) & set(few)) > 50 and set(alone) <= set(mixed), "all of both"
+    assert sum(text in few for text in mixed) > 200, "in the shares that training has"
+
+
 def test_no_source(tmp_path: Path) -> None:
     with pytest.raises(SourcesFailed, match="there is no"):
         build_tokenizer(data_config(files("a", tmp_path / "nowhere")))

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,11 @@ def preset_of(text: str) -> Preset:
     return preset_from_json(text, "test")
 
 
+def fails_on_rank_0(ranks: Ranks) -> None:
+    if ranks.is_first:
+        raise FileNotFoundError("rank 0")
+
+
 def main() -> None:
     folder = Path.cwd()
     preset = preset_of((folder / "preset.json").read_text(encoding="utf-8"))
@@ -82,10 +88,21 @@ def main() -> None:
         halted = ""
     except Halted as error:
         halted = str(error)
+    try:
+        together = str(ranks.all_do(lambda: fails_on_rank_0(ranks)))
+    except Exception as error:
+        together = f"{type(error).__name__}: {error}"
+    opening = train(
+        preset_of((folder / "remote.json").read_text(encoding="utf-8")),
+        folder / "checkpoints",
+        should_stop=lambda: ranks.is_first and (folder / "asked").exists(),  # the first alone is asked, as by a key
+    )
+    opened = {"stopped": opening.stopped, "tokens": opening.tokens, "returned": time.time()}
     if ranks.is_first:
         torch.save(out, folder / "gradients.pt")
         (folder / "events.json").write_text(json.dumps(events), encoding="utf-8")
-    (folder / f"rank{ranks.rank}.json").write_text(json.dumps({"tokens": summary.tokens, "loss": summary.loss, "halted": halted}), encoding="utf-8")
+    told = {"tokens": summary.tokens, "loss": summary.loss, "halted": halted, "together": together, "opening": opened}
+    (folder / f"rank{ranks.rank}.json").write_text(json.dumps(told), encoding="utf-8")
 
 
 if __name__ == "__main__":

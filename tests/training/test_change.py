@@ -98,7 +98,7 @@ def test_a_run_does_what_the_table_told(tiny: Tiny, tmp_path: Path, model: dict[
     assert {*names["kept"], *names["grown"], *names["new"]} == now.keys() and {*names["kept"], *names["grown"], *names["left behind"]} == old.weights.keys()
     assert told["grown"].names == "positions from 64 x 32 to 96 x 32" and told["grown"].names in of(events, "notice", "text")[0]
     assert told["new"].names == ("layers 0 to 2" if "ffn_size" in model else "layer 2")
-    for name in names["kept"] + names["grown"]:
+    for name in [*names["kept"], *names["grown"]]:
         torch.testing.assert_close(now[name][: len(old.weights[name])], old.weights[name], rtol=0, atol=1e-9)
     (kept,) = (tmp_path / "archive").glob("before-*.pth")
     assert read_header(kept).identity == before.identity

@@ -57,6 +57,34 @@ def test_more_words_leave_the_scores_of_the_others(tiny: Tiny, tied: bool) -> No
     torch.testing.assert_close(after(tokens(9)).logits[..., :V], before(tokens(9)).logits, rtol=1e-12, atol=1e-12)
 
 
+def test_an_output_of_its_own_begins_as_the_embedding_that_was_it(tiny: Tiny) -> None:
+    before, after, how = grown(tiny(), tiny(model={"tie_embeddings": False}), V, V + 7)
+    assert how.new == ["model.output.weight"]
+    torch.testing.assert_close(after(tokens(9)).logits[..., :V], before(tokens(9)).logits, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("mechanism", ["s5", "hyena", "rwkv"])
+def test_another_mechanism_begins_as_the_identity(tiny: Tiny, mechanism: str) -> None:
+    """Attention's output matrix is of the same name and shape: with it, what the new unit says at first would be noise."""
+    before, after, how = grown(tiny(), tiny(**{mechanism: {"enabled": True, "layers": [0]}}))
+    assert not [name for name in how.kept if name.startswith("model.layers.0.0.")]
+    assert "model.layers.0.0.unit.output.weight" in how.new and "model.layers.0.0.unit.output.weight" in how.left
+    before.layers[0][0].unit.output.weight.data.zero_()
+    torch.testing.assert_close(after(tokens(31)).logits, before(tokens(31)).logits, rtol=1e-12, atol=1e-12)
+    moments = fitted_moments({f"{name}/exp_avg": torch.ones(1) for name in before.state_dict(prefix="model.")}, how)
+    assert moments.keys() == {f"{name}/exp_avg" for name in how.kept}
+
+
+def test_a_unit_that_moves_within_its_layer_is_kept(tiny: Tiny) -> None:
+    """S5 in front of what was attention and is now Longformer, which sees as far here: the feed-forward stands one place further."""
+    before, after, how = grown(tiny(), tiny(s5={"enabled": True, "layers": [0]}, longformer={"enabled": True, "layers": [0], "window": 64}))
+    assert after.plan[0] == ("longformer", "s5", "swiglu") and how.left == []
+    assert {name.split(".")[3] for name in how.new} == {"1"} and how.kept["model.layers.0.2.unit.output.weight"] == "model.layers.0.1.unit.output.weight"
+    torch.testing.assert_close(after(tokens(31)).logits, before(tokens(31)).logits, rtol=1e-12, atol=1e-12)
+    moments = fitted_moments({"model.layers.0.1.unit.output.weight/exp_avg": torch.ones(2, 3)}, how)
+    assert list(moments) == ["model.layers.0.2.unit.output.weight/exp_avg"]
+
+
 def test_what_can_not_become_ours_is_left(tiny: Tiny) -> None:
     before, after, how = grown(tiny(), tiny(model={"hidden_size": 48}))
     assert not how.kept or all(before.state_dict()[n.removeprefix("model.")].shape == after.state_dict()[n.removeprefix("model.")].shape for n in how.kept)
@@ -85,8 +113,8 @@ def test_a_life_goes_on_in_a_larger_model(tiny: Tiny, tmp_path: Path) -> None:
     notices = [event["text"] for event in events if event["event"] == "notice"]
     assert any("tensors kept, 0 grown" in line for line in notices)
     assert next(event for event in events if event["event"] == "resume")["exact"] is False
-    archived = [path.name for path in (tmp_path / "archive").glob("before-*.pth")]
-    assert len(archived) == 1
+    (archived,) = (tmp_path / "archive").glob("before-*.pth")
+    assert any(line.endswith(f"; as it was it stays in {archived}") for line in notices)
     losses = [event["loss"] for event in events if event["event"] == "step"]
     assert losses[0] < old.certificate["probe_loss"] + 1.5
     assert Snapshots(tmp_path).read("current").life["tokens"] > old.life["tokens"]

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from data_sources import Options
 from lm.app.life import read_life
 from lm.preset import Preset
 from lm.training import train
@@ -56,7 +55,7 @@ def test_a_run_that_read_nothing_was_none(tiny: Tiny, tmp_path: Path) -> None:
         opened.extend([1] * (event.get("text") == "opening the sources"))
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("lm.training.setup.Options", lambda **options: Options(**{**options, "should_stop": lambda: False}))
+        patched.setattr("lm.training.setup.GLANCE", 30)  # the sources are reached before it looks
         train(tiny(), tmp_path, 20 * STEP, (observe,), stop)
     empty = Snapshots(tmp_path).read("current")
     assert [run["tokens"] for run in empty.life["runs"]] == [0] and "0 tokens in 1 run" in read_life(tmp_path).in_words()

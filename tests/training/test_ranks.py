@@ -14,6 +14,7 @@ import torch
 from lm.preset import Preset
 from lm.training import train
 from lm.training.distribution import Ranks
+from tests.loopback_hub import Answer, LoopbackHub, make_dataset
 from tests.training.ranks import gradients, part_of, rows
 
 STEP = 4 * 64
@@ -30,9 +31,22 @@ def two(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> tuple[Path, P
         "data": {"sources": [{"type": "files", "name": "reference", "path": str(corpus), "repeat": True}], "vocab_size": 500},
     }
     (folder / "preset.json").write_text(json.dumps(raw), encoding="utf-8")
+    remote = {"type": "hf", "name": "remote", "dataset": "some/words"}
+    (folder / "remote.json").write_text(json.dumps(raw | {"data": raw["data"] | {"sources": [*raw["data"]["sources"], remote]}}), encoding="utf-8")
+    make_dataset(folder / "hub", "some/words", [{"text": "Some words."}])
+
+    def fault(answer: Answer, path: str) -> bool:
+        if path == "/api/datasets/some/words" or "some/words" not in path:
+            return False
+        if not (folder / "asked").exists():
+            (folder / "asked").touch()
+        answer.stall(60)
+        return True
+
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", "-m", "tests.training.ranks"]
-    environment = os.environ | {"PYTHONPATH": str(Path.cwd()), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240)
+    with LoopbackHub(folder / "hub", fault) as hub:
+        environment = os.environ | {"PYTHONPATH": str(Path.cwd()), "OMP_NUM_THREADS": "1", "HF_ENDPOINT": hub.endpoint, "HF_HOME": str(folder / "home")}
+        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-3000:]
     return folder, Preset.model_validate(raw)
 
@@ -72,8 +86,8 @@ def test_both_ranks_train_one_model_on_the_batches_that_one_rank_reads(two: tupl
     assert [event["batch_hash"] for event in together] == [event["batch_hash"] for event in alone]
     assert [event["loss"] for event in together] == pytest.approx([event["loss"] for event in alone], rel=1e-4)
     reports = [json.loads((folder / f"rank{rank}.json").read_text(encoding="utf-8")) for rank in range(2)]
-    assert reports[0] == reports[1]
-    assert reports[0]["tokens"] == 6144
+    assert reports[0]["loss"] == reports[1]["loss"]
+    assert reports[0]["tokens"] == reports[1]["tokens"] == 6144
 
 
 def test_what_rank_0_can_not_do_ends_every_rank_in_one_line(two: tuple[Path, Preset]) -> None:
@@ -82,3 +96,18 @@ def test_what_rank_0_can_not_do_ends_every_rank_in_one_line(two: tuple[Path, Pre
         halted = json.loads((folder / f"rank{rank}.json").read_text(encoding="utf-8"))["halted"]
         assert "nowhere" in halted
         assert "\n" not in halted
+
+
+def test_what_one_rank_can_not_do_keeps_every_rank_from_going_on(two: tuple[Path, Preset]) -> None:
+    folder, _ = two
+    said = [json.loads((folder / f"rank{rank}.json").read_text(encoding="utf-8"))["together"] for rank in range(2)]
+    assert said == ["FileNotFoundError: rank 0", "RuntimeError: process 0 can't go on: FileNotFoundError: rank 0"]
+
+
+def test_ranks_that_wait_for_a_hub_stop_together(two: tuple[Path, Preset]) -> None:
+    """The Hub says that the data set is there, and then nothing more; only the first rank is asked to stop."""
+    folder, _ = two
+    told = [json.loads((folder / f"rank{rank}.json").read_text(encoding="utf-8"))["opening"] for rank in range(2)]
+    assert [(each["stopped"], each["tokens"]) for each in told] == [(True, 0)] * 2
+    late = [each["returned"] - (folder / "asked").stat().st_mtime for each in told]
+    assert max(late) < 5, f"{late} seconds; the Hub alone is waited for twenty"

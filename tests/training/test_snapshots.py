@@ -170,15 +170,42 @@ def test_a_file_that_was_cut_off(tmp_path: Path, keep: int) -> None:
 def test_a_missing_one_in_the_middle(tmp_path: Path) -> None:
     keeper = saved(tmp_path, 3)
     (tmp_path / NAMES["current"]).unlink()
-    assert keeper.newest().run["tokens"] == 2
+    lines: list[str] = []
+    assert keeper.newest(lines.append).run["tokens"] == 2
+    assert lines == [f"{tmp_path / NAMES['current']}: is missing; taking the one before"]
     keeper.save(snapshot(4))
-    assert keeper.newest().run["tokens"] == 4
+    assert keeper.newest(lines.append).run["tokens"] == 4 and len(lines) == 1
+
+
+def test_one_is_found_while_another_process_saves(tmp_path: Path) -> None:
+    """What is being read, or was just seen, may get another name at any instant."""
+    saved(tmp_path, 1)
+    child = os.fork()
+    if child == 0:  # nothing of pytest may run in here
+        try:
+            for number in range(2, 100_000):
+                Snapshots(tmp_path).save(snapshot(number))
+        finally:
+            os._exit(1)
+    try:
+        found = [Snapshots(tmp_path).newest().run["tokens"] for _ in range(500)]
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    assert found[0] < found[-1]
 
 
 def test_when_none_is_whole_no_new_life_is_begun_by_mistake(tmp_path: Path) -> None:
     keeper = saved(tmp_path, 1)
     (tmp_path / NAMES["current"]).write_bytes(b"x" * 100)
-    with pytest.raises(SnapshotError, match="no whole snapshot is left"):
+    with pytest.raises(SnapshotError, match="no whole snapshot is left .* move the files away"):
+        keeper.newest()
+    keeper.save(snapshot(2))
+    keeper.archive("run", 2)
+    for path in tmp_path.glob("lm_*.pth"):
+        path.unlink()  # its name in the archive keeps what it had
+        path.write_bytes(b"x" * 100)
+    with pytest.raises(SnapshotError, match="choose one of the archive with Go back"):
         keeper.newest()
 
 
@@ -232,6 +259,21 @@ def test_no_room_is_one_line_and_leaves_what_was_there(tmp_path: Path, monkeypat
     assert "\n" not in str(caught.value)
     assert [number_of(tmp_path / name) for name in NAMES.values()] == [3, 2, 1]
     assert not (tmp_path / NEW).exists()
+
+
+def test_a_disk_that_becomes_read_only_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing can be deleted there either, not even what is not there."""
+    keeper = saved(tmp_path, 2)
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError(30, "Read-only file system")
+
+    for name in ("open", "unlink"):
+        monkeypatch.setattr(Path, name, refuse)
+    with pytest.raises(SnapshotError, match="can't be written: read-only file system"):
+        keeper.save(snapshot(3))
+    monkeypatch.undo()
+    assert [number_of(tmp_path / name) for name in ("lm_current.pth", "lm_prev.pth")] == [2, 1]
 
 
 def test_the_archive_keeps_the_newest_three_of_a_kind_and_nothing_else_is_touched(tmp_path: Path) -> None:
