@@ -1,8 +1,10 @@
 """The table of units: one published mechanism a file. Adding one is a file here, its switches in lm/preset, and a line in UNITS."""
 
 from lm.units.attention import Attention
+from lm.units.gla import Gla
 from lm.units.hyena import Hyena
 from lm.units.longformer import Longformer
+from lm.units.mamba2 import Mamba2
 from lm.units.rwkv import Rwkv
 from lm.units.rwkv_channel import RwkvChannel
 from lm.units.s5 import S5
@@ -16,6 +18,8 @@ UNITS: dict[str, type[Unit]] = {
     "hyena": Hyena,
     "rwkv": Rwkv,
     "rwkv_channel": RwkvChannel,
+    "mamba2": Mamba2,
+    "gla": Gla,
     "swiglu": SwiGLU,
 }
 
