@@ -8,7 +8,7 @@ the decay of the tokens after j up to i and d_i that of all up to i,
 
     u_i = b_i (v_i - d_i S k_i - sum_{j < i} D_ij (k_i . k_j) u_j)
 
-is a triangular system: with T the inverse of I + diag(b) strictly_lower(D * K K^T), u = T diag(b) V - (T diag(b d) K) S. All decays are
+is a triangular system: with T the inverse of I + diag(b) (D * K K^T) below the diagonal, u = T diag(b) V - (T diag(b d) K) S. All decays are
 exponentials of sums of what is at most 0, each added up from its own first token: nothing overflows, nothing cancels. The entries of T are
 overlaps of keys through products of contractions, and stay below 1.
 
@@ -38,7 +38,7 @@ def delta_rule(
     chunk = min(chunk, 1 << (time - 1).bit_length())
     query, key, value, beta, log_decay = (_chunked(x, chunk) for x in (query, key, value, beta[..., None], log_decay[..., None]))
     decays = _decays(log_decay, None if restart is None else _chunked(restart[:, :, None, None], chunk)[..., 0])
-    inverse = _Inverse.apply(key @ key.mT * (decays.pair * beta).tril(-1)) * beta.mT
+    inverse = _Inverse.apply(key @ key.mT * (decays.pair * beta)) * beta.mT
     wanted, recalled = inverse @ value, (inverse * decays.begun.mT) @ key
     loop = (memory.flatten(0, 1), decays.total.expand(-1, batch, heads, 1, 1), recalled, key * decays.ended, wanted)
     memories, written, memory = _Carried.apply(loop[0], *(x.flatten(1, 2) for x in loop[1:]))
@@ -77,7 +77,7 @@ def _decays(log_decay: Tensor, restart: Tensor | None) -> _Decays:
 
 
 class _Inverse(torch.autograd.Function):
-    """(I + lower)^-1 of a strictly lower triangular matrix. A triangular solve for the inverse takes a fraction of one for all right sides."""
+    """(I + lower)^-1 of the part below the diagonal of (..., C, C). A triangular solve for the inverse takes a fraction of one for all right sides."""
 
     @staticmethod
     def forward(ctx: Any, lower: Tensor) -> Tensor:
@@ -104,21 +104,24 @@ class _Carried(torch.autograd.Function):
     def forward(ctx: Any, memory: Tensor, decay: Tensor, recalled: Tensor, key: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         memories, written = memory.new_empty(len(decay) + 1, *memory.shape), torch.empty_like(wanted)
         memories[0] = memory
-        for n in range(len(decay)):
-            torch.baddbmm(wanted[n], recalled[n], memories[n], alpha=-1, out=written[n])
-            torch.baddbmm(decay[n] * memories[n], key[n].mT, written[n], out=memories[n + 1])
+        for kept, seen, under, new, before, after, found in zip(decay, recalled, key.mT, wanted, memories[:-1], memories[1:], written, strict=True):
+            torch.baddbmm(new, seen, before, alpha=-1, out=found)
+            torch.baddbmm(kept * before, under, found, out=after)
         ctx.save_for_backward(decay, recalled, key, memories, written)
         return memories[:-1], written, memories[-1].clone()
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_memories: Tensor, grad_written: Tensor, grad_last: Tensor) -> tuple[Tensor, ...]:
+    def backward(ctx: Any, grad_memories: Tensor, grad_written: Tensor, grad_last: Tensor) -> tuple[Tensor | None, ...]:
         decay, recalled, key, memories, written = ctx.saved_tensors
-        after, grad_wanted = torch.empty_like(grad_memories), torch.empty_like(grad_written)  # after: of the memory after each chunk
-        grad = grad_last
-        for n in reversed(range(len(decay))):
-            after[n] = grad
-            torch.baddbmm(grad_written[n], key[n], grad, out=grad_wanted[n])
-            grad = torch.baddbmm(torch.addcmul(grad_memories[n], decay[n], grad), recalled[n].mT, grad_wanted[n], alpha=-1)
-        grad_decay = (after * memories[:-1]).sum((-2, -1), keepdim=True)
-        return grad, grad_decay, -grad_wanted @ memories[:-1].mT, written @ after.mT, grad_wanted
+        grads, grad_wanted = torch.empty_like(memories), torch.empty_like(grad_written)
+        grads[-1] = grad_last
+        steps = zip(decay, recalled.mT, key, grad_memories, grad_written, grads[:-1], grads[1:], grad_wanted, strict=True)
+        for kept, seen, under, grad_read, grad_found, before, after, new in reversed(list(steps)):
+            torch.baddbmm(grad_found, under, after, out=new)
+            torch.baddbmm(torch.addcmul(grad_read, kept, after), seen, new, alpha=-1, out=before)
+        grad_decay = None
+        if ctx.needs_input_grad[1]:
+            flat = decay.shape[0] * decay.shape[1], -1
+            grad_decay = (grads[1:].reshape(*flat)[:, None] @ memories[:-1].reshape(*flat)[..., None]).view_as(decay)
+        return grads[0].clone(), grad_decay, -grad_wanted @ memories[:-1].mT, written @ grads[1:].mT, grad_wanted

@@ -116,12 +116,11 @@ class Deltanet(Unit):
         """Query and key (B, T, H, K), value (B, T, H, V), and the inputs (B, S, W - 1) to remember."""
         position = context.position if context.any_restart else None
         history = history.to(streams.dtype)
-        convolved = F.silu(token_convolution(streams, self.kernel.to(streams.dtype), history, position))
+        convolved = F.silu(token_convolution(streams, self.kernel.to(streams.dtype), None, history, position))
         key_width = self.heads * self.key_size
         parts = convolved.split((key_width, key_width, self.heads * self.value_size), -1)
         query, key, value = (part.unflatten(-1, (self.heads, -1)) for part in parts)
-        latest = streams[:, max(0, streams.shape[1] - history.shape[-1]) :]
-        return _of_length(query, self.key_size**-0.5), _of_length(key, 1.0), value, remembered(latest.mT, history, position)
+        return _of_length(query, self.key_size**-0.5), _of_length(key, 1.0), value, remembered(streams.mT, history, position)
 
     def _log_decay(self, speed: Tensor | None, beta: Tensor, exact: torch.dtype) -> Tensor:
         """(B, T, H), or zeros (B, T, 1) without the gate."""
