@@ -71,7 +71,7 @@ class _TokenConvolution(torch.autograd.Function):
 
 def _blocks(x: Tensor, position: Tensor | None) -> Iterator[tuple[slice, Tensor | None]]:
     """Places of x (B, T, C), few enough at once on the CPU to stay in its cache, and the positions there."""
-    length = max(1, BLOCK // len(x) if x.device.type == "cpu" else x.shape[1])
+    length = max(1, BLOCK // max(len(x), 1) if x.device.type == "cpu" else x.shape[1])
     for start in range(0, x.shape[1], length):
         block = slice(start, min(start + length, x.shape[1]))
         yield block, None if position is None else position[:, block]

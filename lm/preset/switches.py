@@ -13,7 +13,6 @@ from pydantic_core import PydanticCustomError
 from data_sources.config import Config, DataConfig
 
 RUN_TOKENS = 100_000_000  # what one run reads, whatever a preset says
-
 LAYER_WORDS = ("all", "even", "odd", "first_half", "last_half", "ffn")
 
 

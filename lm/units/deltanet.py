@@ -27,6 +27,7 @@ from lm.units.unit import Context, Mixed, Unit
 
 LENGTH_EPS = 1e-6  # under the root, when vectors are brought to length 1
 SLOWEST, FASTEST = 1e-3, 1.6  # decay at first, by head: what the ranges of the paper's own code come to, in nats a token
+FUSED_KEY = 256  # the widest key that the fused kernel reads
 STRONGEST = 20.0  # exp(20) forgets all within a token; sums of it stay finite
 
 
@@ -136,7 +137,8 @@ class Deltanet(Unit):
             restart = context.restart[:, 0] if context.any_restart else None
             y, memory = deltanet_step(query[:, 0], key[:, 0], value[:, 0], beta[:, 0], log_decay[:, 0], memory, restart)
             return y[:, None], memory
-        kernel = _fused_kernel() if key.device.type == "cuda" and dtype == torch.bfloat16 and not context.any_restart and key.shape[1] else None
+        fits = key.device.type == "cuda" and dtype == torch.bfloat16 and not context.any_restart and key.shape[1] and self.key_size <= FUSED_KEY
+        kernel = _fused_kernel() if fits else None
         if kernel is None:
             return deltanet_chunk(query, key, value, beta, log_decay, memory, context)
         short = (x.to(dtype).contiguous() for x in (query, key, value))

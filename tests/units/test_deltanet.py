@@ -144,6 +144,20 @@ def read(unit: Deltanet, x: Tensor, starts: list[tuple[int, int]] = (), state: D
     return unit(x, state or unit.initial_state(len(x)), context)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("starts", [[], [(0, 255), (0, 256), (1, 130), (1, 514)]], ids=["one document", "restarts"])
+def test_a_long_row_equals_its_pieces(starts: list[tuple[int, int]]) -> None:
+    unit, x, restart = unit_of().double(), drawn(B, 700, 12, seed=9), marked(700, starts)
+    whole, state, start, pieces = read(unit, x, starts), unit.initial_state(B), torch.zeros(B, dtype=torch.int64), []
+    for piece, begins in zip(x.split([1, 300, 2, 397], 1), restart.split([1, 300, 2, 397], 1), strict=True):
+        context = Context(restart=begins).derived(piece[..., 0], start, carry=True)
+        y, state = unit(piece, state, context)[:2]
+        start = context.position[:, -1] + 1
+        pieces.append(y)
+    torch.testing.assert_close(torch.cat(pieces, 1), whole.y)
+    torch.testing.assert_close(state, whole.state)
+
+
 def transformers_module(unit: Deltanet, size: int) -> nn.Module:
     """Qwen3-Next's linear attention with the weights of `unit`; it lays them out head by head."""
     config = Qwen3NextConfig(
