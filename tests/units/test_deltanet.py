@@ -1,5 +1,7 @@
 """DeltaNet equals its definition, the papers' recurrence written out with matrices, and transformers' gated delta rule with the same weights."""
 
+import itertools
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -146,7 +148,7 @@ def read(unit: Deltanet, x: Tensor, starts: list[tuple[int, int]] = (), state: D
 
 @torch.no_grad()
 @pytest.mark.parametrize("starts", [[], [(0, 255), (0, 256), (1, 130), (1, 514)]], ids=["one document", "restarts"])
-def test_a_long_row_equals_its_pieces(starts: list[tuple[int, int]]) -> None:
+def test_a_long_row_equals_its_pieces_and_its_documents(starts: list[tuple[int, int]]) -> None:
     unit, x, restart = unit_of().double(), drawn(B, 700, 12, seed=9), marked(700, starts)
     whole, state, start, pieces = read(unit, x, starts), unit.initial_state(B), torch.zeros(B, dtype=torch.int64), []
     for piece, begins in zip(x.split([1, 300, 2, 397], 1), restart.split([1, 300, 2, 397], 1), strict=True):
@@ -156,6 +158,10 @@ def test_a_long_row_equals_its_pieces(starts: list[tuple[int, int]]) -> None:
         pieces.append(y)
     torch.testing.assert_close(torch.cat(pieces, 1), whole.y)
     torch.testing.assert_close(state, whole.state)
+    for row in range(B):
+        edges = [0, *(at for place, at in starts if place == row), 700]
+        alone = [read(unit, x[row : row + 1, a:b]).y for a, b in itertools.pairwise(edges)]
+        torch.testing.assert_close(torch.cat(alone, 1), whole.y[row : row + 1])
 
 
 def transformers_module(unit: Deltanet, size: int) -> nn.Module:
