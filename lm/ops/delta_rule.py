@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-CHUNK = 32
+CHUNK = 32  # on the CPU the fastest of 16, 32, 64 and 128, forward and backward
 
 
 def delta_rule(
@@ -40,8 +40,8 @@ def delta_rule(
     decays = _decays(log_decay, None if restart is None else _chunked(restart[:, :, None, None], chunk)[..., 0])
     inverse = _Inverse.apply(key @ key.mT * (decays.pair * beta)) * beta.mT
     wanted, recalled = inverse @ value, (inverse * decays.begun.mT) @ key
-    loop = (memory.flatten(0, 1), decays.total.expand(-1, batch, heads, 1, 1), recalled, key * decays.ended, wanted)
-    memories, written, memory = _Carried.apply(loop[0], *(x.flatten(1, 2) for x in loop[1:]))
+    by_chunk = (decays.total.expand(-1, batch, heads, 1, 1), recalled, key * decays.ended, wanted)
+    memories, written, memory = _Carried.apply(memory.flatten(0, 1), *(x.flatten(1, 2) for x in by_chunk))
     memories, written = (x.unflatten(1, (batch, heads)) for x in (memories, written))
     y = (query @ key.mT * decays.pair) @ written + (query * decays.begun) @ memories
     return y.permute(1, 0, 3, 2, 4).flatten(1, 2)[:, :time], memory.unflatten(0, (batch, heads))

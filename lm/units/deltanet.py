@@ -1,5 +1,5 @@
 """DeltaNet (Yang et al. 2024, "Parallelizing linear transformers with the delta rule over sequence length"), and with a gate Gated DeltaNet
-(Yang, Kautz, Hatamizadeh 2024): a memory for each head in which a token corrects what its key recalls.
+(Yang, Kautz, Hatamizadeh 2024, "Gated delta networks"): a memory for each head in which a token corrects what its key recalls.
 
     q, k, v = silu(short convolution (W x));   q, k of length 1;   b_t = sigmoid(W_b x_t)
     S_t = a_t S_{t-1} (I - b_t k_t k_t^T) + b_t v_t k_t^T;   y_t = S_t q_t / sqrt(K)

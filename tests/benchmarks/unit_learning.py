@@ -32,6 +32,7 @@ PLANS: dict[str, dict[str, Any]] = {
     "hyena": {"hyena": ON},
     "rwkv": {"rwkv": ON},
     "rwkv, rwkv_channel": {"rwkv": ON, "rwkv_channel": ON},
+    "deltanet": {"deltanet": ON},
     "s5 | longformer": {"s5": ON | {"layers": "even"}, "longformer": ON | {"layers": "odd", "window": 64, "global_tokens": 4}},
 }
 
