@@ -58,6 +58,12 @@ VARIANTS: dict[str, list[Sections]] = {
         {"hyena": {"filter_order": 7, "embedding_dim": 1, "order": 3, "filter_length": 41, "kernel_size": 4}},
         {"hyena": {"filter_order": 5, "embedding_dim": 9, "filter_length": 4, "kernel_size": 31}},
     ],
+    "mamba2": [
+        {"mamba2": {"state_size": 5}},
+        {"mamba2": {"state_size": 7, "expand": 1, "head_size": 2, "groups": 3, "kernel_size": 1}},
+        {"mamba2": {"state_size": 1, "head_size": 1, "groups": 2, "kernel_size": 31}},
+    ],
+    "gla": [{"gla": {"decay_rank": 5}}, {"gla": {"decay_rank": 1, "key_size": 7, "decay_temperature": 0.5}}, {"model": {"num_heads": 1}}],
 }
 MODELS: dict[str, Sections] = {
     "rope": {},
@@ -73,6 +79,7 @@ MODELS: dict[str, Sections] = {
         "deltanet": {"enabled": True, "layers": [0, 1, 2], "key_size": 5, "value_size": 7},
     },
     "rwkv": {"rwkv": {"enabled": True, "mix_rank": 5, "decay_rank": 7}, "rwkv_channel": {"enabled": True}},
+    "matrix memories": {"mamba2": {"enabled": True, "layers": "even", "state_size": 5}, "gla": {"enabled": True, "layers": "odd", "decay_rank": 7}},
 }
 
 

@@ -60,6 +60,20 @@ def _deltanet(preset: Preset) -> int:
     return streams + rates + (1 + section.output_gate) * size * heads * value + value
 
 
+def _mamba2(preset: Preset) -> int:
+    size, config = preset.model.hidden_size, preset.mamba2
+    channels = config.expand * size
+    heads = channels // (config.head_size or preset.model.head_size)
+    streams = channels + 2 * config.groups * config.state_size
+    return size * (channels + streams + heads) + streams * (config.kernel_size + 1) + 3 * heads + channels + channels * size
+
+
+def _gla(preset: Preset) -> int:
+    size, config = preset.model.hidden_size, preset.gla
+    keys = preset.model.num_heads * (config.key_size or -(-preset.model.head_size // 2))
+    return 3 * size * size + 2 * size * keys + (size + keys) * config.decay_rank + keys + size
+
+
 UNIT_COUNTS: dict[str, Callable[[Preset], int]] = {
     "attention": _attention,
     "longformer": _attention,
@@ -68,6 +82,8 @@ UNIT_COUNTS: dict[str, Callable[[Preset], int]] = {
     "rwkv": _rwkv,
     "rwkv_channel": _rwkv_channel,
     "deltanet": _deltanet,
+    "mamba2": _mamba2,
+    "gla": _gla,
     "swiglu": _swiglu,
 }
 

@@ -7,7 +7,8 @@ claim it (SwiGLU where none does).
 from itertools import groupby
 from typing import Literal, NamedTuple
 
-from lm.preset.switches import Layers, Preset
+from lm.preset.fields import Layers
+from lm.preset.switches import Preset
 
 
 class Claim(NamedTuple):
@@ -23,8 +24,8 @@ MECHANISMS: dict[str, Claim] = {
     "s5": Claim("mixer", built=True),
     "hyena": Claim("mixer", built=True),
     "rwkv": Claim("mixer", built=True),
-    "mamba2": Claim("mixer", built=False),
-    "gla": Claim("mixer", built=False),
+    "mamba2": Claim("mixer", built=True),
+    "gla": Claim("mixer", built=True),
     "deltanet": Claim("mixer", built=True),
     "shared_attention": Claim("mixer", built=False),
     "retro": Claim("mixer", built=False),

@@ -4,31 +4,15 @@ A preset is `model`, `train`, `data`, `auxiliary`, `generation`, and one section
 What no section says takes the default that stands here. The editor's schema, the menu and the errors are made from these lines.
 """
 
-import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import Field, model_validator
 
 from data_sources.config import Config, DataConfig
+from lm.preset.fields import Layers, Share, Weight
+from lm.preset.training import TrainConfig
 
 RUN_TOKENS = 100_000_000  # what one run reads, whatever a preset says
-LAYER_WORDS = ("all", "even", "odd", "first_half", "last_half", "ffn")
-
-
-def _checked_layers(value: Any) -> Any:
-    if isinstance(value, str) and value not in LAYER_WORDS and not re.fullmatch(r"every:[1-9]\d*", value):
-        raise PydanticCustomError("unknown_choice", "no such layers", {"choices": [*LAYER_WORDS, "every:N", "[0, 2, ...]"]})
-    return value
-
-
-Layers = Annotated[
-    Annotated[str, Field(pattern=r"^(all|even|odd|first_half|last_half|ffn|every:[1-9]\d*)$")]
-    | Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False, min_length=1)],
-    BeforeValidator(_checked_layers),
-]
-Share = Annotated[float, Field(ge=0, le=1)]
-Weight = Annotated[float, Field(ge=0, le=1000, allow_inf_nan=False)]
 
 
 class ModelConfig(Config):
@@ -78,89 +62,6 @@ class ModelConfig(Config):
             raise ValueError(f"num_heads {self.num_heads} can't be divided among {self.kv_heads} key and value heads (num_kv_heads)")
         if self.position == "rope" and self.head_size % 2:
             raise ValueError(f'position "rope" turns pairs, but a head is {self.head_size} wide (hidden_size / num_heads); make it even or use "learned"')
-        return self
-
-
-class LengthStage(Config):
-    """A stage of the sequence-length curriculum."""
-
-    until_tokens: int = Field(ge=1, description="Tokens of the model's life until which rows have this length.")
-    seq_length: int = Field(ge=1, le=1_048_576, description="Tokens in a row of a batch in this stage.")
-
-
-class LongContextConfig(Config):
-    """Documents longer than a row: the model's state goes on from row to row. For plans whose state does not grow."""
-
-    enabled: bool = Field(False, description="Whether states are carried from row to row, and from run to run.")
-    context_length: int = Field(65_536, ge=1, le=2**40, description="Tokens of a document after which the model begins anew in it.")
-    chunk_length: int = Field(256, ge=1, le=1_048_576, description="Tokens of a row that are read at once.")
-    backprop_chunks: int = Field(1, ge=1, le=65_536, description="Chunks that gradients flow back through.")
-    long_unroll_every: int = Field(0, ge=0, le=1_000_000_000, description="Every so many steps gradients flow back further; 0: never.")
-    long_unroll_chunks: int = Field(8, ge=1, le=65_536, description="Chunks that they then flow back through, each computed twice to save memory.")
-
-    def chunks_of(self, step: int) -> int:
-        """How many chunks gradients flow back through in step `step` of the model's life, from 0."""
-        is_long = self.long_unroll_every and step % self.long_unroll_every == self.long_unroll_every - 1
-        return self.long_unroll_chunks if is_long else self.backprop_chunks
-
-    @model_validator(mode="after")
-    def _long_is_longer(self) -> "LongContextConfig":
-        if self.long_unroll_every and self.long_unroll_chunks <= self.backprop_chunks:
-            raise ValueError(f"long_unroll_chunks {self.long_unroll_chunks} must be more than backprop_chunks {self.backprop_chunks}")
-        return self
-
-
-class TrainConfig(Config):
-    """How a run trains."""
-
-    per_gpu_batch_size: int = Field(4, ge=1, le=65_536, description="Rows that one device reads at a time; made smaller by itself when memory is short.")
-    accumulation_steps: int = Field(1, ge=1, le=65_536, description="How many times that for one optimizer step.")
-    train_tokens: int | None = Field(None, ge=1, description="Overridden: every run reads 100,000,000 tokens.")
-    eval_tokens: int = Field(200_000, ge=0, description="Held-out tokens kept for each source, up to 200,000.")
-    evaluate_every_tokens: int = Field(2_000_000, ge=1, description="Tokens between evaluations on held-out text.")
-    snapshot_every_minutes: float = Field(10.0, gt=0, le=100_000, description="Minutes between snapshots.")
-    snapshot_every_tokens: int | None = Field(None, ge=1, description="Tokens between snapshots, beside the minutes.")
-    sample_every_tokens: int = Field(250_000, ge=1, description="Tokens between samples of the model's writing.")
-    loader_processes: int = Field(
-        0, ge=0, le=48, description="Processes beside each trainer that read and tokenise; 0: a thread of it. Processes times loaders must divide 48."
-    )
-    tensorboard: bool = Field(False, description="Write curves for TensorBoard into checkpoints/tensorboard; needs the package tensorboard.")
-    replay_share: float | None = Field(
-        None,
-        ge=0,
-        le=0.5,
-        description="Share of a run's tokens that is text of earlier runs, read again; nothing: 0.05 where the mix lacks sources that were read before.",
-    )
-    replay_megabytes: int = Field(
-        32, ge=0, le=4096, description="Size of the sample that is kept of all that was read, in millions of bytes of its text; 0 keeps none."
-    )
-    seed: int = Field(0, ge=0, le=2**32 - 1, description="Seed of the first weights and of the order of the data.")
-    seq_length_curriculum: Annotated[tuple[LengthStage, ...], Field(strict=False)] = Field(
-        (), description="Shorter rows early in the model's life, stage after stage; model.seq_length after the last."
-    )
-    long_context: LongContextConfig = Field(default_factory=LongContextConfig, description="States that go on from row to row.")
-    objective: Literal["clm", "ul2", "mlm", "custom"] = Field("clm", description="What is predicted. clm: the next token.")
-    optimizer: Literal["adamw"] = Field("adamw", description="Update rule.")
-    learning_rate: float = Field(2e-3, gt=0, le=10, description="Highest learning rate of a run.")
-    warmup_share: Share = Field(0.001, description="Share of the run's tokens over which the learning rate rises.")
-    decay_share: Share = Field(0.2, description="Share of the run's tokens, at its end, over which the learning rate falls to a tenth.")
-    weight_decay: float = Field(0.1, ge=0, le=10, description="Decay of the matrices; norms and biases have none.")
-    beta1: float = Field(0.9, ge=0, lt=1, description="Memory of AdamW's mean.")
-    beta2: float = Field(0.95, ge=0, lt=1, description="Memory of AdamW's square.")
-    grad_clip: float = Field(1.0, gt=0, le=1e6, description="Longest gradient; a longer one is scaled down to it.")
-    precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 matrix products where the device is faster with them.")
-
-    @model_validator(mode="after")
-    def _shares_fit(self) -> "TrainConfig":
-        if self.warmup_share + self.decay_share > 1:
-            raise ValueError(f"warmup_share {self.warmup_share} and decay_share {self.decay_share} are more than the whole run together")
-        return self
-
-    @model_validator(mode="after")
-    def _stages_follow(self) -> "TrainConfig":
-        ends = [stage.until_tokens for stage in self.seq_length_curriculum]
-        if ends != sorted(set(ends)):
-            raise ValueError("seq_length_curriculum: each stage must end after the one before (until_tokens)")
         return self
 
 
@@ -263,11 +164,27 @@ class RwkvChannelConfig(LayerMechanism):
 class Mamba2Config(LayerMechanism):
     """Mamba-2 state space."""
 
-    state_size: int = Field(64, ge=1, description="States of each channel.")
+    state_size: int = Field(64, ge=1, le=65_536, description="States of each channel.")
+    expand: int = Field(2, ge=1, le=64, description="Channels for each of hidden_size.")
+    head_size: int | None = Field(None, ge=1, le=65_536, description="Channels that forget alike; hidden_size / num_heads when null.")
+    groups: int = Field(1, ge=1, le=1024, description="Sets of what is written and what is read, shared among the heads; must divide them.")
+    kernel_size: int = Field(4, ge=1, le=1024, description="Length of the short convolution.")
+    dt_min: float = Field(0.001, gt=0, le=10, description="Shortest first step size.")
+    dt_max: float = Field(0.1, gt=0, le=10, description="Longest first step size.")
+
+    @model_validator(mode="after")
+    def _steps_fit(self) -> "Mamba2Config":
+        if self.dt_min > self.dt_max:
+            raise ValueError(f"dt_min {self.dt_min} is more than dt_max {self.dt_max}")
+        return self
 
 
 class GlaConfig(LayerMechanism):
-    """Gated linear attention."""
+    """Gated linear attention. Heads are the model's (num_heads)."""
+
+    key_size: int | None = Field(None, ge=1, le=65_536, description="Width of a head's keys; half of hidden_size / num_heads, rounded up, when null.")
+    decay_rank: int = Field(16, ge=1, le=65_536, description="Rank of the matrices that say how fast each channel forgets.")
+    decay_temperature: float = Field(16.0, gt=0, le=1e6, description="The logarithms of decays are divided by this; higher forgets more slowly.")
 
 
 class DeltanetConfig(LayerMechanism):
@@ -366,6 +283,16 @@ class Preset(Config):
     def _weights_can_adapt(self) -> "Preset":
         if self.auxiliary.enable_adaptive_sources and self.data.mix_strategy == "sequential":
             raise ValueError('enable_adaptive_sources weighs sources that are mixed, but mix_strategy is "sequential"; use "weighted" or "round_robin"')
+        return self
+
+    @model_validator(mode="after")
+    def _mamba2_heads_fit(self) -> "Preset":
+        config, channels = self.mamba2, self.mamba2.expand * self.model.hidden_size
+        heads, beyond = divmod(channels, config.head_size or self.model.head_size)
+        if config.enabled and beyond:
+            raise ValueError(f"mamba2: {channels} channels (expand * hidden_size) can't be divided into heads of {config.head_size} (head_size)")
+        if config.enabled and heads % config.groups:
+            raise ValueError(f"mamba2: {heads} heads can't be divided among {config.groups} groups")
         return self
 
     @model_validator(mode="after")

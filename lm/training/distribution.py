@@ -17,7 +17,7 @@ from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGr
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
-from lm.preset.switches import TrainConfig
+from lm.preset.training import TrainConfig
 
 BUCKET_ELEMENTS = 2**23  # gradients that are summed in one message: 32 MiB of float32
 

@@ -22,7 +22,7 @@ from data_sources.tokenizer import tokenizer_from_json
 from lm.model import Context, Model, ModelState, build_model
 from lm.ops.cross_entropy import IGNORED, linear_cross_entropy
 from lm.preset import Preset
-from lm.preset.switches import LongContextConfig
+from lm.preset.training import LongContextConfig
 from lm.training.snapshots import Snapshots, read_snapshot
 
 HELD_OUT = "held_out"

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from lm.preset.switches import TrainConfig
+from lm.preset.training import TrainConfig
 
 
 def build_optimizer(module: nn.Module, config: TrainConfig) -> torch.optim.AdamW:

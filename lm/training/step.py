@@ -17,7 +17,7 @@ from torch import Tensor
 
 from data_sources import Batch
 from data_sources.order import LANES
-from lm.preset.switches import TrainConfig
+from lm.preset.training import TrainConfig
 from lm.training.carried import Carried, detached
 from lm.training.distribution import Ranks
 from lm.training.learner import Learner, weighted_sum

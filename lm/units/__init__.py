@@ -2,8 +2,10 @@
 
 from lm.units.attention import Attention
 from lm.units.deltanet import Deltanet
+from lm.units.gla import Gla
 from lm.units.hyena import Hyena
 from lm.units.longformer import Longformer
+from lm.units.mamba2 import Mamba2
 from lm.units.rwkv import Rwkv
 from lm.units.rwkv_channel import RwkvChannel
 from lm.units.s5 import S5
@@ -18,6 +20,8 @@ UNITS: dict[str, type[Unit]] = {
     "rwkv": Rwkv,
     "rwkv_channel": RwkvChannel,
     "deltanet": Deltanet,
+    "mamba2": Mamba2,
+    "gla": Gla,
     "swiglu": SwiGLU,
 }
 

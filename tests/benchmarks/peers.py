@@ -6,8 +6,9 @@ import torch
 import torch.nn.functional as F
 from s5 import S5 as PublishedS5
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM, LongformerConfig
+from transformers import LlamaConfig, LlamaForCausalLM, LongformerConfig, Mamba2Config
 from transformers.models.longformer.modeling_longformer import LongformerSelfAttention
+from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer
 from transformers.models.qwen3_next.configuration_qwen3_next import Qwen3NextConfig
 from transformers.models.qwen3_next.modeling_qwen3_next import Qwen3NextGatedDeltaNet
 
@@ -186,8 +187,42 @@ class DeltanetPeer(nn.Module):
         )
         self.mixer = Qwen3NextGatedDeltaNet(config, layer_idx=0)
 
+
+class Mamba2Peer(nn.Module):
+    """transformers' Mamba2Mixer on plain torch."""
+
+    def __init__(self, preset: Preset) -> None:
+        super().__init__()
+        model, config = preset.model, preset.mamba2
+        head_size = config.head_size or model.head_size
+        heads = config.expand * model.hidden_size // head_size
+        sizes = {"hidden_size": model.hidden_size, "expand": config.expand, "head_dim": head_size, "num_heads": heads}
+        sizes |= {"state_size": config.state_size, "n_groups": config.groups, "conv_kernel": config.kernel_size}
+        self.mixer = Mamba2Mixer(Mamba2Config(num_hidden_layers=1, **sizes), layer_idx=0)
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.mixer(x)
+
+
+class NaiveGla(nn.Module):
+    """Gated linear attention as the paper's recurrence says: a loop over tokens, between the same projections."""
+
+    def __init__(self, preset: Preset) -> None:
+        super().__init__()
+        size, self.heads, config = preset.model.hidden_size, preset.model.num_heads, preset.gla
+        keys = self.heads * (config.key_size or -(-preset.model.head_size // 2))
+        self.projections = nn.ModuleList(nn.Linear(size, width, bias=False) for width in (keys, keys, size))
+        self.speed = nn.Sequential(nn.Linear(size, config.decay_rank, bias=False), nn.Linear(config.decay_rank, keys))
+        self.gate, self.norm, self.output = nn.Linear(size, size, bias=False), nn.RMSNorm(size // self.heads), nn.Linear(size, size, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        query, key, value, raw = (y.unflatten(-1, (self.heads, -1)) for y in (*(project(x) for project in self.projections), self.speed(x)))
+        memory = x.new_zeros(len(x), self.heads, key.shape[-1], value.shape[-1])
+        read = []
+        for q, k, v, a in zip(*(y.unbind(1) for y in (query, key, value, torch.exp(F.logsigmoid(raw) / 16))), strict=True):
+            memory = a[..., None] * memory + k[..., None] * v[..., None, :]
+            read.append(q[..., None, :] @ memory)
+        return self.output(self.norm(torch.stack(read, 1).squeeze(-2)).flatten(2) * F.silu(self.gate(x)))
 
 
 # Independent modules (1, T, D) -> (1, T, D) of the same shape, by unit; what each is stands in its docstring.
@@ -198,4 +233,6 @@ UNIT_PEERS: dict[str, Callable[[Preset], nn.Module]] = {
     "rwkv": NaiveRwkv,
     "deltanet": DeltanetPeer,
     "rwkv_channel": PlainRwkvChannel,
+    "mamba2": Mamba2Peer,
+    "gla": NaiveGla,
 }

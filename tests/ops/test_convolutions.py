@@ -1,12 +1,14 @@
 """The long and the short convolution equal their sums, numpy's convolution, and their own gradients by differences."""
 
+from itertools import pairwise
+
 import numpy
 import pytest
 import torch
 from torch import Tensor
 
 from lm.ops.long_convolution import cut, direct_convolution, latest, long_convolution
-from lm.ops.short_convolution import remembered, short_convolution, short_convolution_of_pieces
+from lm.ops.short_convolution import remembered, short_convolution, short_convolution_of_pieces, token_convolution
 
 B, C = 2, 3
 SHAPES = [(1, 1), (1, 7), (5, 7), (29, 7), (30, 1), (64, 5), (211, 6), (23, 40)]  # T and F; the longest take several blocks
@@ -85,3 +87,27 @@ def test_short_convolution_forgets_where_a_document_begins(kernel_size: int) -> 
         torch.testing.assert_close(y, short_convolution(piece[None], kernel, past[None])[0])
         if stop == 11:
             torch.testing.assert_close(after[row], remembered(piece[None], past[None])[0])
+
+
+@pytest.mark.parametrize(("time", "length"), SHAPES[:3] + [(2, 4), (0, 3)])
+def test_the_convolution_of_channels_side_by_side_is_the_same(time: int, length: int) -> None:
+    x, kernel, history = three(time, length)
+    bias = drawn(C, seed=6)
+    y = token_convolution(x.mT, kernel, bias, history)
+    torch.testing.assert_close(y.mT, short_convolution(x, kernel, history) + bias[:, None] * bool(time), rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("length", [1, 3, 8])
+def test_no_document_is_convolved_with_another(length: int) -> None:
+    x, kernel, history = three(11, length)
+    position = torch.tensor([[4, 5, 0, 1, 2, 3, 4, 5, 6, 7, 8], [0, 0, 1, 2, 0, 1, 0, 1, 2, 3, 4]])
+    bias, none = drawn(C, seed=6), torch.zeros_like(history[:1])
+    history[0, :, : max(length - 5, 0)], history[1] = 0, 0  # four tokens stand before the first row, none before the second
+    y = token_convolution(x.mT, kernel, bias, history, position).mT
+    for row, cuts in enumerate([(0, 2, 11), (0, 1, 4, 6, 11)]):
+        for start, stop in pairwise(cuts):
+            past = history[row : row + 1] if start == 0 else none
+            torch.testing.assert_close(y[row : row + 1, :, start:stop], short_convolution(x[row : row + 1, :, start:stop], kernel, past) + bias[:, None])
+    inputs = [tensor.requires_grad_() for tensor in (x.mT.contiguous(), kernel, bias, history)]
+    assert torch.autograd.gradcheck(lambda *inputs: token_convolution(*inputs, position), inputs)
+    assert torch.autograd.gradcheck(token_convolution, inputs)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lm.ops.linear_attention import decaying_recurrence
+from lm.ops.linear_attention import decaying_recurrence, scalar_decay_recurrence
 
 B, T, H, K, V = 2, 37, 3, 5, 7
 STARTS = {"one document": [], "restarts": [(0, 0), (0, 3), (0, 4), (1, 16), (1, 30), (1, 36)], "all anew": [(0, 32), (1, 32)]}
@@ -62,10 +62,37 @@ def test_chunks_equal_token_by_token(chunk: int, with_bonus: bool, starts: list[
         torch.testing.assert_close(left, right, rtol=1e-10, atol=1e-10)
 
 
+def drawn_scalar(groups: int, time: int = T, strength: float = 0.5) -> list[Tensor]:
+    """query, key (B, T, G, K), value, log_decay (B, T, 6), memory, of six heads."""
+    generator = torch.Generator().manual_seed(1)
+    shapes = [(B, time, groups, K), (B, time, groups, K), (B, time, 6, V), (B, time, 6), (B, 6, K, V)]
+    query, key, value, log_decay, memory = (torch.randn(shape, dtype=torch.float64, generator=generator) for shape in shapes)
+    return [query, key, value, -strength * log_decay.exp(), memory]
+
+
+def scalar_token_by_token(query: Tensor, key: Tensor, value: Tensor, log_decay: Tensor, memory: Tensor, restart: Tensor) -> tuple[Tensor, Tensor]:
+    """The same decay for every channel, and a copy of the group's query and key for every head."""
+    query, key = (x.repeat_interleave(value.shape[2] // x.shape[2], 2) for x in (query, key))
+    return token_by_token(query, key, value, log_decay[..., None].expand_as(key), memory, None, restart)
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 8, 16, 64])
+@pytest.mark.parametrize("groups", [1, 2, 6])
+@pytest.mark.parametrize("starts", STARTS.values(), ids=STARTS)
+def test_scalar_decays_equal_token_by_token(chunk: int, groups: int, starts: list[tuple[int, int]]) -> None:
+    wanted = with_gradients(scalar_token_by_token, drawn_scalar(groups), restarts(starts))
+    found = with_gradients(scalar_decay_recurrence, drawn_scalar(groups), restarts(starts) if starts else None, chunk)
+    for left, right in zip(found, wanted, strict=True):
+        torch.testing.assert_close(left, right, rtol=1e-10, atol=1e-10)
+
+
 @pytest.mark.parametrize("time", [1, 2, 3, 32, 33, 65])
 def test_every_length(time: int) -> None:
     inputs = drawn(time)
     for left, right in zip(decaying_recurrence(*inputs), token_by_token(*inputs, restarts([], time)), strict=True):
+        torch.testing.assert_close(left, right)
+    inputs = drawn_scalar(2, time)
+    for left, right in zip(scalar_decay_recurrence(*inputs), scalar_token_by_token(*inputs, restarts([], time)), strict=True):
         torch.testing.assert_close(left, right)
 
 
@@ -79,7 +106,19 @@ def test_float32_is_exact_however_strong_the_decay(log_decay: float) -> None:
     found = with_gradients(decaying_recurrence, [x.float() for x in inputs])
     for left, right in zip(found, wanted, strict=True):
         assert left.isfinite().all()
-        assert (left - right).abs().max() < 2e-6 * right.abs().max()
+        assert (left - right).abs().max() <= 2e-6 * right.abs().max()
+
+
+@pytest.mark.parametrize("log_decay", [0.0, -1e-4, -8.0, -30.0, -3000.0, -1e30], ids=str)
+def test_scalar_decays_are_exact_in_float32_however_strong(log_decay: float) -> None:
+    inputs = drawn_scalar(2, 130)
+    inputs[3] *= 0.01
+    inputs[3][:, ::3] = log_decay
+    wanted = with_gradients(scalar_token_by_token, inputs, restarts([], 130))
+    found = with_gradients(scalar_decay_recurrence, [x.float() for x in inputs])
+    for left, right in zip(found, wanted, strict=True):
+        assert left.isfinite().all()
+        assert (left - right).abs().max() <= 2e-6 * right.abs().max()
 
 
 def test_nothing_to_read() -> None:
@@ -87,3 +126,7 @@ def test_nothing_to_read() -> None:
     y, memory = decaying_recurrence(*inputs, restarts([], 0))
     assert y.shape == (B, 0, H, V)
     assert memory is inputs[4]
+    query, key, value, log_decay, memory = drawn_scalar(2, 0)
+    y, after = scalar_decay_recurrence(query, key, value, log_decay, memory)
+    assert y.shape == (B, 0, 6, V)
+    assert after is memory
