@@ -45,6 +45,13 @@ VARIANTS: dict[str, list[Sections]] = {
     "rwkv": [{"rwkv": {"mix_rank": 5, "decay_rank": 7}}, {"rwkv": {"mix_rank": 1, "decay_rank": 2}, "model": {"num_heads": 1}}],
     "rwkv_channel": [{}, {"model": {"ffn_size": None}}],
     "s5": [{"s5": {"state_size": 10}}, {"s5": {"state_size": 12, "blocks": 3}}, {"s5": {"state_size": 2}}],
+    "deltanet": [
+        {},
+        {"deltanet": {"key_size": 5, "value_size": 7, "kernel_size": 2}},
+        {"deltanet": {"gated": False, "key_size": 3, "kernel_size": 1}, "model": {"num_heads": 2}},
+        {"deltanet": {"gated": False, "output_gate": False, "value_size": 1, "kernel_size": 3}},
+        {"deltanet": {"output_gate": False, "key_size": 1, "kernel_size": 29}, "model": {"num_heads": 1}},
+    ],
     "hyena": [
         {"hyena": {"filter_order": 11, "embedding_dim": 5}},
         {"hyena": {"filter_order": 8, "embedding_dim": 3, "order": 1, "filter_length": 1, "kernel_size": 1}},
@@ -67,6 +74,10 @@ MODELS: dict[str, Sections] = {
         "longformer": {"enabled": True, "layers": "odd", "window": 5, "global_tokens": 2},
     },
     "convolutions": {"hyena": {"enabled": True, "filter_order": 7, "embedding_dim": 5}},
+    "three delta rules, then attention": {
+        "model": {"num_layers": 4},
+        "deltanet": {"enabled": True, "layers": [0, 1, 2], "key_size": 5, "value_size": 7},
+    },
     "rwkv": {"rwkv": {"enabled": True, "mix_rank": 5, "decay_rank": 7}, "rwkv_channel": {"enabled": True}},
     "matrix memories": {"mamba2": {"enabled": True, "layers": "even", "state_size": 5}, "gla": {"enabled": True, "layers": "odd", "decay_rank": 7}},
 }

@@ -52,6 +52,14 @@ def _hyena(preset: Preset) -> int:
     return projections + network + order * size
 
 
+def _deltanet(preset: Preset) -> int:
+    size, heads, section = preset.model.hidden_size, preset.model.num_heads, preset.deltanet
+    key, value = (width or preset.model.head_size for width in (section.key_size, section.value_size))
+    streams = heads * (2 * key + value) * (size + section.kernel_size)
+    rates = heads * (size + section.gated * (size + 2))
+    return streams + rates + (1 + section.output_gate) * size * heads * value + value
+
+
 def _mamba2(preset: Preset) -> int:
     size, config = preset.model.hidden_size, preset.mamba2
     channels = config.expand * size
@@ -73,6 +81,7 @@ UNIT_COUNTS: dict[str, Callable[[Preset], int]] = {
     "hyena": _hyena,
     "rwkv": _rwkv,
     "rwkv_channel": _rwkv_channel,
+    "deltanet": _deltanet,
     "mamba2": _mamba2,
     "gla": _gla,
     "swiglu": _swiglu,

@@ -188,7 +188,13 @@ class GlaConfig(LayerMechanism):
 
 
 class DeltanetConfig(LayerMechanism):
-    """Linear attention with the delta rule."""
+    """Linear attention with the delta rule. Heads are the model's (num_heads)."""
+
+    gated: bool = Field(True, description="Whether the memory decays, at a speed that every token sets (Gated DeltaNet).")
+    output_gate: bool = Field(True, description="Whether what is read is gated by the token.")
+    kernel_size: int = Field(4, ge=1, le=1024, description="Length of the short convolution.")
+    key_size: int | None = Field(None, ge=1, le=65_536, description="Width of a head's queries and keys; hidden_size / num_heads when null.")
+    value_size: int | None = Field(None, ge=1, le=65_536, description="Width of a head's values; hidden_size / num_heads when null.")
 
 
 class SharedAttentionConfig(LayerMechanism):

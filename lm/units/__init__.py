@@ -1,6 +1,7 @@
 """The table of units: one published mechanism a file. Adding one is a file here, its switches in lm/preset, and a line in UNITS."""
 
 from lm.units.attention import Attention
+from lm.units.deltanet import Deltanet
 from lm.units.gla import Gla
 from lm.units.hyena import Hyena
 from lm.units.longformer import Longformer
@@ -18,6 +19,7 @@ UNITS: dict[str, type[Unit]] = {
     "hyena": Hyena,
     "rwkv": Rwkv,
     "rwkv_channel": RwkvChannel,
+    "deltanet": Deltanet,
     "mamba2": Mamba2,
     "gla": Gla,
     "swiglu": SwiGLU,

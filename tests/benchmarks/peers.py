@@ -9,6 +9,8 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, LongformerConfig, Mamba2Config
 from transformers.models.longformer.modeling_longformer import LongformerSelfAttention
 from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer
+from transformers.models.qwen3_next.configuration_qwen3_next import Qwen3NextConfig
+from transformers.models.qwen3_next.modeling_qwen3_next import Qwen3NextGatedDeltaNet
 
 from data_sources import Batch
 from lm.preset import Preset
@@ -167,6 +169,25 @@ class HyenaPeer(nn.Module):
         return self.project_out(z.mT)
 
 
+class DeltanetPeer(nn.Module):
+    """transformers' Qwen3NextGatedDeltaNet on plain torch: chunks of 64, of as many heads as ours and as wide."""
+
+    def __init__(self, preset: Preset) -> None:
+        super().__init__()
+        model, section = preset.model, preset.deltanet
+        config = Qwen3NextConfig(
+            hidden_size=model.hidden_size,
+            num_hidden_layers=1,
+            layer_types=["linear_attention"],
+            linear_num_key_heads=model.num_heads,
+            linear_num_value_heads=model.num_heads,
+            linear_key_head_dim=section.key_size or model.head_size,
+            linear_value_head_dim=section.value_size or model.head_size,
+            linear_conv_kernel_dim=section.kernel_size,
+        )
+        self.mixer = Qwen3NextGatedDeltaNet(config, layer_idx=0)
+
+
 class Mamba2Peer(nn.Module):
     """transformers' Mamba2Mixer on plain torch."""
 
@@ -210,6 +231,7 @@ UNIT_PEERS: dict[str, Callable[[Preset], nn.Module]] = {
     "s5": S5Peer,
     "hyena": HyenaPeer,
     "rwkv": NaiveRwkv,
+    "deltanet": DeltanetPeer,
     "rwkv_channel": PlainRwkvChannel,
     "mamba2": Mamba2Peer,
     "gla": NaiveGla,

@@ -31,6 +31,7 @@ PLANS: dict[str, dict[str, Any]] = {
     "s5": {"s5": ON},
     "hyena": {"hyena": ON},
     "rwkv, rwkv_channel": {"rwkv": ON, "rwkv_channel": ON},
+    "deltanet": {"deltanet": ON},
     "mamba2": {"mamba2": ON},
     "gla": {"gla": ON},
     "s5 | longformer": {"s5": ON | {"layers": "even"}, "longformer": ON | {"layers": "odd", "window": 64, "global_tokens": 4}},
