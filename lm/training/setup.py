@@ -106,9 +106,7 @@ def open_session(
         lost = _settle_replay(run, not under_way, past, folder, ranks, report)
         keep = (limit, ranks.from_first(past.until if past else None)) if limit else None
         if preset.auxiliary.enable_adaptive_sources:
-            held = snapshot.run.get("adaptive") if snapshot else None
-            next_row = run.cursor["next_row"] if run.cursor else 0
-            run.adaptive = AdaptiveSources(preset.auxiliary, run.data, run.global_rows, preset.model.seq_length, next_row, held)
+            run.adaptive = _adaptive(run, snapshot)
         if preset.train.tensorboard:
             ranks.first_does(lambda: report.observers.append(stack.enter_context(contextlib.closing(TensorBoard(folder, run.life["tokens"], report.notice)))))
         report.phase("opening the sources")
@@ -196,6 +194,13 @@ def _angles(preset: Preset) -> tuple[Any, ...]:
     """What the keys in a state were turned by."""
     model = preset.model
     return model.rope_theta, *(at_layer(preset, layer).model.position_interpolation for layer in range(model.num_layers))
+
+
+def _adaptive(run: Run, snapshot: Snapshot | None) -> AdaptiveSources:
+    """The weights of sources as they were left, once all that is read is settled."""
+    held = snapshot.run.get("adaptive") if snapshot else None
+    next_row = run.cursor["next_row"] if run.cursor else 0
+    return AdaptiveSources(run.preset.auxiliary, run.data, run.global_rows, run.preset.model.seq_length, next_row, held)
 
 
 def _settle_replay(run: Run, begins: bool, past: Past | None, folder: Path, ranks: Ranks, report: Reporter) -> bool:
