@@ -5,6 +5,7 @@ All parameters are random, so that a gate that starts at zero can't hide anythin
 
 import itertools
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 
 from lm.model import Context, build_model
-from lm.preset import MECHANISMS, Preset, layer_plan
+from lm.preset import MECHANISMS, Preset, layer_plan, load_preset
 from lm.preset.plan import state_grows
 from lm.units import UNITS
 
@@ -117,8 +118,10 @@ def unit_reading(name: str, variant: Sections, dtype: torch.dtype, time: int = T
 
 
 def model_reading(variant: Sections, dtype: torch.dtype, time: int = T) -> Reading:
-    model = randomised(build_model(preset_of(variant), V), dtype)
+    return reading_of(randomised(build_model(preset_of(variant), V), dtype), time)
 
+
+def reading_of(model: nn.Module, time: int) -> Reading:
     def read(tokens: Tensor, state: Any, restart: Tensor | None) -> tuple[Tensor, Any]:
         out = model(tokens, state, Context(restart=restart))
         return out.logits, out.state
@@ -282,5 +285,21 @@ def test_after_a_hundred_thousand_tokens(name: str) -> None:
     cuts = torch.rand(9, generator=generator).mul(100_000).long().sort().values.tolist()
     lengths = [end - start for start, end in itertools.pairwise([0, *cuts, 100_000])] + [1] * 40
     pieces, state = in_pieces(it, it.text, lengths, restart)
+    close(pieces, whole, torch.float64)
+    close(state, after, torch.float64)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", sorted(Path("configs").glob("[0-9]*.json")), ids=lambda path: path.stem)
+@torch.no_grad()
+def test_shipped_models_are_under_the_law(path: Path) -> None:
+    """At their own sizes, past their rows and windows, through a restart."""
+    preset = load_preset(path)
+    time = preset.model.seq_length + 90
+    it = reading_of(randomised(build_model(preset, V), torch.float64), time)
+    restart = torch.zeros(B, time, dtype=torch.bool)
+    restart[0, 77] = True
+    whole, after = it.read(it.text, it.state(B), restart)
+    pieces, state = in_pieces(it, it.text, [1, 300, 0, time - 304, 1, 1, 1], restart)
     close(pieces, whole, torch.float64)
     close(state, after, torch.float64)

@@ -286,16 +286,6 @@ class Preset(Config):
         return self
 
     @model_validator(mode="after")
-    def _rows_grow(self) -> "Preset":
-        for stage in self.train.seq_length_curriculum:
-            if stage.seq_length > self.model.seq_length:
-                raise ValueError(
-                    f"train.seq_length_curriculum: a stage has rows of {stage.seq_length} tokens, more than model.seq_length {self.model.seq_length}, "
-                    "which learned positions and Hyena's filters are made for; make that longer"
-                )
-        return self
-
-    @model_validator(mode="after")
     def _mamba2_heads_fit(self) -> "Preset":
         config, channels = self.mamba2, self.mamba2.expand * self.model.hidden_size
         heads, beyond = divmod(channels, config.head_size or self.model.head_size)
@@ -306,8 +296,11 @@ class Preset(Config):
         return self
 
     @model_validator(mode="after")
-    def _windows_fit_rows(self) -> "Preset":
+    def _rows_fit(self) -> "Preset":
         config, length = self.train.long_context, self.model.seq_length
+        longest = max((stage.seq_length for stage in self.train.seq_length_curriculum), default=0)
+        if longest > length:  # learned positions and Hyena's filters are made for model.seq_length
+            raise ValueError(f"train.seq_length_curriculum: a stage has rows of {longest} tokens, more than model.seq_length {length}; make that longer")
         if not config.enabled:
             return self
         named = {"backprop_chunks": config.backprop_chunks} | ({"long_unroll_chunks": config.long_unroll_chunks} if config.long_unroll_every else {})

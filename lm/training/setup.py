@@ -93,10 +93,8 @@ def open_session(
         report.phase("building the model")
         run = _born_run(preset, tokenizer_json, len(tokenizer), budget, ranks)
         under_way = snapshot is not None and is_under_way(snapshot, preset, budget)
-        fits = False
-        if snapshot:
-            fits = _take_over(run, snapshot, under_way, snapshots, ranks, report)
-        else:
+        fits = snapshot is not None and _take_over(run, snapshot, under_way, snapshots, ranks, report)
+        if not snapshot:
             begin_run(run.life, preset, budget)
         if preset.train.long_context.enabled:
             run.carried = _carried(run, snapshot, fits, ranks, report)

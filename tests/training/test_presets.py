@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 
 from data_sources.config import DataConfig
-from lm.preset import MECHANISMS, Preset, load_preset
+from lm.preset import MECHANISMS, Preset, layer_plan, load_preset
 from lm.training import train
 
 STEP = 4 * 64  # tokens
 SHIPPED = sorted(Path("configs").glob("[0-9]*.json"))
+MODELS = sorted({layer_plan(load_preset(path)): path for path in reversed(SHIPPED)}.values())  # one preset of each
 BUILT = [name for name, claim in MECHANISMS.items() if claim.built]
 
 
@@ -22,26 +23,51 @@ def steps(folder: Path) -> list[dict[str, Any]]:
     return [event for event in told if event["event"] == "step"]
 
 
-def two_steps(path: Path, corpus: Path, folder: Path, rows: int | None = None, length: int | None = None) -> None:
+def shortened(path: Path, corpus: Path, rows: int, length: int, **train_switches: Any) -> Preset:
+    """A shipped preset over the corpus, with rows of `length` and all that is measured by them in the same proportion."""
     shipped = load_preset(path)
-    text = DataConfig.model_validate({"sources": [{"type": "files", "path": str(corpus)}], "vocab_size": 500})
-    sizes = {"per_gpu_batch_size": rows or shipped.train.per_gpu_batch_size, "eval_tokens": 1000}
-    model = shipped.model.model_copy(update={"seq_length": length or shipped.model.seq_length})
-    preset = shipped.model_copy(update={"data": text, "model": model, "train": shipped.train.model_copy(update=sizes)})
-    train(preset, folder, 2 * preset.step_rows * preset.model.seq_length)
-    losses = [step["loss"] for step in steps(folder)]
-    assert len(losses) >= 2 and all(map(math.isfinite, losses))
+    text = DataConfig.model_validate({"sources": [{"type": "files", "path": str(corpus), "repeat": True}], "vocab_size": 500})
+    times = shipped.model.seq_length // length
+    long = shipped.train.long_context
+    stages = shipped.train.seq_length_curriculum
+    sizes = {
+        "per_gpu_batch_size": rows,
+        "eval_tokens": 1000,
+        "long_context": long.model_copy(update={"chunk_length": long.chunk_length // times}),
+        "seq_length_curriculum": tuple(stage.model_copy(update={"until_tokens": rows * length, "seq_length": stage.seq_length // times}) for stage in stages),
+    }
+    model = shipped.model.model_copy(update={"seq_length": length})
+    train_config = shipped.train.model_copy(update=sizes | train_switches)
+    return Preset.model_validate(shipped.model_copy(update={"data": text, "model": model, "train": train_config}).model_dump())
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_shipped_presets_take_two_steps_of_a_short_row(path: Path, corpus: Path, tmp_path: Path) -> None:
-    two_steps(path, corpus, tmp_path, rows=1, length=64)
+    two_steps(shortened(path, corpus, rows=1, length=64), tmp_path)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_shipped_presets_take_two_steps(path: Path, corpus: Path, tmp_path: Path) -> None:
-    two_steps(path, corpus, tmp_path)
+    shipped = load_preset(path)
+    two_steps(shortened(path, corpus, shipped.train.per_gpu_batch_size, shipped.model.seq_length), tmp_path)
+
+
+def two_steps(preset: Preset, folder: Path) -> None:
+    train(preset, folder, 2 * preset.step_rows * preset.model.seq_length)
+    losses = [step["loss"] for step in steps(folder)]
+    assert len(losses) >= 2 and all(map(math.isfinite, losses))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", MODELS, ids=lambda path: path.stem)
+def test_shipped_presets_predict_unseen_text_better(path: Path, corpus: Path, tmp_path: Path) -> None:
+    """Their own widths, layers and learning rate, on shorter rows."""
+    preset = shortened(path, corpus, rows=2, length=128, evaluate_every_tokens=20 * 256)
+    told: list[Any] = []
+    train(preset, tmp_path, 60 * 256, observers=(told.append,))
+    measured = [event["cross_entropy"] for event in told if event["event"] == "evaluation"]
+    assert math.log(500) > measured[0] > measured[-1] + 0.2, measured
 
 
 def whole_and_halved(name: str, tiny: Callable[..., Preset], folder: Path, count: int) -> list[float]:
