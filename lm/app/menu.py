@@ -6,7 +6,7 @@ from typing import NamedTuple
 from lm.app.details import Fragments, details, paragraph
 from lm.app.life import NO_MODEL, Life, read_life
 from lm.app.list_screen import BACK, GAP_ENTRY, Entry, ListScreen
-from lm.app.shelf import DEFAULT, Shelved, read_shelf
+from lm.app.shelf import Shelved, default_of, read_shelf
 from lm.app.terminal import CHECKPOINTS
 from lm.app.words import one_line
 from lm.preset import Preset
@@ -36,7 +36,7 @@ def ask(said: str = "") -> Choice:
     """Show the menu until something is chosen. `said` is what the last thing done had to say."""
     shelf, life = read_shelf(), read_life(CHECKPOINTS)
     entries = [*_presets(shelf, life), GAP_ENTRY, *(_action(name, life) for name in ACTIONS)]
-    screen = ListScreen(_head(said, life), entries, _first(shelf), {"enter": "start"}, ["start"], KEYS)
+    screen = ListScreen(_head(said, life), entries, _first(shelf, life), {"enter": "start"}, ["start"], KEYS)
     picked = screen.run()
     if picked.action == BACK:
         return Choice("quit")
@@ -60,11 +60,10 @@ def _action(name: str, life: Life) -> Entry:
     return Entry(label, lambda width: [("class:strong", f"{label}\n"), *paragraph("", about, width), *paragraph("", words, width)], not missing)
 
 
-def _first(shelf: list[Shelved]) -> int:
-    """Where the cursor stands: on the default, else on the first preset that can be picked, else on the first action."""
-    valid = [number for number, each in enumerate(shelf) if each.can_be_picked]
-    default = next((number for number in valid if shelf[number].path.stem == DEFAULT), None)
-    return default if default is not None else valid[0] if valid else len(shelf) + 1
+def _first(shelf: list[Shelved], life: Life) -> int:
+    """Where the cursor stands: on the preset that Enter goes on with, else on the first action."""
+    default = default_of(shelf, life.last_preset)
+    return shelf.index(default) if default else len(shelf) + 1
 
 
 def _head(said: str, life: Life) -> Callable[[int], Fragments]:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from lm.app.words import one_line
 from lm.preset import Preset, PresetError, load_preset
 from lm.preset.plan import not_built
 
@@ -43,7 +44,8 @@ def read_one(path: Path) -> Shelved:
     return Shelved(path, preset, f"not built yet: {', '.join(missing)}" if missing else "")
 
 
-def default_of(shelf: list[Shelved]) -> Shelved | None:
-    """What is trained when nobody is asked: 00_best_general, else the first that can be picked."""
+def default_of(shelf: list[Shelved], last: str) -> Shelved | None:
+    """What is trained when nobody is asked: the preset of the `last` run, by its name, else 00_best_general, else the first that can be picked."""
     valid = [shelved for shelved in shelf if shelved.can_be_picked]
-    return next((shelved for shelved in valid if shelved.path.stem == DEFAULT), valid[0] if valid else None)
+    first_choices = [shelved for shelved in valid if last and one_line(shelved.name) == last] + [shelved for shelved in valid if shelved.path.stem == DEFAULT]
+    return next(iter([*first_choices, *valid]), None)

@@ -3,12 +3,14 @@
 import sys
 
 from lm.app.company import Company
+from lm.app.life import read_life
 from lm.app.shelf import CONFIGS, default_of, read_shelf
+from lm.app.terminal import CHECKPOINTS
 
 
 def train_default(company: Company) -> int:
-    """Train the default preset and print lines. The exit status."""
-    default = default_of(read_shelf())
+    """Train the preset of the last run, or the default one, and print lines. The exit status."""
+    default = default_of(read_shelf(), read_life(CHECKPOINTS).last_preset)
     company.tell(default.preset if default else None)
     if default is None or default.preset is None:
         print(f"{CONFIGS}: no preset there can be trained; `python main.py` in a terminal shows why", file=sys.stderr)

@@ -172,9 +172,24 @@ def test_no_presets_at_all(tmp_path, folder):
 
 
 def test_the_default_without_a_person(folder):
-    assert default_of(read_shelf(folder / "configs")).preset.name == "best_general"
+    """What ran last goes on, as long as it is there."""
+
+    def default(last=""):
+        return default_of(read_shelf(folder / "configs"), last).preset.name
+
+    assert default() == default("gone") == "best_general" and default("rwkv") == "rwkv"
     write_preset(folder, "00_best_general", "{")
-    assert default_of(read_shelf(folder / "configs")).preset.name == "best_qa"
+    assert default() == default("best_general") == "best_qa"
+
+
+def test_enter_goes_on_with_the_preset_of_the_last_run(folder):
+    checkpoints = folder / "checkpoints"
+    checkpoints.mkdir()
+    (checkpoints / "lm_current.pth").write_bytes(b"")
+    told = {"runs": 1, "life_tokens": 5, "run_tokens": 5, "budget": 9, "vocab_size": 500, "born": "2026-11-20", "last_preset": "rwkv"}
+    (checkpoints / "life.json").write_text(json.dumps(told))
+    with Person(MAIN, folder) as person:
+        person.waits_for("❯ rwkv")
 
 
 def test_the_life_in_a_line(tmp_path):
