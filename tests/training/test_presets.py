@@ -67,7 +67,7 @@ def test_shipped_presets_predict_unseen_text_better(path: Path, corpus: Path, tm
     told: list[Any] = []
     train(preset, tmp_path, 60 * 256, observers=(told.append,))
     measured = [event["cross_entropy"] for event in told if event["event"] == "evaluation"]
-    assert math.log(500) > measured[0] > measured[-1] + 0.2, measured
+    assert math.log(500) - 0.5 > measured[0] > measured[-1] + 0.1, measured
 
 
 def whole_and_halved(name: str, tiny: Callable[..., Preset], folder: Path, count: int) -> list[float]:
