@@ -8,8 +8,8 @@
      "weights": [0.5, ...], "weighed": 80,
      "held_out": {"notes": ["00c3f2...", ...]}}
 
-Its size: a lane's place in a source is some 35 characters, and there are 48 lanes. A life of ten billion tokens takes 3 kB with one source,
-8 kB with four and 105 kB with 64.
+Its size: a lane's place in a source is some 35 characters, and there are 48 lanes. It takes 2 kB with one source, 7 kB with five and 75 kB
+with 64 at first, and 3, 10 and 115 kB where the numbers are those of a life of ten billion tokens.
 
 `parked` holds the places of sources that an earlier preset named and this one does not, for life. `weights` are those in force,
 where sources are chosen by weights, and `weighed` is the first row of the last batch, whose interval they are of: a batch may reach

@@ -25,6 +25,7 @@ COMMENTS = r"\s*+(?:\#[^\n]*+\s*+)*+"
 ROUND = r"\((?:[^()]|\((?:[^()]|\((?:[^()]|\([^()]*+\))*+\))*+\))*+\)"  # brackets go four deep, and nothing is tried twice
 OPENING = re.compile(rf"{COMMENTS}([rRuU]?)")
 HEADER = re.compile(rf"[ \t]*+((?:async[ \t]+)?(?:def|class)[ \t]+\w+[ \t]*(?:{ROUND})?[ \t]*(?:->[^:\n]++)?):{COMMENTS}([rRuU]?)")
+SHORT = re.compile(r""":[ \t]*(?:\#[^\n]*)?\n\s*[rRuU]?(["'])(?!\1)[^\n]*\1[ \t]*\n""")  # a line of single quotes, first of what a colon begins
 BLOCKS = ("body", "handlers", "orelse", "finalbody", "cases")
 
 
@@ -33,7 +34,7 @@ def docstrings(source: bytes) -> list[Docstring]:
     if source.count(b'"""') < 2 and source.count(b"'''") < 2:
         return []  # what stands between single quotes is a few words long
     text = source.decode("utf-8-sig", errors="replace").replace("\r\n", "\n")
-    ambiguous = text.count(QUOTES) % 2 or "'''" in text or '\\"""' in text or '""""' in text or "\ufffd" in text
+    ambiguous = text.count(QUOTES) % 2 or "'''" in text or '\\"""' in text or '""""' in text or "\ufffd" in text or SHORT.search(text)
     return parsed(source) if ambiguous else list(_split(text))
 
 

@@ -147,7 +147,7 @@ def test_the_fast_reading_agrees_with_the_syntax_tree_on_installed_files() -> No
         assert set(found) <= set(expected), path
         slow, fast = slow + len(expected), fast + len(found)
     assert slow > 1000
-    assert fast > 0.95 * slow  # what is installed decides: some packages write docstrings in single quotes
+    assert fast > 0.97 * slow
 
 
 def test_nothing_is_imported() -> None:
