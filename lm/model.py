@@ -112,6 +112,15 @@ class Model(nn.Module):
         position = context.position[:, -1] + 1 if tokens.shape[1] else before.position
         return Output(self.norm(x), ModelState(position, tuple(after)) if state else None, losses, stats, self.output_weight)
 
+    def after_step(self, stats: Mapping[str, Tensor]) -> None:
+        """Tell each unit what its stats came to over an optimizer step of all ranks; every rank does so with the same numbers."""
+        of_units: dict[tuple[int, str], dict[str, Tensor]] = {}
+        for path, value in stats.items():
+            depth, name, key = path.split(".")
+            of_units.setdefault((int(depth), name), {})[key] = value
+        for (depth, name), own in of_units.items():
+            self.layers[depth][self.plan[depth].index(name)].unit.after_step(own)
+
     def extend_max_seq_len(self, length: int) -> None:
         """Give learned positions `length` places; new ones begin as copies of the old, in order. Rotary positions need nothing."""
         if self.positions is None or length <= self.positions.num_embeddings:

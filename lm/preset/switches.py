@@ -325,6 +325,11 @@ class Preset(Config):
         return lines
 
     @property
+    def loss_weights(self) -> dict[str, float]:
+        """What each named loss of the units counts beside that of the next token, which counts once."""
+        return {}
+
+    @property
     def step_rows(self) -> int:
         """Rows that one device reads for an optimizer step."""
         return self.train.per_gpu_batch_size * self.train.accumulation_steps

@@ -17,7 +17,7 @@ class Learned(NamedTuple):
 
     losses: Mapping[str, Tensor]  # unweighted means over the scored tokens, 0 when there are none
     nll: Tensor  # (B, T) detached, nats, 0 where not scored
-    stats: Mapping[str, Tensor]  # of the units, detached
+    stats: Mapping[str, Tensor]  # of the units, detached sums over the scored tokens
     state: ModelState | None  # after the last token, where one was given
 
 
@@ -49,7 +49,7 @@ class Learner(nn.Module):
 
     def _read(self, piece: Batch, state: ModelState | None) -> Learned:
         any_restart = piece.any_restart if state is None else piece.restarts > 0
-        context = Context(restart=piece.restart, cu_seqlens=piece.cu_seqlens, any_restart=any_restart)
+        context = Context(restart=piece.restart, cu_seqlens=piece.cu_seqlens, any_restart=any_restart, scored=piece.targets >= 0)
         out = self.model(piece.tokens, state, context)
         total, nll = linear_cross_entropy(out.hidden.flatten(0, 1), self.model.output_weight, piece.targets.flatten())
         losses = {"next_token": total / max(piece.valid, 1), **out.losses}

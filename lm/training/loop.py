@@ -192,6 +192,7 @@ class Loop:
                 "life_tokens": self.run.life["tokens"],
                 "loss": step.loss,
                 "losses": step.losses,
+                "units": {name: value.tolist() for name, value in step.stats.items()},
                 "tokens_per_second": (have - had) / max(until - since, 1e-9),
                 "learning_rate": step.learning_rate,
                 "gradient_norm": step.gradient_norm,

@@ -111,7 +111,7 @@ def open_session(
         stream = _opened(run, tokenizer, ranks, keep, should_stop)
         ahead = stack.enter_context(Prefetch(stream, BATCHES_AHEAD))
         store = HeldOutStore(folder / HELD_OUT, min(preset.train.eval_tokens, HELD_OUT_TOKENS))
-        teacher = Teacher(ranks, run.learner, run.optimizer, preset.train, {}, run.carried)
+        teacher = Teacher(ranks, run.learner, run.optimizer, preset.train, preset.loss_weights, run.carried)
         saver = Saver(snapshots)
         stack.callback(_let_finish, saver)
         keeper = PastKeeper(past, folder) if past else None

@@ -36,10 +36,19 @@ class Step(NamedTuple):
     read: list[float]  # tokens by source
     gradient_norm: float
     learning_rate: float
+    stats: dict[str, Tensor]  # of the units
 
 
 class TooLarge(Exception):
     """The model can't be trained on this machine. The message is one line."""
+
+
+class Found(NamedTuple):
+    """What rows came to."""
+
+    sums: list[float]  # nats, scored tokens and read tokens, by source
+    losses: dict[str, float]  # each named loss's part of the mean over the step
+    stats: dict[str, Tensor]
 
 
 class Cut(NamedTuple):
@@ -64,7 +73,7 @@ class Teacher:
     ) -> None:
         """carried: the states of this rank's lanes, where rows go on from one another."""
         self.ranks, self.optimizer, self.config, self.weights, self.carried = ranks, optimizer, config, weights, carried
-        self.learner = ranks.wrapped(learner)
+        self.model, self.learner = learner.model, ranks.wrapped(learner)
         self.parameters = [parameter for parameter in learner.parameters() if parameter.requires_grad]
         self.micro_rows = config.per_gpu_batch_size
         if carried:  # no lane twice, since its second row goes on from its first
@@ -77,20 +86,30 @@ class Teacher:
         rate = learning_rate(self.config, (read + tokens) / budget)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        sums, losses = self._gradients_in_memory(batch, scored, num_sources, self._cut(number))
+        found = self._gradients_in_memory(batch, scored, num_sources, self._cut(number))
         self.ranks.sum_gradients(self.parameters)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.grad_clip).item()
-        names = sorted(set().union(*self.ranks.gathered(list(losses))))  # a rank without rows has no losses
-        sums = self.ranks.summed([*sums, *(losses.get(name, 0.0) for name in names)])
-        nats, by_source, read_now, parts = sums[:n], sums[n : 2 * n], sums[2 * n : 3 * n], sums[3 * n :]
-        sound = math.isfinite(norm) and all(map(math.isfinite, sums))
+        sums, losses, stats = self._over_ranks(found)
+        nats, by_source, read_now = sums[:n], sums[n : 2 * n], sums[2 * n :]
+        sound = all(map(math.isfinite, [norm, *sums, *losses.values()]))
         if sound and scored:
             self.optimizer.step()
+            self.model.after_step(stats)
         self.optimizer.zero_grad(set_to_none=True)
         if self.carried:
             self.carried.settle(sound)
         loss = sum(nats) / scored if scored else math.nan
-        return Step(sound, tokens, loss, dict(zip(names, parts, strict=True)), nats, by_source, read_now, norm, rate)
+        return Step(sound, tokens, loss, losses, nats, by_source, read_now, norm, rate, stats)
+
+    def _over_ranks(self, own: Found) -> Found:
+        """Everything added up over the ranks. A rank without rows has no losses and no stats."""
+        known = self.ranks.gathered((list(own.losses), {name: value.shape for name, value in own.stats.items()}))
+        names = sorted({name for losses, _ in known for name in losses})
+        shapes = {name: shape for _, stats in known for name, shape in sorted(stats.items())}
+        stats = torch.cat([torch.empty(0), *(own.stats.get(name, torch.zeros(shape)).flatten().cpu() for name, shape in shapes.items())])
+        total = iter(self.ranks.summed([*own.sums, *(own.losses.get(name, 0.0) for name in names), *stats.tolist()]))
+        sums, losses = [next(total) for _ in own.sums], {name: next(total) for name in names}
+        return Found(sums, losses, {name: torch.tensor([next(total) for _ in range(shape.numel())]).view(shape) for name, shape in shapes.items()})
 
     def _cut(self, number: int) -> Cut:
         """How the rows of a step are read."""
@@ -100,7 +119,7 @@ class Teacher:
         chunks = config.chunks_of(number)
         return Cut(chunks * config.chunk_length, config.chunk_length, recompute=chunks > config.backprop_chunks)
 
-    def _gradients_in_memory(self, batch: Batch, tokens: int, num_sources: int, cut: Cut) -> tuple[list[float], dict[str, float]]:
+    def _gradients_in_memory(self, batch: Batch, tokens: int, num_sources: int, cut: Cut) -> Found:
         """Gradients of all micro-batches; when a rank runs out of memory all of them halve their micro-batch and begin again."""
         while True:
             fits = True
@@ -122,10 +141,11 @@ class Teacher:
             if self.ranks.device.type == "cuda":
                 torch.cuda.empty_cache()
 
-    def _gradients(self, batch: Batch, tokens: int, num_sources: int, cut: Cut) -> tuple[list[float], dict[str, float]]:
-        """Back-propagate this rank's rows. Sums of nats, of scored and of read tokens by source, and each named loss's part of the mean."""
+    def _gradients(self, batch: Batch, tokens: int, num_sources: int, cut: Cut) -> Found:
+        """Back-propagate this rank's rows."""
         by_source = torch.zeros(3, num_sources, dtype=torch.float64, device=self.ranks.device)
         parts: dict[str, Tensor] = {}
+        stats: dict[str, Tensor] = {}
         for rows in batch.split(self.micro_rows):
             lanes = rows.lane.tolist()
             state = self.carried.of(lanes) if self.carried else None
@@ -138,10 +158,11 @@ class Teacher:
                 state = detached(learned.state) if self.carried else None
                 for name, loss in learned.losses.items():
                     parts[name] = parts.get(name, 0.0) + loss.detach() * share
+                stats |= {name: stats.get(name, 0) + value for name, value in learned.stats.items()}
                 self._count(by_source, window.to(self.ranks.device), learned.nll)
             if self.carried:
                 self.carried.move(lanes, state)
-        return by_source.flatten().tolist(), {name: float(part) for name, part in parts.items()}
+        return Found(by_source.flatten().tolist(), {name: float(part) for name, part in parts.items()}, stats)
 
     @staticmethod
     def _count(by_source: Tensor, read: Batch, nll: Tensor) -> None:

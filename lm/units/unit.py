@@ -22,9 +22,9 @@ class Mixed(NamedTuple):
 
     y: Tensor  # (B, T, D)
     state: State  # the structure that came in; fresh tensors, never written in place
-    losses: Mapping[str, Tensor] = {}  # named scalars, unweighted means
+    losses: Mapping[str, Tensor] = {}  # named scalars, unweighted means over the scored tokens (Context.mean)
     shared: Mapping[str, Tensor] = {}  # what later layers may read as context.shared
-    stats: Mapping[str, Tensor] = {}  # detached, summed over ranks
+    stats: Mapping[str, Tensor] = {}  # detached sums over the scored tokens, added up over micro-batches and ranks
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ class Context:
     memory: Any = None  # neighbours, fetched outside the model
     cu_seqlens: Tensor | None = None  # (N + 1,) int32: where documents and rows begin in the flattened B * T, and its end
     any_restart: bool | None = None  # whether any document begins after state was carried to it
+    scored: Tensor | None = None  # (B, T) bool: tokens that count in losses and stats; all of them when None
     position: Tensor | None = None  # (B, T) int64: place within the document
     document: Tensor | None = None  # (B, T) int64: number of the document, counted over the flattened batch
     carry: bool = True  # whether the state that comes out will be read
@@ -66,6 +67,16 @@ class Context:
             carry=carry,
         )
 
+    def total(self, values: Tensor) -> Tensor:
+        """`values` (B, T, ...) of tokens, added up over those that are scored."""
+        if self.scored is None:
+            return values.sum((0, 1))
+        return torch.where(self.scored.view(*self.scored.shape, *[1] * (values.ndim - 2)), values, 0).sum((0, 1))
+
+    def mean(self, values: Tensor) -> Tensor:
+        """The mean of `values` (B, T) over the tokens that are scored; 0 when none is."""
+        return self.total(values) / self.total(torch.ones_like(values)).clamp(min=1)
+
 
 def _starts(edges: Tensor) -> Tensor:
     """Where `edges` (N,) is true, and N."""
@@ -89,3 +100,6 @@ class Unit(nn.Module):
     def forward(self, x: Tensor, state: State, context: Context) -> Mixed:
         """Read `x` (B, T, D), any T >= 0, after what `state` holds."""
         raise NotImplementedError
+
+    def after_step(self, stats: Mapping[str, Tensor]) -> None:
+        """Change buffers by what the unit's stats came to over all tokens of an optimizer step, of all ranks. Most units have none."""
