@@ -17,7 +17,7 @@ from data_sources.prefetch import Prefetch
 from data_sources.stream import Options, Stream
 from data_sources.tokenizer import build_tokenizer, tokenizer_from_json, tokenizer_to_json
 from lm.model import build_model
-from lm.preset import Preset, at_layer, plan_in_words
+from lm.preset import Preset, plan_in_words
 from lm.training.adaptive import AdaptiveSources
 from lm.training.carried import Carried
 from lm.training.certificate import certified, differences
@@ -178,20 +178,13 @@ def _same_lengths(run: Run, snapshot: Snapshot) -> bool:
 
 
 def _carried(run: Run, snapshot: Snapshot | None, fits: bool, ranks: Ranks, report: Reporter) -> Carried:
-    """The states that this rank's lanes were left in, where they mean to the model what they meant: shapes alone don't tell."""
+    """The states that this rank's lanes were left in, where they mean to the model what they meant."""
     carried = Carried(run.learner.model)
     if snapshot is None or run.cursor is None or not snapshot.carried:
         return carried
-    same = fits and _angles(snapshot.preset) == _angles(run.preset)
-    if not (same and carried.load(snapshot.carried, lanes_of(ranks.rank, ranks.size))):
+    if not (fits and carried.load(snapshot.carried, lanes_of(ranks.rank, ranks.size))):
         report.notice("the states of the snapshot are of another model: documents under way are gone on with from a fresh one")
     return carried
-
-
-def _angles(preset: Preset) -> tuple[Any, ...]:
-    """What the keys in a state were turned by."""
-    model = preset.model
-    return model.rope_theta, *(at_layer(preset, layer).model.position_interpolation for layer in range(model.num_layers))
 
 
 def _adaptive(run: Run, snapshot: Snapshot | None) -> AdaptiveSources:

@@ -25,7 +25,7 @@ def grown(old: Preset, new: Preset, vocab: int = V, new_vocab: int = V) -> tuple
     for parameter in before.parameters():
         parameter.data.normal_(std=0.3)
     after = Learner(build_model(new, new_vocab))
-    how = fit(after.state_dict(), before.state_dict())
+    how = fit(after.model, after.state_dict(), old, before.state_dict())
     after.load_state_dict(fitted(after.state_dict(), before.state_dict(), how), strict=False)
     return before.model.double(), after.model.double(), how
 
@@ -83,6 +83,43 @@ def test_a_unit_that_moves_within_its_layer_is_kept(tiny: Tiny) -> None:
     torch.testing.assert_close(after(tokens(31)).logits, before(tokens(31)).logits, rtol=1e-12, atol=1e-12)
     moments = fitted_moments({"model.layers.0.1.unit.output.weight/exp_avg": torch.ones(2, 3)}, how)
     assert list(moments) == ["model.layers.0.2.unit.output.weight/exp_avg"]
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"longformer": {"enabled": True, "window": 16}},
+        {"model": {"rope_theta": 500.0}},
+        {"model": {"position_interpolation": 2.0, "position_interpolation_layers": "odd"}},
+        {"model": {"num_heads": 4, "qk_norm": False}},
+        {"model": {"norm_eps": 1e-3}},
+    ],
+    ids=str,
+)
+def test_the_same_tensors_may_be_another_model(tiny: Tiny, sections: dict[str, Any]) -> None:
+    same = {"qk_norm": False} if "qk_norm" in sections.get("model", {}) else {}  # whose norms have a shape that follows from the heads
+    before, after, how = grown(tiny(model=same), tiny(**sections))
+    assert not (how.grown or how.new or how.left) and how.otherwise and not how.is_whole
+    assert (after(tokens(31)).logits - before(tokens(31)).logits).abs().max() > 1e-6
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"model": {"seq_length": 128, "ffn_size": 96, "num_kv_heads": 2}},
+        {"longformer": {"enabled": False, "window": 16}},
+        {"s5": {"enabled": True, "dt_min": 0.01, "blocks": 2}},
+        {"hyena": {"enabled": True, "filter_length": 64}},
+        {"auxiliary": {"value_weight": 0.5}},
+    ],
+    ids=str,
+)
+def test_what_makes_no_other_model(tiny: Tiny, sections: dict[str, Any]) -> None:
+    """Defaults written out, switches of what is off or of first weights, longer rows."""
+    on = {name: {"enabled": True} for name, section in sections.items() if section.get("enabled")}
+    before, after, how = grown(tiny(**on), tiny(**sections))
+    assert how.is_whole
+    torch.testing.assert_close(after(tokens(31)).logits, before(tokens(31)).logits, rtol=0, atol=0)
 
 
 def test_what_can_not_become_ours_is_left(tiny: Tiny) -> None:
