@@ -23,7 +23,7 @@ from lm.training.carried import Carried
 from lm.training.certificate import certified, differences
 from lm.training.change import other_tokenizer
 from lm.training.distribution import Ranks, device_in_words
-from lm.training.evaluation import HELD_OUT
+from lm.training.evaluation import HELD_OUT, encoded
 from lm.training.going_back import came_back
 from lm.training.journal import opened_journal
 from lm.training.learner import Learner
@@ -101,7 +101,7 @@ def open_session(
         _tell_run(run, ranks, report)
         limit = preset.train.replay_megabytes * 1_000_000
         past = opened_past(folder, run.life, limit, report.notice) if ranks.is_first and limit else None
-        lost = _settle_replay(run, not under_way, past, folder, ranks, report)
+        lost = _settle_replay(run, not under_way, past, tokenizer, folder, ranks, report)
         keep = (limit, ranks.from_first(past.until if past else None)) if limit else None
         if preset.auxiliary.enable_adaptive_sources:
             run.adaptive = _adaptive(run, snapshot)
@@ -194,10 +194,10 @@ def _adaptive(run: Run, snapshot: Snapshot | None) -> AdaptiveSources:
     return AdaptiveSources(run.preset.auxiliary, run.data, run.global_rows, run.preset.model.seq_length, next_row, held)
 
 
-def _settle_replay(run: Run, begins: bool, past: Past | None, folder: Path, ranks: Ranks, report: Reporter) -> bool:
+def _settle_replay(run: Run, begins: bool, past: Past | None, tokenizer: Any, folder: Path, ranks: Ranks, report: Reporter) -> bool:
     """Decide what the run reads again of earlier runs. Whether what it should read is lost."""
     if past and begins:
-        run.replay = begun_replay(run.preset, run.life, past)
+        run.replay = begun_replay(run.preset, run.life, past, lambda text: len(encoded(tokenizer, text)))
     wanted = ranks.from_first(run.replay)
     run.replay = spread(wanted, folder, ranks)
     if run.replay:
