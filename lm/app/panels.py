@@ -160,9 +160,9 @@ def _written(sample: Mapping[str, Any]) -> Text:
 
 
 def log(facts: Facts, width: int, height: int) -> Lines:
-    """The newest lines of the log."""
+    """The newest lines of the log, the last of them to its end where there is room."""
     lines = [spans((f"{line.clock}  ", LABEL), (line.text, TONES[line.tone])) for line in list(facts.log)[-(height - 1) :]]
-    return [title("log", width), *lines] if lines else []
+    return [title("log", width), *[*lines[:-1], *wrapped(lines[-1], width, height - 1)][-(height - 1) :]] if lines else []
 
 
 def small(facts: Facts, width: int) -> Lines:

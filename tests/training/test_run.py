@@ -391,6 +391,22 @@ def test_saving_goes_on_beside_training(tiny: Tiny, tmp_path: Path, monkeypatch:
     assert Snapshots(tmp_path).read("current").run["tokens"] == recorder.of("step")[-1]["tokens"]
 
 
+def test_a_last_snapshot_that_fails_says_what_is_lost(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    honest, written = Snapshots.save, []
+
+    def full(self: Snapshots, snapshot: Any, amends: bool) -> Path:
+        written.append(snapshot.run["tokens"])
+        if len(written) > 1:
+            raise SnapshotError("no room")
+        return honest(self, snapshot, amends)
+
+    monkeypatch.setattr(Snapshots, "save", full)
+    with pytest.raises(Halted, match="^no room; the last (.*) tokens are in no snapshot$") as halted:
+        trained(tiny(train={"snapshot_every_tokens": 3 * STEP}), tmp_path, 5)
+    lost = int(str(halted.value).split()[4].replace(",", ""))
+    assert 0 < lost == written[-1] - Snapshots(tmp_path).read("current").run["tokens"]
+
+
 def test_what_is_forgotten_is_said(tiny: Tiny, tmp_path: Path) -> None:
     """A run on prose, then one on digits alone: prose is measured all the same, its best is kept, and its loss is told."""
     digits = tmp_path / "digits.jsonl"
