@@ -112,8 +112,9 @@ def experts(facts: Facts, width: int, height: int) -> Lines:
     if facts.busiest is None or height < 1:
         return []
     layer, times = facts.busiest
-    heading = title("experts", width, f"the busiest reads {times:.2f} times the mean, in layer {layer}")
     loads = facts.loads
+    drawn = f" {bars(loads[layer], 16)}" if height == 1 else ""
+    heading = title("experts", width, f"the busiest reads {times:.2f} times the mean, in layer {layer}{drawn}")
     cells = [f"{layer:>3} {bars(load, max(width - 11, 1))} {over_mean(load):.2f}   " for layer, load in loads.items()]
     columns = max((width + 3) // max(map(len, cells)), 1)
     return [heading, *(spans("".join(cells[at : at + columns])) for at in range(0, len(cells), columns))][:height]
