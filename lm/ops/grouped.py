@@ -52,9 +52,10 @@ def grouped_linear(x: Tensor, weight: Tensor, order: Order) -> Tensor:
 
 
 def has_kernel(x: Tensor, weight: Tensor) -> bool:
-    """Whether torch multiplies all groups at once here: bfloat16 in rows of whole 16 bytes, on a GPU that computes in it.
+    """Whether torch's own call is taken: for bfloat16 in rows of whole 16 bytes, on GPUs that compute in it.
 
-    Elsewhere torch's own call is a loop over all groups, too, and knows no float64.
+    There it multiplies all groups at once and asks nothing of the device, or does as well as it can. For other numbers and on the CPU
+    it is a loop over the groups, too, and it knows no float64.
     """
     if x.device.type != "cuda" or x.dtype != torch.bfloat16 or not len(x):
         return False

@@ -158,7 +158,7 @@ def test_losses_and_loads_are_those_of_the_papers_over_scored_tokens() -> None:
     torch.testing.assert_close(mixed.losses["moe_balance"], torch.stack(balance).mean(), rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(mixed.losses["moe_z"], torch.stack(z).mean())
     assert torch.equal(mixed.stats["load"], load) and not mixed.stats["load"].requires_grad
-    assert unit(x, (), context_of(x, scored & False)).losses["moe_balance"] == 0
+    assert unit(x, (), context_of(x, scored & False)).losses["moe_balance"].item() == 0
 
 
 def test_what_is_switched_off_is_not_there() -> None:
@@ -235,7 +235,7 @@ def test_first_weights_write_nothing_and_prefer_nobody() -> None:
     unit, x = Moe(preset_of({"shared_experts": 1}, 48)), drawn(B, 400, 48, seed=7).float()
     unit.initialise()
     mixed = unit(x, (), context_of(x))
-    assert not mixed.y.any() and float(mixed.losses["moe_balance"]) == pytest.approx(1)
+    assert not mixed.y.any() and mixed.losses["moe_balance"].item() == pytest.approx(1)
     assert mixed.stats["load"].max() < 2 * mixed.stats["load"].mean()
     for matrices in (unit.output.weight, unit.shared_output.weight):
         matrices.data.normal_()
