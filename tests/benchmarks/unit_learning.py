@@ -1,7 +1,8 @@
 """Held-out bits per byte after 2M tokens with each unit in every layer, against attention: python -m tests.benchmarks.unit_learning
 
 All models have the layers, width and number of parameters of the one with attention (the feed-forward is made wider or narrower; with
-experts, those that a token uses are counted), and take every batch in turn, through seeds of first weights. Text: the Hub that HF_ENDPOINT leads to, else installed documentation.
+experts, those that a token uses are counted), and take every batch in turn, through seeds of first weights. Text: the Hub that HF_ENDPOINT
+leads to, else installed documentation.
 UNIT_TOKENS, UNIT_SEEDS and UNIT_PLANS (names of PLANS) say how much of it.
 """
 
