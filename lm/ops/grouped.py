@@ -9,11 +9,13 @@ Rows are sorted by the matrix that they chose, each matrix multiplies the rows b
 Sizes: N rows, K choices a row, G groups, I inner, O outer.
 """
 
+import itertools
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 
 class Order(NamedTuple):
@@ -63,12 +65,37 @@ def has_kernel(x: Tensor, weight: Tensor) -> bool:
 
 
 def by_segments(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
-    """Group after group; those that nobody chose cost nothing and get a gradient of zero."""
-    lengths = ends.diff(prepend=ends.new_zeros(1)).tolist()
-    # unbind's way back makes one gradient of all groups; indexing would make one as large for each.
-    pairs = zip(x.split(lengths), weight.unbind(), strict=True)
-    products = [F.linear(rows, matrix) for rows, matrix in pairs if len(rows)]
-    return torch.cat(products) if products else F.linear(x, weight[0])
+    """Group after group. Those that nobody chose cost nothing but the zeros of their gradient. Can be differentiated once."""
+    stops = ends.tolist()
+    return _Segments.apply(x, weight, list(itertools.pairwise([0, *stops])))
+
+
+class _Segments(torch.autograd.Function):
+    """Each product is written where it belongs, forward and back: autograd alone would copy all of them once more."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bounds: list[tuple[int, int]]) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.bounds = bounds
+        y = x.new_empty(len(x), weight.shape[1])
+        for matrix, (start, stop) in zip(weight, bounds, strict=True):
+            if start < stop:
+                torch.mm(x[start:stop], matrix.T, out=y[start:stop])
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+        x, weight = ctx.saved_tensors
+        of_x, of_weight = torch.empty_like(x), torch.empty_like(weight)
+        for matrix, of_matrix, (start, stop) in zip(weight, of_weight, ctx.bounds, strict=True):
+            if start == stop:
+                of_matrix.zero_()
+                continue
+            rows = gradient[start:stop]
+            torch.mm(rows, matrix, out=of_x[start:stop])
+            torch.mm(rows.T, x[start:stop], out=of_matrix)
+        return of_x, of_weight, None
 
 
 class _Spread(torch.autograd.Function):

@@ -9,7 +9,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -25,58 +25,65 @@ TOKENS = int(os.environ.get("EXPERTS_TOKENS", 2048))
 SECONDS = float(os.environ.get("EXPERTS_SECONDS", 6))
 SIZE, WIDTH = 256, 352
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-Read = Callable[[Tensor], Tensor]
+
+
+class Layer(NamedTuple):
+    """Something that reads (1, T, D)."""
+
+    module: nn.Module
+    read: Callable[[Tensor], Tensor]
 
 
 def preset_of(width: int, **moe: Any) -> Preset:
     return Preset.model_validate({"model": {"hidden_size": SIZE, "ffn_size": width}, "data": {"sources": ["c4"]}, "moe": moe})
 
 
-def reader(unit: nn.Module) -> Read:
+def layer_of(unit: nn.Module) -> Layer:
     for parameter in unit.parameters():
         nn.init.normal_(parameter, std=0.02)
     unit.to(DEVICE)
-    return lambda x: unit(x, (), Context().derived(x[..., 0], torch.zeros(1, dtype=torch.int64, device=DEVICE), carry=False)).y
+    return Layer(unit, lambda x: unit(x, (), Context().derived(x[..., 0], torch.zeros(1, dtype=torch.int64, device=DEVICE), carry=False)).y)
 
 
-def experts(count: int, used: int, skewed: bool = False) -> Read:
+def experts(count: int, used: int, skewed: bool = False) -> Layer:
     unit = Moe(preset_of(WIDTH, experts=count, experts_per_token=used, expert_size=WIDTH))
-    read = reader(unit)
     if skewed:
         unit.bias[:used] = 2.0
-    return read
+    return layer_of(unit)
 
 
-def dense(used: int) -> Read:
-    return reader(SwiGLU(preset_of(used * WIDTH)))
+def dense(used: int) -> Layer:
+    return layer_of(SwiGLU(preset_of(used * WIDTH)))
 
 
-def mixtral(count: int, used: int, how: str) -> Read:
+def mixtral(count: int, used: int, how: str) -> Layer:
     config = MixtralConfig(hidden_size=SIZE, intermediate_size=WIDTH, num_local_experts=count, num_experts_per_tok=used, experts_implementation=how)
     block = MixtralSparseMoeBlock(config)
     for parameter in block.parameters():
         nn.init.normal_(parameter, std=0.02)
-    return block.to(DEVICE)
+    return Layer(block.to(DEVICE), block)
 
 
-def timed(read: Read, x: Tensor) -> float:
+def timed(layer: Layer, x: Tensor) -> float:
+    """With gradients made anew, as in a step."""
+    layer.module.zero_grad(set_to_none=True)
     began = time.perf_counter()
-    read(x).square().mean().backward()
+    layer.read(x).square().mean().backward()
     if DEVICE.type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter() - began
 
 
-def compared(reads: dict[str, Read]) -> None:
+def compared(layers: dict[str, Layer]) -> None:
     """A line for each: milliseconds, and its time over that of the first."""
     x = torch.randn(1, TOKENS, SIZE, device=DEVICE, requires_grad=True)
-    times: dict[str, list[float]] = {name: [] for name in reads}
-    for read in reads.values():
-        timed(read, x)
+    times: dict[str, list[float]] = {name: [] for name in layers}
+    for layer in layers.values():
+        timed(layer, x)
     began = time.perf_counter()
-    while len(times[next(iter(reads))]) < 5 or time.perf_counter() - began < SECONDS:
-        for name, read in reads.items():
-            times[name].append(timed(read, x))
+    while len(times[next(iter(layers))]) < 5 or time.perf_counter() - began < SECONDS:
+        for name, layer in layers.items():
+            times[name].append(timed(layer, x))
     first = next(iter(times.values()))
     for name, found in times.items():
         ratio = statistics.median(each / one for each, one in zip(found, first, strict=True))
@@ -86,7 +93,7 @@ def compared(reads: dict[str, Read]) -> None:
 def main() -> None:
     print(f"{DEVICE.type}, float32, {TOKENS:,} tokens, hidden {SIZE}, experts {WIDTH} wide, {torch.get_num_threads()} threads, torch {torch.__version__}")
     print("by experts that a token uses, of 8; dense: as wide as those together")
-    compared({name: read for used in (1, 2, 4) for name, read in {f"{used} of 8": experts(8, used), f"dense, {used} wide": dense(used)}.items()})
+    compared({name: layer for used in (1, 2, 4) for name, layer in {f"{used} of 8": experts(8, used), f"dense, {used} wide": dense(used)}.items()})
     print("by experts that there are, 2 used")
     compared({"dense, 2 wide": dense(2)} | {f"2 of {count}": experts(count, 2) for count in (4, 16, 64)} | {"2 of 64, always the same": experts(64, 2, True)})
     for count in (8, 64):
