@@ -29,6 +29,7 @@ def config(snapshot: Snapshot) -> dict[str, Any]:
         **special_ids(snapshot.tokenizer),
         "plan": layer_plan(snapshot.preset),
         "sections": sections(snapshot.preset),
+        "loss_weights": snapshot.preset.loss_weights,
     }
 
 

@@ -8,14 +8,20 @@ from lm.preset.switches import Preset
 
 
 class ParameterCount(NamedTuple):
-    """Trainable numbers: in the vocabulary's matrices (embedding and output) and in all the rest."""
+    """Trainable numbers: in the vocabulary's matrices (embedding and output) and in all the rest; of that, in experts that a token leaves aside."""
 
     vocabulary: int
     trunk: int
+    idle: int = 0
 
     @property
     def total(self) -> int:
         return self.vocabulary + self.trunk
+
+    @property
+    def active(self) -> int:
+        """Those that one token uses."""
+        return self.total - self.idle
 
 
 def _attention(preset: Preset) -> int:
@@ -74,6 +80,20 @@ def _gla(preset: Preset) -> int:
     return 3 * size * size + 2 * size * keys + (size + keys) * config.decay_rank + keys + size
 
 
+def _moe(preset: Preset) -> int:
+    return _moe_expert(preset) * (preset.moe.experts + preset.moe.shared_experts) + preset.model.hidden_size * preset.moe.experts
+
+
+def _moe_idle(preset: Preset) -> int:
+    return _moe_expert(preset) * (preset.moe.experts - preset.moe.experts_per_token)
+
+
+def _moe_expert(preset: Preset) -> int:
+    config = preset.moe
+    width = config.expert_size or -(-preset.model.feed_forward_size // (8 * (config.experts_per_token + config.shared_experts))) * 8
+    return 3 * preset.model.hidden_size * width
+
+
 UNIT_COUNTS: dict[str, Callable[[Preset], int]] = {
     "attention": _attention,
     "longformer": _attention,
@@ -84,8 +104,10 @@ UNIT_COUNTS: dict[str, Callable[[Preset], int]] = {
     "deltanet": _deltanet,
     "mamba2": _mamba2,
     "gla": _gla,
+    "moe": _moe,
     "swiglu": _swiglu,
 }
+IDLE_COUNTS: dict[str, Callable[[Preset], int]] = {"moe": _moe_idle}  # what a token leaves aside
 
 
 def count_parameters(preset: Preset, vocab_size: int) -> ParameterCount | None:
@@ -97,4 +119,5 @@ def count_parameters(preset: Preset, vocab_size: int) -> ParameterCount | None:
     norms = (len(units) + 1) * model.hidden_size
     positions = model.seq_length * model.hidden_size if model.position == "learned" else 0
     vocabulary = vocab_size * model.hidden_size * (1 if model.tie_embeddings else 2)
-    return ParameterCount(vocabulary, sum(UNIT_COUNTS[name](preset) for name in units) + norms + positions)
+    idle = sum(IDLE_COUNTS[name](preset) for name in units if name in IDLE_COUNTS)
+    return ParameterCount(vocabulary, sum(UNIT_COUNTS[name](preset) for name in units) + norms + positions, idle)

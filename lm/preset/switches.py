@@ -225,11 +225,25 @@ class MoeConfig(LayerMechanism):
 
     experts: int = Field(8, ge=1, le=4096, description="Experts of a layer.")
     experts_per_token: int = Field(2, ge=1, le=4096, description="Experts that each token uses.")
+    shared_experts: int = Field(0, ge=0, le=4096, description="Experts that all tokens use beside those.")
+    expert_size: int | None = Field(
+        None, ge=1, le=1_048_576, description="Width of an expert; the feed-forward's, divided by the experts that a token uses, rounded up to 8, when null."
+    )
+    normalise: bool | None = Field(
+        None, description="Whether the weights of a token's experts add up to 1, as in Mixtral; when null, where it uses more than one."
+    )
+    balance_weight: Weight = Field(0.01, description="Weight of the loss that evens the experts' loads; 0 switches it off.")
+    z_weight: Weight = Field(0.001, description="Weight of the loss that keeps the router's scores small; 0 switches it off.")
+    bias_rate: float = Field(
+        0.001, ge=0, le=1, description="What each step adds to the chance of experts that got too little, and takes from others; 0 switches it off."
+    )
 
     @model_validator(mode="after")
     def _enough_experts(self) -> "MoeConfig":
         if self.experts_per_token > self.experts:
             raise ValueError(f"experts_per_token {self.experts_per_token} is more than the {self.experts} experts")
+        if self.normalise and self.experts_per_token == 1:
+            raise ValueError("normalise makes the weight of a token's only expert 1, from which the router learns nothing; leave it null")
         return self
 
 
@@ -328,7 +342,7 @@ class Preset(Config):
     @property
     def loss_weights(self) -> dict[str, float]:
         """What each named loss of the units counts beside that of the next token, which counts once."""
-        return {}
+        return {"moe_balance": self.moe.balance_weight, "moe_z": self.moe.z_weight} if self.moe.enabled else {}
 
     @property
     def step_rows(self) -> int:

@@ -75,6 +75,27 @@ def test_another_mechanism_begins_as_the_identity(tiny: Tiny, mechanism: str) ->
     assert moments.keys() == {f"{name}/exp_avg" for name in how.kept}
 
 
+@pytest.mark.parametrize("shared", [0, 1])
+def test_experts_in_a_feed_forwards_place_begin_as_the_identity(tiny: Tiny, shared: int) -> None:
+    """With what their routers know of the step before: nothing yet. What moves is the layer that becomes experts, and no other."""
+    before, after, how = grown(tiny(), tiny(moe={"enabled": True, "layers": [1], "shared_experts": shared}))
+    assert {name.rsplit(".", 2)[0] for name in how.new} == {name.rsplit(".", 2)[0] for name in how.new if name.startswith("model.layers.1.1.")}
+    assert "model.layers.1.1.unit.bias" in how.new and "model.layers.1.1.unit.output.weight" in how.left
+    before.layers[1][1].unit.output.weight.data.zero_()
+    torch.testing.assert_close(after(tokens(31)).logits, before(tokens(31)).logits, rtol=1e-12, atol=1e-12)
+
+
+def test_another_number_of_experts_begins_anew_and_the_same_number_is_kept_with_its_loads(tiny: Tiny) -> None:
+    four, six = (tiny(moe={"enabled": True, "layers": [1], "experts": count, "expert_size": 8}) for count in (4, 6))
+    _, _, how = grown(four, six)
+    assert "model.layers.1.1.unit.gate_up.weight" in how.new and not how.grown
+    before = Learner(build_model(four, V))
+    before.model.after_step({"1.moe.load": torch.tensor([5.0, 1.0, 2.0, 0.0])})
+    after = Learner(build_model(tiny(model={"num_layers": 3}, moe={"enabled": True, "layers": [1], "experts": 4, "expert_size": 8}), V))
+    after.load_state_dict(fitted(after.state_dict(), before.state_dict(), fit(after.state_dict(), before.state_dict())), strict=False)
+    assert torch.equal(after.model.layers[1][1].unit.share, torch.tensor([5, 1, 2, 0]) / 8) and after.model.layers[1][1].unit.bias.any()
+
+
 def test_a_unit_that_moves_within_its_layer_is_kept(tiny: Tiny) -> None:
     """S5 in front of what was attention and is now Longformer, which sees as far here: the feed-forward stands one place further."""
     before, after, how = grown(tiny(), tiny(s5={"enabled": True, "layers": [0]}, longformer={"enabled": True, "layers": [0], "window": 64}))

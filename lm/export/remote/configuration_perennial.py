@@ -8,7 +8,8 @@ from lm.export.remote.preset import Preset
 
 
 class PerennialConfig(PreTrainedConfig):
-    """`plan`: the unit names of each layer; `sections`: the sections of the preset that shape a model, every switch written out."""
+    """`plan`: the unit names of each layer; `sections`: the sections of the preset that shape a model, every switch written out;
+    `loss_weights`: what each named loss of the units counts in training."""
 
     model_type = "perennial"
     keys_to_ignore_at_inference = ["past_key_values"]
@@ -16,6 +17,7 @@ class PerennialConfig(PreTrainedConfig):
     vocab_size: int | None = None
     plan: list[list[str]] | None = None
     sections: dict[str, dict[str, Any]] | None = None
+    loss_weights: dict[str, float] | None = None
     bos_token_id: int | None = None
     eos_token_id: int | None = None
     pad_token_id: int | None = None
