@@ -67,8 +67,8 @@ def fit(model: Model, ours: Mapping[str, Tensor], before: Preset, theirs: Mappin
 
 
 def _workings(model: Model) -> dict[str, Any]:
-    """What each module computes by besides its tensors: its class and its plain attributes. What only first weights are drawn by is
-    called with an underscore."""
+    """What each module computes by besides its tensors: its class and its plain attributes. What only first weights are drawn by, or
+    only training goes by, is called with an underscore."""
     return {
         path: (type(module), {name: value for name, value in vars(module).items() if name[0] != "_" and name != "training" and isinstance(value, PLAIN)})
         for path, module in model.named_modules()

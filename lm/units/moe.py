@@ -90,7 +90,7 @@ class Moe(Unit):
         size, config = preset.model.hidden_size, preset.moe
         self.experts, self.experts_per_token = config.experts, config.experts_per_token
         self.normalise = config.experts_per_token > 1 if config.normalise is None else config.normalise
-        self.bias_rate, self.has_balance, self.has_z = config.bias_rate, config.balance_weight > 0, config.z_weight > 0
+        self._bias_rate, self._has_balance, self._has_z = config.bias_rate, config.balance_weight > 0, config.z_weight > 0
         active = config.experts_per_token + config.shared_experts
         width = config.expert_size or -(-preset.model.feed_forward_size // (8 * active)) * 8
         self.router = nn.Linear(size, config.experts, bias=False)
@@ -129,9 +129,9 @@ class Moe(Unit):
     def losses(self, routed: Routed, context: Context) -> dict[str, Tensor]:
         """Those that are switched on."""
         losses = {}
-        if self.has_balance:
+        if self._has_balance:
             losses["moe_balance"] = context.mean(self.experts * (routed.probability @ self.share.to(routed.probability.dtype)))
-        if self.has_z:
+        if self._has_z:
             losses["moe_z"] = context.mean(routed.log_sum.square())
         return losses
 
@@ -142,5 +142,5 @@ class Moe(Unit):
     def after_step(self, stats: Mapping[str, Tensor]) -> None:
         load = stats["load"].to(self.share)
         self.share.copy_(load / load.sum().clamp(min=1))
-        self.bias.add_(self.bias_rate * (load.mean() - load).sign())
+        self.bias.add_(self._bias_rate * (load.mean() - load).sign())
         self.bias.sub_(self.bias.mean())

@@ -92,7 +92,7 @@ def test_another_number_of_experts_begins_anew_and_the_same_number_is_kept_with_
     before = Learner(build_model(four, V))
     before.model.after_step({"1.moe.load": torch.tensor([5.0, 1.0, 2.0, 0.0])})
     after = Learner(build_model(tiny(model={"num_layers": 3}, moe={"enabled": True, "layers": [1], "experts": 4, "expert_size": 8}), V))
-    after.load_state_dict(fitted(after.state_dict(), before.state_dict(), fit(after.state_dict(), before.state_dict())), strict=False)
+    after.load_state_dict(fitted(after.state_dict(), before.state_dict(), fit(after.model, after.state_dict(), four, before.state_dict())), strict=False)
     assert torch.equal(after.model.layers[1][1].unit.share, torch.tensor([5, 1, 2, 0]) / 8) and after.model.layers[1][1].unit.bias.any()
 
 
@@ -131,6 +131,7 @@ def test_the_same_tensors_may_be_another_model(tiny: Tiny, sections: dict[str, A
         {"longformer": {"enabled": False, "window": 16}},
         {"s5": {"enabled": True, "dt_min": 0.01, "blocks": 2}},
         {"hyena": {"enabled": True, "filter_length": 64}},
+        {"moe": {"enabled": True, "bias_rate": 0.5, "z_weight": 0.0}},
         {"auxiliary": {"value_weight": 0.5}},
     ],
     ids=str,
