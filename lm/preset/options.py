@@ -26,8 +26,11 @@ def layer_options(preset: Preset) -> tuple[Options, ...]:
 
 
 def _gates(preset: Preset, unit: str) -> int:
-    is_ffn = unit == "swiglu" or (unit in MECHANISMS and MECHANISMS[unit].kind == "ffn")
-    return preset.head_gating.ffn_groups if is_ffn else preset.model.num_heads * preset.head_gating.mixers
+    return preset.head_gating.ffn_groups if _is_ffn(unit) else preset.model.num_heads * preset.head_gating.mixers
+
+
+def _is_ffn(unit: str) -> bool:
+    return unit == "swiglu" or (unit in MECHANISMS and MECHANISMS[unit].kind == "ffn")
 
 
 def check_options(preset: Preset) -> None:
@@ -50,7 +53,7 @@ def _check_gates(preset: Preset, layer: int, unit: str, gates: int) -> None:
     if not width:
         raise ValueError(f"head_gating: all of the feed-forward in layer {layer} is shared; set head_gating.ffn_groups to 0")
     if width % gates:
-        switch = "model.num_heads" if gates == preset.model.num_heads and unit != "swiglu" else "head_gating.ffn_groups"
+        switch = "head_gating.ffn_groups" if _is_ffn(unit) else "model.num_heads"
         raise ValueError(f"head_gating: the {width} channels of {unit} in layer {layer} can't be divided into {gates} groups ({switch})")
 
 

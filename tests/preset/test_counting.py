@@ -31,7 +31,7 @@ def test_count_equals_the_built_model(model: dict[str, Any], name: str | None) -
 
 OPTIONS: list[dict[str, Any]] = [
     {"head_gating": {"enabled": True}},
-    {"head_gating": {"enabled": True, "mixers": False, "ffn_groups": 3, "layers": [1]}},
+    {"head_gating": {"enabled": True, "mixers": False, "ffn_groups": 8, "layers": [1]}},
     {"head_gating": {"enabled": True, "ffn_groups": 0}, "mamba2": {"enabled": True, "layers": "odd"}, "deltanet": {"enabled": True, "value_size": 5}},
     {"shared_ffn": {"enabled": True}},
     {"shared_ffn": {"enabled": True, "private_share": 0.0}, "model": {"num_layers": 5, "ffn_size": 7}},
