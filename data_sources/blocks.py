@@ -27,6 +27,7 @@ class Block:
         self.chosen: dict[int, bool] = {}  # whether a document is read by this part of the data; found out once
         self.ids: dict[int, np.ndarray | None] = {}  # tokenised ahead; None once handed out
         self.marks: dict[int, np.ndarray] = {}  # which of those ids are scored, where not all are
+        self.at: tuple[int, ...] | None = None  # epoch, shard and block as lanes count them, once a lane has come by
         self.bytes = sum(map(len, self.texts)) + DOCUMENT_BYTES * (len(self.texts) + 1)
 
     def index(self, lane: int, taken: int) -> int:
@@ -39,7 +40,8 @@ class Block:
 
 
 class BlockCache:
-    """The blocks read last, up to a number of bytes. Lanes run nearly in step, so a block is normally read once."""
+    """The blocks that lanes still read, and the last of the others, up to a number of bytes. Lanes run nearly in step, so a block is
+    normally read once."""
 
     def __init__(self, limit: int = CACHE_BYTES):
         self._limit, self._bytes = limit, 0
@@ -59,3 +61,10 @@ class BlockCache:
             while self._bytes > self._limit and len(self._blocks) > 1:
                 self._bytes -= self._blocks.popitem(last=False)[1].bytes
         return block
+
+    def drop(self, source: int, before: tuple[int, ...]) -> None:
+        """Let go of a source's blocks that lie before a place which all lanes have come to."""
+        with self._lock:
+            passed = [key for key, block in self._blocks.items() if key[0] == source and block.at is not None and block.at < before]
+            for key in passed:
+                self._bytes -= self._blocks.pop(key).bytes

@@ -127,6 +127,7 @@ class PastSource(Source):
     path: str = Field(description="File with the sample that was kept.")
     sources: tuple[str, ...] = Field(description="Sources whose text is read again.")
     share: float = Field(gt=0, lt=1, description="Share of the run's tokens.")
+    document_tokens: int = Field(500, ge=1, description="About how long its documents are; what a lane expects of its first.")
 
 
 def _spelled_out(entry: Any) -> Any:

@@ -131,6 +131,10 @@ class Feed:
                 return Found(place, block, index)
             place = place._replace(taken=place.taken + 1)
 
+    def let_go(self, places: Iterable[Place]) -> None:
+        """Keep no block in memory that lies before all `places`, where the lanes of this process stand."""
+        self._cache.drop(self.number, min(place[:3] for place in places))
+
     def chosen(self, block: Block, index: int) -> bool:
         """Whether this part of the data reads the document. What training meets of the held-out text is gathered."""
         known = block.chosen.get(index)
@@ -156,7 +160,10 @@ class Feed:
             return None
         shuffled = rules.shuffle and blocks is not None
         number = permutation(blocks, rules.seed, self.name, epoch, shard, "blocks")[place.block] if shuffled else place.block
-        return self._cached(epoch, shard, number)
+        block = self._cached(epoch, shard, number)
+        if block is not None:
+            block.at = place[:3]
+        return block
 
     def _cached(self, epoch: int, shard: int, number: int) -> Block | None:
         return self._cache.get((self.number, epoch, shard, number), lambda: self._load(epoch, shard, number))

@@ -60,6 +60,7 @@ class Mix(NamedTuple):
     weights: tuple[float, ...]
     one_document_a_row: bool
     past_share: float = 0.0
+    past_document: int = HEAD_START  # tokens of its documents, about
 
     @property
     def present(self) -> range:
@@ -300,7 +301,7 @@ class Lane:
         if self._mix.past is None:
             return False
         standing = self.standings[self._mix.past]
-        half = standing.half if standing.documents else HEAD_START / 2
+        half = standing.half if standing.documents else self._mix.past_document / 2
         return standing.status == READING and standing.tokens + standing.credit + half < self._share_of_past()
 
     def _share_of_past(self) -> float:
@@ -314,7 +315,8 @@ class Lane:
         all at once."""
         if self._mix.past is not None:
             standing = self.standings[self._mix.past]
-            standing.credit = round(self._share_of_past()) - standing.tokens + draw(self.number, "past") % HEAD_START - HEAD_START // 2
+            length = self._mix.past_document
+            standing.credit = round(self._share_of_past()) - standing.tokens + draw(self.number, "past") % length - length // 2
 
     def _lag(self, source: int) -> float:
         """Tokens drawn for each unit of weight, were half of the next document drawn too: the least lags most.

@@ -99,7 +99,9 @@ class Reading:
         self._weighed = (cursor or {}).get("weighed", max(0, self._next_row - 1))
         self._interval = self._weighed // self._schedule.interval_rows if self._schedule else 0
         self._by_weights = strategy == "weighted"
-        mix = Mix(strategy, before, data.packing == "pad", data.past.share if data.past else 0.0)
+        mix = Mix(strategy, before, data.packing == "pad")
+        if data.past:
+            mix = mix._replace(past_share=data.past.share, past_document=data.past.document_tokens)
         lanes = {number: Lane(number, self._sources.feeds, mix, self._encoder, states.get(number), self._job.context_length) for number in numbers}
         for lane in lanes.values():
             lane.reweigh(self._weights)
@@ -155,6 +157,8 @@ class Reading:
         rows.begun = self._sifted(rows)
         moved = self._lanes if due else rows.lane.tolist()
         self._states |= {str(number): self._lanes[number].keep() for number in moved}
+        for source, feed in enumerate(self._sources.feeds):
+            feed.let_go(lane.standings[source].place for lane in self._lanes.values())
         self._tell_ends()
         rows.last = rows.empty and self.exhausted
         if rows.last and not self._job.endless:

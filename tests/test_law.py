@@ -66,6 +66,12 @@ VARIANTS: dict[str, list[Sections]] = {
     ],
     "shared_attention": [{}, {"model": {"num_kv_heads": 1}}, {"model": {"qk_norm": False}}, {"model": {"position": "learned"}}],
     "gla": [{"gla": {"decay_rank": 5}}, {"gla": {"decay_rank": 1, "key_size": 7, "decay_temperature": 0.5}}, {"model": {"num_heads": 1}}],
+    "moe": [
+        {"moe": {"experts": 3, "experts_per_token": 1}},
+        {"moe": {"experts": 5, "experts_per_token": 2, "expert_size": 3}},
+        {"moe": {"experts": 4, "experts_per_token": 3, "expert_size": 7, "shared_experts": 2}},
+        {"moe": {"experts": 4, "experts_per_token": 2, "expert_size": 1, "shared_experts": 1, "normalise": False}},
+    ],
 }
 MODELS: dict[str, Sections] = {
     "rope": {},
@@ -103,6 +109,7 @@ MODELS: dict[str, Sections] = {
         "rwkv_channel": {"enabled": True, "layers": [3]},
     },
     "matrix memories": {"mamba2": {"enabled": True, "layers": "even", "state_size": 5}, "gla": {"enabled": True, "layers": "odd", "decay_rank": 7}},
+    "experts": {"moe": {"enabled": True, "layers": "odd", "experts": 4, "experts_per_token": 2, "expert_size": 5}, "s5": {"enabled": True, "state_size": 6}},
 }
 
 

@@ -8,6 +8,7 @@ from lm.app.earlier import KINDS, about, heading, label
 from lm.app.list_screen import BACK, Entry, ListScreen
 from lm.app.terminal import CHECKPOINTS, quieted, uninterrupted
 from lm.app.words import counted, one_line
+from lm.training.forgetting import kept_measures
 from lm.training.headers import NAMES, Listed, SnapshotError, listed
 
 KEYS, CONFIRM_KEYS = "↑↓ choose   Enter go back to it   q back", "↑↓ choose   Enter do it   q back"
@@ -35,7 +36,7 @@ def back() -> str:
 
 
 def _about(each: Listed) -> Callable[[int], Fragments]:
-    return lambda width: about(each, datetime.now(UTC), width)
+    return lambda width: about(each, datetime.now(UTC), kept_measures(CHECKPOINTS), width)
 
 
 def _now() -> str:

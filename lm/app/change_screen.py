@@ -15,6 +15,7 @@ KEYS = "↑↓ choose   Enter do it   q back"
 GO_ON = "What fits is kept with all that it has learned, what is new begins beside it. A copy of the model as it is now goes to checkpoints/archive/ first."
 KEEP = "The model goes on with its own tokenizer, and reads with it what the preset names."
 ANEW = "The folder checkpoints/ gets another name, with the model and all that belongs to it, and another model is born. Nothing is deleted."
+SWITCHES_SHOWN = 4
 STAY = "Nothing is done."
 
 
@@ -61,6 +62,9 @@ def _head(preset: Preset, change: Change) -> Callable[[int], Fragments]:
                 out += row(part.fate, f"{size}: {one_line(part.names)}", width)
             elif part.fate == "kept":
                 out += row(part.fate, "nothing", width)
+        shown, more = change.switches[:SWITCHES_SHOWN], len(change.switches) - SWITCHES_SHOWN
+        for number, line in enumerate([*shown, *[f"and {more} more"] * (more > 0)]):
+            out += row("" if number else "because", one_line(line), width)
         out += paragraph("class:warning", f"Also, {one_line(change.tokenizer)}.", width) if change.tokenizer else []
         return [*out, ("", "\n")]
 

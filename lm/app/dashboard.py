@@ -5,7 +5,8 @@ head                                        head
 progress                                    progress
 curve          | numbers                    curve            | numbers
 sources                                                      | held-out text
-held-out text                               sources          | what the model writes
+experts                                     sources          | what the model writes
+held-out text                               experts          |
 what the model writes                       log
 log                                         keys
 keys
@@ -57,11 +58,12 @@ def _narrow(facts: Facts, width: int, height: int) -> Lines:
     sources = panels.sources(facts, width, max(height // 4, 4))
     writes = panels.samples(facts, width, 2 + height // 12)
     held_out = panels.held_out_line(facts, width)
-    log = panels.log(facts, width, 2 + height // 10)
-    rest = height - len(sources) - len(writes) - len(held_out) - len(log)
+    experts = panels.experts(facts, width, height // 15)
+    log = panels.log(facts, width, 2 + height // 10 - min(len(experts), 1))
+    rest = height - len(sources) - len(writes) - len(held_out) - len(experts) - len(log)
     right = 24
     upper = beside(panels.loss(facts, width - right - 3, rest), panels.numbers(facts, right, rest), width - right - 3, right)
-    return [*upper, *sources, *held_out, *writes, *log]
+    return [*upper, *sources, *experts, *held_out, *writes, *log]
 
 
 def _wide(facts: Facts, width: int, height: int) -> Lines:
@@ -70,9 +72,10 @@ def _wide(facts: Facts, width: int, height: int) -> Lines:
     left = width - right - 3
     log = panels.log(facts, width, max(height // 7, 3))
     rest = height - len(log) - 1
-    sources = panels.sources(facts, left, rest // 3)
+    sources, experts = panels.sources(facts, left, rest // 3), panels.experts(facts, left, rest // 6)
+    below = [Text(""), *sources, *([Text("")] if experts else []), *experts]
     numbers, held_out = panels.numbers(facts, right, 11), panels.held_out_table(facts, right, rest // 3)
     writes = panels.samples(facts, right, rest - len(numbers) - len(held_out) - 2)
-    first = [*panels.loss(facts, left, rest - len(sources) - 1), Text(""), *sources]
+    first = [*panels.loss(facts, left, rest - len(below)), *below]
     second = [*numbers, Text(""), *held_out, *([Text("")] if held_out else []), *writes]
     return [*beside(filled(first, rest), filled(second, rest), left, right), Text(""), *log]

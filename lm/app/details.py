@@ -51,8 +51,14 @@ def _size(preset: Preset, vocab_size: int | None) -> str:
     if count is None:
         return context
     if own or vocab_size:
-        return f"{counted(count.total)} parameters, {context}"
-    return f"{counted(count.trunk)} parameters and the vocabulary of {one_line(preset.data.tokenizer)}, {context}"
+        return f"{counted(count.total)} parameters{_active(count.active, count.total)}, {context}"
+    trunk = f"{counted(count.trunk)} parameters{_active(count.trunk - count.idle, count.trunk)}"
+    return f"{trunk} and the vocabulary of {one_line(preset.data.tokenizer)}, {context}"
+
+
+def _active(active: int, all_of_them: int) -> str:
+    """Said where a token does not use all."""
+    return f" ({counted(active)} active)" if active < all_of_them else ""
 
 
 def _sources(data: DataConfig, width: int) -> Fragments:

@@ -1,10 +1,12 @@
 """The snapshots of a folder in words: what each is, how old, how much it had read, how well it knew its sources."""
 
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
 from lm.app.details import Fragments, paragraph, row
 from lm.app.words import counted, duration, one_line, size
+from lm.training.forgetting import Measures
 from lm.training.headers import Header, Listed
 
 KINDS = {
@@ -38,8 +40,8 @@ def ago(header: Header, now: datetime) -> str:
     return f"{duration(max((now - header.saved).total_seconds(), 0))} ago"
 
 
-def about(listed: Listed, now: datetime, width: int) -> Fragments:
-    """All that a snapshot says of itself, in lines of at most `width` characters."""
+def about(listed: Listed, now: datetime, kept: Mapping[str, Measures], width: int) -> Fragments:
+    """All that is known of a snapshot, in lines of at most `width` characters. kept: what it was asked to be measured for, by identity."""
     header = listed.header
     out: Fragments = [("class:strong", KINDS[listed.kind][0]), ("class:quiet", f"   {one_line(str(listed.path))}\n")]
     out += paragraph("", KINDS[listed.kind][1], width)
@@ -50,13 +52,15 @@ def about(listed: Listed, now: datetime, width: int) -> Fragments:
     out += row("saved", f"{moment(header)}, {ago(header, now)}", width)
     out += row("life", f"{counted(header.life_tokens)} tokens in {runs} run{'s' * (runs != 1)}", width)
     out += row("last run", f"{one_line(header.preset)} at {counted(header.run.get('tokens', 0))} of {counted(header.run.get('budget', 0))}", width)
-    out += row("held-out", held_out(header), width)
+    out += row("held-out", held_out(header, kept.get(header.identity)), width)
     return out + row("size", size(header.bytes), width)
 
 
-def held_out(header: Header) -> str:
-    """The bits per byte by source that the snapshot tells of: its own, else the last ones before it."""
+def held_out(header: Header, asked: Measures | None) -> str:
+    """The bits per byte by source of a snapshot: its own, where they were taken along the way or when somebody `asked`, else the last before it."""
     at, found = newest_measures(header)
+    if asked and at != header.life_tokens:
+        at, found = header.life_tokens, {name: held["bits_per_byte"] for name, held in asked.items()}
     if not found:
         return "not measured"
     figures = ", ".join(f"{one_line(name)} {bits:.3f}" for name, bits in found.items())

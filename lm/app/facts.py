@@ -97,6 +97,17 @@ class Facts:
         """Until the run's budget is read, at the pace of late."""
         return (self.budget - self.tokens) / self.pace if self.pace else None
 
+    @property
+    def loads(self) -> dict[int, list[float]]:
+        """Tokens of the last step by expert, by layer; empty where no layer has experts."""
+        paths = {path: load for path, load in self.step.get("units", {}).items() if path.endswith(".moe.load") and any(load)}
+        return {int(path.split(".")[0]): load for path, load in paths.items()}
+
+    @property
+    def busiest(self) -> tuple[int, float] | None:
+        """The layer whose busiest expert is furthest above the mean of its experts, and how many times the mean that is."""
+        return max(((layer, over_mean(load)) for layer, load in self.loads.items()), key=lambda found: found[1], default=None)
+
     def say(self, text: str, tone: str = "quiet") -> None:
         """Add a line to the log."""
         self.log.append(Line(time.strftime("%H:%M:%S", time.localtime(self.clock())), one_line(text), tone))
@@ -183,6 +194,11 @@ class Facts:
         if source.next_try is not None and source.state == "waiting":
             words += f"; next try in {duration(max(source.next_try - self.clock(), 0))}"
         return words
+
+
+def over_mean(load: list[float]) -> float:
+    """The highest over the mean."""
+    return max(load) * len(load) / sum(load)
 
 
 def _smoothed(before: float | None, new: float | None) -> float | None:

@@ -6,11 +6,12 @@ from typing import Any
 from rich.text import Text
 
 from lm.app.curve import draw
-from lm.app.facts import Facts, SourceFacts
+from lm.app.facts import Facts, SourceFacts, over_mean
 from lm.app.text import ACCENT, LABEL, QUIET, TONES, Lines, apart, filled, fitted, spans, title, wrapped
 from lm.app.words import NOTHING, counted, duration, figure, one_line, rate, size
 
 STATE_STYLES = {"reading": "green", "waiting": "yellow", "given up": "red", "finished": "dim"}
+BARS = "▁▂▃▄▅▆▇█"
 
 
 def head(facts: Facts, width: int) -> Lines:
@@ -106,6 +107,27 @@ def _source_line(facts: Facts, source: SourceFacts, name_width: int) -> Text:
     return spans(name, figures, "  ", ("● ", state), (facts.state_of(source), "" if state == "green" else state), (around, QUIET))
 
 
+def experts(facts: Facts, width: int, height: int) -> Lines:
+    """How evenly experts are used: in the heading the busiest of all, below it each layer's loads in bars. Nothing without experts."""
+    if facts.busiest is None or height < 1:
+        return []
+    layer, times = facts.busiest
+    loads = facts.loads
+    drawn = f" {bars(loads[layer], 16)}" if height == 1 else ""
+    heading = title("experts", width, f"the busiest reads {times:.2f} times the mean, in layer {layer}{drawn}")
+    cells = [f"{layer:>3} {bars(load, max(width - 11, 1))} {over_mean(load):.2f}   " for layer, load in loads.items()]
+    columns = max((width + 3) // max(map(len, cells)), 1)
+    return [heading, *(spans("".join(cells[at : at + columns])) for at in range(0, len(cells), columns))][:height]
+
+
+def bars(load: list[float], width: int) -> str:
+    """A bar for each expert, half high at the mean and full at twice that; "·" for none. Where there is no room for all, neighbours share one."""
+    together = -(-len(load) // width)
+    highest = [max(load[at : at + together]) for at in range(0, len(load), together)]
+    unit = sum(load) / len(load) / 4
+    return "".join(BARS[min(max(round(value / unit), 1), 8) - 1] if value else "·" for value in highest)
+
+
 def held_out_line(facts: Facts, width: int) -> Lines:
     """The last evaluation in a line; nothing before the first."""
     if not facts.evaluation:
@@ -160,9 +182,9 @@ def _written(sample: Mapping[str, Any]) -> Text:
 
 
 def log(facts: Facts, width: int, height: int) -> Lines:
-    """The newest lines of the log."""
+    """The newest lines of the log, the last of them to its end where there is room."""
     lines = [spans((f"{line.clock}  ", LABEL), (line.text, TONES[line.tone])) for line in list(facts.log)[-(height - 1) :]]
-    return [title("log", width), *lines] if lines else []
+    return [title("log", width), *[*lines[:-1], *wrapped(lines[-1], width, height - 1)][-(height - 1) :]] if lines else []
 
 
 def small(facts: Facts, width: int) -> Lines:

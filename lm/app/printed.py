@@ -43,5 +43,6 @@ class Printed:
     def _step(self, event: Event) -> None:
         facts = self._facts
         left = "" if facts.seconds_left is None else f" · {duration(facts.seconds_left)} left"
+        experts = "" if facts.busiest is None else f" · busiest expert {facts.busiest[1]:.2f} times the mean"
         done = f"{event['tokens']:,} of {counted(facts.budget)} tokens"
-        self.line(f"{done} · loss {figure(event['loss'], 3)} · {figure(facts.pace, 0)} tokens/s{left}")
+        self.line(f"{done} · loss {figure(event['loss'], 3)} · {figure(facts.pace, 0)} tokens/s{experts}{left}")

@@ -46,6 +46,5 @@ def read_one(path: Path) -> Shelved:
 
 def default_of(shelf: list[Shelved], last: str) -> Shelved | None:
     """What is trained when nobody is asked: the preset of the `last` run, by its name, else 00_best_general, else the first that can be picked."""
-    valid = [shelved for shelved in shelf if shelved.can_be_picked]
-    first_choices = [shelved for shelved in valid if last and one_line(shelved.name) == last] + [shelved for shelved in valid if shelved.path.stem == DEFAULT]
-    return next(iter([*first_choices, *valid]), None)
+    valid = (shelved for shelved in shelf if shelved.can_be_picked)
+    return min(valid, key=lambda shelved: (one_line(shelved.name) != last, shelved.path.stem != DEFAULT), default=None)

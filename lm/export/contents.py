@@ -30,6 +30,7 @@ def config(snapshot: Snapshot) -> dict[str, Any]:
         "options": layer_options(snapshot.preset),
         "sections": sections(snapshot.preset),
         "at_layers": [changes(snapshot.preset, layer) for layer in range(snapshot.preset.model.num_layers)],
+        "loss_weights": snapshot.preset.loss_weights,
     }
 
 

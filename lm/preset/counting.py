@@ -10,14 +10,20 @@ from lm.preset.widths import OUTPUT_WIDTHS
 
 
 class ParameterCount(NamedTuple):
-    """Trainable numbers: in the vocabulary's matrices (embedding and output) and in all the rest."""
+    """Trainable numbers: in the vocabulary's matrices (embedding and output) and in all the rest; of that, in experts that a token leaves aside."""
 
     vocabulary: int
     trunk: int
+    idle: int = 0
 
     @property
     def total(self) -> int:
         return self.vocabulary + self.trunk
+
+    @property
+    def active(self) -> int:
+        """Those that one token uses."""
+        return self.total - self.idle
 
 
 def _attention(preset: Preset) -> int:
@@ -82,6 +88,20 @@ def _shared_attention(preset: Preset) -> int:
     return own + (2 * model.hidden_size * model.kv_heads * model.head_size + norm) * preset.shared_attention.owns
 
 
+def _moe(preset: Preset) -> int:
+    return _moe_expert(preset) * (preset.moe.experts + preset.moe.shared_experts) + preset.model.hidden_size * preset.moe.experts
+
+
+def _moe_idle(preset: Preset) -> int:
+    return _moe_expert(preset) * (preset.moe.experts - preset.moe.experts_per_token)
+
+
+def _moe_expert(preset: Preset) -> int:
+    config = preset.moe
+    width = config.expert_size or -(-preset.model.feed_forward_size // (8 * (config.experts_per_token + config.shared_experts))) * 8
+    return 3 * preset.model.hidden_size * width
+
+
 UNIT_COUNTS: dict[str, Callable[[Preset], int]] = {
     "attention": _attention,
     "longformer": _attention,
@@ -93,8 +113,10 @@ UNIT_COUNTS: dict[str, Callable[[Preset], int]] = {
     "mamba2": _mamba2,
     "gla": _gla,
     "shared_attention": _shared_attention,
+    "moe": _moe,
     "swiglu": _swiglu,
 }
+IDLE_COUNTS: dict[str, Callable[[Preset], int]] = {"moe": _moe_idle}  # what a token leaves aside
 
 
 def count_parameters(preset: Preset, vocab_size: int) -> ParameterCount | None:
@@ -108,7 +130,8 @@ def count_parameters(preset: Preset, vocab_size: int) -> ParameterCount | None:
     positions = model.seq_length * model.hidden_size if model.position == "learned" else 0
     vocabulary = vocab_size * model.hidden_size * (1 if model.tie_embeddings else 2)
     trunk = sum(UNIT_COUNTS[name](layers[depth]) for name, depth in units)
-    return ParameterCount(vocabulary, trunk + norms + positions + _options(preset, layers))
+    idle = sum(IDLE_COUNTS[name](layers[depth]) for name, depth in units if name in IDLE_COUNTS)
+    return ParameterCount(vocabulary, trunk + norms + positions + _options(preset, layers), idle)
 
 
 def _options(preset: Preset, layers: list[Preset]) -> int:

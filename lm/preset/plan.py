@@ -30,7 +30,7 @@ MECHANISMS: dict[str, Claim] = {
     "shared_attention": Claim("mixer", built=True),
     "retro": Claim("mixer", built=False),
     "rwkv_channel": Claim("ffn", built=True),
-    "moe": Claim("ffn", built=False),
+    "moe": Claim("ffn", built=True),
     "colt5": Claim("ffn", built=False),
 }
 

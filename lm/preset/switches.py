@@ -117,20 +117,29 @@ class LongformerConfig(LayerMechanism):
     global_tokens: int = Field(0, ge=0, le=65_536, description="First tokens of a document, seen by all later ones.")
 
 
-class S5Config(LayerMechanism):
+class StateSpace(LayerMechanism):
+    """A mechanism that learns step sizes of its own."""
+
+    dt_min: float = Field(0.001, gt=0, le=10, description="Shortest first step size.")
+    dt_max: float = Field(0.1, gt=0, le=10, description="Longest first step size.")
+
+    @model_validator(mode="after")
+    def _steps_fit(self) -> "StateSpace":
+        if self.dt_min > self.dt_max:
+            raise ValueError(f"dt_min {self.dt_min} is more than dt_max {self.dt_max}")
+        return self
+
+
+class S5Config(StateSpace):
     """Diagonal state space."""
 
     state_size: int = Field(64, ge=2, multiple_of=2, le=65_536, description="Complex states, counted with their conjugates; even.")
     blocks: int = Field(1, ge=1, le=4096, description="HiPPO matrices that the first states are the eigenvalues of; must divide state_size / 2.")
-    dt_min: float = Field(0.001, gt=0, le=10, description="Shortest first step size.")
-    dt_max: float = Field(0.1, gt=0, le=10, description="Longest first step size.")
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> "S5Config":
         if self.state_size // 2 % self.blocks:
             raise ValueError(f"blocks {self.blocks} must divide half of state_size {self.state_size}")
-        if self.dt_min > self.dt_max:
-            raise ValueError(f"dt_min {self.dt_min} is more than dt_max {self.dt_max}")
         return self
 
 
@@ -161,7 +170,7 @@ class RwkvChannelConfig(LayerMechanism):
     """RWKV-6 channel mix. Its width is the model's ffn_size; 3.5 of hidden_size, rounded up to 32, when null."""
 
 
-class Mamba2Config(LayerMechanism):
+class Mamba2Config(StateSpace):
     """Mamba-2 state space."""
 
     state_size: int = Field(64, ge=1, le=65_536, description="States of each channel.")
@@ -169,14 +178,6 @@ class Mamba2Config(LayerMechanism):
     head_size: int | None = Field(None, ge=1, le=65_536, description="Channels that forget alike; hidden_size / num_heads when null.")
     groups: int = Field(1, ge=1, le=1024, description="Sets of what is written and what is read, shared among the heads; must divide them.")
     kernel_size: int = Field(4, ge=1, le=1024, description="Length of the short convolution.")
-    dt_min: float = Field(0.001, gt=0, le=10, description="Shortest first step size.")
-    dt_max: float = Field(0.1, gt=0, le=10, description="Longest first step size.")
-
-    @model_validator(mode="after")
-    def _steps_fit(self) -> "Mamba2Config":
-        if self.dt_min > self.dt_max:
-            raise ValueError(f"dt_min {self.dt_min} is more than dt_max {self.dt_max}")
-        return self
 
 
 class GlaConfig(LayerMechanism):
@@ -237,11 +238,25 @@ class MoeConfig(LayerMechanism):
 
     experts: int = Field(8, ge=1, le=4096, description="Experts of a layer.")
     experts_per_token: int = Field(2, ge=1, le=4096, description="Experts that each token uses.")
+    shared_experts: int = Field(0, ge=0, le=4096, description="Experts that all tokens use beside those.")
+    expert_size: int | None = Field(
+        None, ge=1, le=1_048_576, description="Width of an expert; the feed-forward's, divided by the experts that a token uses, rounded up to 8, when null."
+    )
+    normalise: bool | None = Field(
+        None, description="Whether the weights of a token's experts add up to 1, as in Mixtral; when null, where it uses more than one."
+    )
+    balance_weight: Weight = Field(0.01, description="Weight of the loss that evens the experts' loads; 0 switches it off.")
+    z_weight: Weight = Field(0.001, description="Weight of the loss that keeps the router's scores small; 0 switches it off.")
+    bias_rate: float = Field(
+        0.001, ge=0, le=1, description="What each step adds to the chance of experts that got too little, and takes from others; 0 switches it off."
+    )
 
     @model_validator(mode="after")
     def _enough_experts(self) -> "MoeConfig":
         if self.experts_per_token > self.experts:
             raise ValueError(f"experts_per_token {self.experts_per_token} is more than the {self.experts} experts")
+        if self.normalise and self.experts_per_token == 1:
+            raise ValueError("normalise makes the weight of a token's only expert 1, from which the router learns nothing; leave it null")
         return self
 
 
@@ -355,7 +370,7 @@ class Preset(Config):
     @property
     def loss_weights(self) -> dict[str, float]:
         """What each named loss of the units counts beside that of the next token, which counts once."""
-        return {}
+        return {"moe_balance": self.moe.balance_weight, "moe_z": self.moe.z_weight} if self.moe.enabled else {}
 
     @property
     def step_rows(self) -> int:

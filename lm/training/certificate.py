@@ -15,12 +15,12 @@ import torch
 from lm.model import Model
 from lm.ops.cross_entropy import linear_cross_entropy
 from lm.preset import Preset
+from lm.preset.compare import changed_switches
 from lm.training.distribution import Ranks, device_in_words
 
 PROBE_TOKENS = 257  # 256 predictions
 CLOSE = 1e-4  # relative: what another device or version may change by its order of sums
 PACKAGES = ("torch", "tokenizers", "transformers", "pyarrow", "numpy")
-LONGEST_VALUE = 60
 WITHOUT_EFFECT = {"name", "about", "generation", "data.cache"}  # on what this run learns
 WITHOUT_EFFECT |= {f"train.{switch}" for switch in ("eval_tokens", "loader_processes", "tensorboard", "train_tokens", "replay_share", "replay_megabytes")}
 WITHOUT_EFFECT |= {
@@ -64,7 +64,7 @@ def certified(model: Model, probe: Sequence[int], ranks: Ranks) -> dict[str, Any
 def differences(then: Mapping[str, Any], now: Mapping[str, Any], before: Preset, preset: Preset) -> list[str]:
     """What is not as it was when the certificate was made, in words; empty when nothing is."""
     lines = [f"{name} {then['environment'][name]} is now {now['environment'].get(name)}" for name in then["environment"] if _differs(name, then, now)]
-    lines += [f"{path} {_in_words(old, new)}" for path, old, new in _changed(before.model_dump(), preset.model_dump())]
+    lines += changed_switches(before, preset, WITHOUT_EFFECT)
     had, has = then["probe_loss"], now["probe_loss"]
     if had is not None and has is not None and had != has:
         near = abs(had - has) <= CLOSE * abs(had)
@@ -72,22 +72,5 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any], before: Preset,
     return lines
 
 
-def _in_words(old: Any, new: Any) -> str:
-    """ "was 0.1 and is 0.2"; what is long, as a list of sources is, is not shown."""
-    had, has = repr(old), repr(new)
-    if len(has) > LONGEST_VALUE:
-        return "is another"
-    return f"was {had} and is {has}" if len(had) <= LONGEST_VALUE else f"was another and is {has}"
-
-
 def _differs(name: str, then: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
     return then["environment"][name] != now["environment"].get(name)
-
-
-def _changed(old: Any, new: Any, path: str = "") -> list[tuple[str, Any, Any]]:
-    """JSON paths at which two presets differ, with both values."""
-    if path in WITHOUT_EFFECT:
-        return []
-    if isinstance(old, dict) and isinstance(new, dict):
-        return [found for key in old | new for found in _changed(old.get(key), new.get(key), f"{path}.{key}" if path else key)]
-    return [] if old == new else [(path, old, new)]

@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 
 from data_sources.disk import sync_folder
 from lm.preset import Preset
+from lm.preset.compare import changed_switches
 from lm.preset.plan import not_built
 from lm.training.headers import Header, Shape, SnapshotError, plain, preset_of
 
-SHAPELESS = {"name", "about", "train", "data", "generation"}  # sections that no tensor's shape follows from
+NOT_THE_MODEL = {"name", "about", "train", "data", "generation"}  # sections that what the model computes does not follow from
 LAYER = re.compile(r"layers\.(\d+)\.")
 
 
@@ -32,6 +33,7 @@ class Change(NamedTuple):
     """What becomes of a model under another preset."""
 
     parts: list[Part]  # empty where the model is the same
+    switches: list[str]  # that make it another, in words
     tokenizer: str  # a line where the preset asks for another one than the model has, else empty
 
 
@@ -41,11 +43,12 @@ def change_of(header: Header, preset: Preset) -> Change | None:
     if not_built(preset):
         return None
     try:
-        ours, theirs = preset.model_dump(mode="json"), preset_of(header.path, header.config).model_dump(mode="json")
+        before = preset_of(header.path, header.config)
     except SnapshotError:
         return None
-    same = all(ours[section] == theirs[section] for section in ours.keys() - SHAPELESS)
-    change = Change([] if same else _parts(header, preset), other_tokenizer(header.life, preset))
+    switches = changed_switches(before, preset, NOT_THE_MODEL)
+    parts = _parts(header, before, preset) if switches else []
+    change = Change(parts, switches if parts else [], other_tokenizer(header.life, preset))
     return change if change.parts or change.tokenizer else None
 
 
@@ -60,7 +63,7 @@ def other_tokenizer(life: Mapping[str, Any], preset: Preset) -> str:
     return "" if wanted == has else f"the preset asks for {wanted}; the model was born with {has} and keeps it for life"
 
 
-def _parts(header: Header, preset: Preset) -> list[Part]:
+def _parts(header: Header, before: Preset, preset: Preset) -> list[Part]:
     import torch
 
     from lm.model import build_model
@@ -69,8 +72,9 @@ def _parts(header: Header, preset: Preset) -> list[Part]:
 
     theirs = {name.removeprefix("weights."): shape for name, shape in header.shapes.items() if name.startswith("weights.")}
     with torch.device("meta"):
-        tensors = Learner(build_model(preset, theirs["model.embedding.weight"][0])).state_dict()
-        how = fit(tensors, {name: torch.empty(shape) for name, shape in theirs.items()})
+        learner = Learner(build_model(preset, theirs["model.embedding.weight"][0]))
+        tensors = learner.state_dict()
+        how = fit(learner.model, tensors, before, {name: torch.empty(shape) for name, shape in theirs.items()})
     if how.is_whole:
         return []
     ours = {name: tuple(tensor.shape) for name, tensor in tensors.items()}

@@ -6,19 +6,24 @@ matrix that another mechanism learned would fill the residual stream with noise,
 the model shares, when that part is new. An output table of its own begins as a copy of the embedding that was the output until then.
 
 Gates are beside a unit: it is kept without those it had, and with new ones, which are open at first.
+
+A model whose tensors are all alike may still be another: attention that becomes Longformer, or other rotary angles. What its modules
+compute by is compared, too.
 """
 
 import re
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from lm.model import more_places
+from lm.model import Model, more_places
+from lm.preset import Preset
 from lm.training.headers import plain
 
 EMBEDDING, OUTPUT, PLACES = "model.embedding.weight", "model.output.weight", "model.positions.weight"
+PLAIN = (int, float, str, tuple, type(None))
 TABLES = (EMBEDDING, OUTPUT, PLACES)
 IN_UNIT = re.compile(r"(model\.layers\.\d+)\.(\d+)\.(.+)")  # layer, place in the layer, the rest
 GATE = re.compile(r"unit\.output\.gate\..+")
@@ -34,11 +39,12 @@ class Fit(NamedTuple):
     grown: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]  # shape before, shape now
     new: list[str]  # begin anew
     left: list[str]  # only in the snapshot, or of a shape that can't become ours
+    otherwise: bool  # whether something is computed in another way, whatever became of the tensors
 
     @property
     def is_whole(self) -> bool:
         """Whether it is the same model."""
-        return not (self.grown or self.new or self.left)
+        return not (self.grown or self.new or self.left or self.otherwise)
 
     @property
     def grown_in_words(self) -> str:
@@ -47,19 +53,33 @@ class Fit(NamedTuple):
 
     def in_words(self) -> str:
         """One line."""
+        if not (self.grown or self.new or self.left):
+            return "another model than the snapshot's: the tensors are all kept, and computed with in another way"
         grown = self.grown_in_words
         counts = f"{len(self.kept)} tensors kept, {len(self.grown)} grown{grown and f' ({grown})'}, {len(self.new)} new, {len(self.left)} left behind"
         return f"another model than the snapshot's: {counts}"
 
 
-def fit(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> Fit:
-    """Compare the tensors of a model with those of a snapshot. Only shapes are looked at."""
+def fit(model: Model, ours: Mapping[str, Tensor], before: Preset, theirs: Mapping[str, Tensor]) -> Fit:
+    """Compare `model` and the tensors it is trained with to the preset and the tensors of a snapshot."""
     alike = [name for name in ours if name in theirs and not IN_UNIT.fullmatch(name)]
     kept = {name: name for name in alike if ours[name].shape == theirs[name].shape} | _kept_units(ours, theirs)
     kept = _without_orphans(kept, ours)
     grown = {name: (tuple(theirs[name].shape), tuple(ours[name].shape)) for name in alike if name in TABLES and _has_more_rows(ours[name], theirs[name])}
     taken = {*kept.values(), *grown}
-    return Fit(kept, grown, [name for name in ours if name not in kept and name not in grown], [name for name in theirs if name not in taken])
+    new, left = [name for name in ours if name not in kept and name not in grown], [name for name in theirs if name not in taken]
+    with torch.device("meta"):
+        otherwise = _workings(Model(before, len(theirs[EMBEDDING]))) != _workings(model)
+    return Fit(kept, grown, new, left, otherwise)
+
+
+def _workings(model: Model) -> dict[str, Any]:
+    """What each module computes by besides its tensors: its class and its plain attributes. What only first weights are drawn by is
+    called with an underscore."""
+    return {
+        path: (type(module), {name: value for name, value in vars(module).items() if name[0] != "_" and name != "training" and isinstance(value, PLAIN)})
+        for path, module in model.named_modules()
+    }
 
 
 def _kept_units(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> dict[str, str]:

@@ -7,6 +7,7 @@ is gone on from exactly.
 
 import os
 from collections.abc import Callable, Iterable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from lm.training.headers import listed
 FOLDER = "past"
 SHARE = 0.05  # where the mix lacks sources that were read before, and the preset says nothing
 
-Replay = dict[str, Any]  # {"file", "digest", "share", "sources"}: what a run reads again
+MEASURED = 200  # documents whose length is looked at
+Replay = dict[str, Any]  # {"file", "digest", "share", "sources", "document_tokens"}: what a run reads again
 
 
 def opened_past(folder: Path, life: dict[str, Any], limit: int, notice: Callable[[str], None]) -> Past:
@@ -34,20 +36,26 @@ def opened_past(folder: Path, life: dict[str, Any], limit: int, notice: Callable
         return Past(limit)
 
 
-def begun_replay(preset: Preset, life: dict[str, Any], past: Past) -> Replay | None:
-    """What a run that begins now reads again: of sources that its mix lacks, where there are such, else of all."""
+def begun_replay(preset: Preset, life: dict[str, Any], past: Past, tokens: Callable[[str], int]) -> Replay | None:
+    """What a run that begins now reads again: of sources that its mix lacks, where there are such, else of all. tokens: counts those of a text."""
     mix = {source.name for source in preset.data.sources}
-    read = sorted({document.source for document in past.documents()})
+    documents = past.documents()
+    read = sorted({document.source for document in documents})
     gone = [name for name in read if name not in mix]
     share = preset.train.replay_share if preset.train.replay_share is not None else SHARE * bool(gone)
     if not (share and read and "past" in life):
         return None
-    return {"file": life["past"]["file"], "digest": life["past"]["digest"], "share": share, "sources": gone or read}
+    again = gone or read
+    lengths = [tokens(document.text) for document in islice((document for document in documents if document.source in again), MEASURED)]  # as good as drawn
+    known = {"file": life["past"]["file"], "digest": life["past"]["digest"]}
+    return {**known, "share": share, "sources": again, "document_tokens": max(1, round(sum(lengths) / len(lengths)))}
 
 
 def past_source(replay: Replay, folder: Path) -> PastSource:
     """The source that the stream reads it by."""
-    return PastSource(path=str((folder / FOLDER / replay["file"]).absolute()), sources=tuple(replay["sources"]), share=replay["share"])
+    path = (folder / FOLDER / replay["file"]).absolute()
+    length = {key: replay[key] for key in ("document_tokens",) if key in replay}  # older snapshots have none
+    return PastSource(path=str(path), sources=tuple(replay["sources"]), share=replay["share"], **length)
 
 
 def spread(replay: Replay | None, folder: Path, ranks: Ranks) -> Replay | None:

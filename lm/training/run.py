@@ -125,7 +125,7 @@ def random_states() -> dict[str, torch.Tensor]:
 def restore(run: Run, snapshot: Snapshot) -> Fit:
     """Take over all of `snapshot` that fits the run's model."""
     ours = run.learner.state_dict()
-    how = fit(ours, snapshot.weights)
+    how = fit(run.learner.model, ours, snapshot.preset, snapshot.weights)
     run.learner.load_state_dict(fitted(ours, snapshot.weights, how), strict=False)
     load_optimizer_tensors(run.optimizer, run.learner, fitted_moments(snapshot.optimizer, how))
     torch.set_rng_state(snapshot.random["cpu"])

@@ -55,6 +55,10 @@ class Session:
     begun: list[Read] = field(default_factory=list)  # documents that this rank has read since the last snapshot, for the sample
     drawn: Batch | None = None  # taken from the stream, and not trained on yet
     failure: Exception | None = None  # that reading ended with
+    on_disk: int = 0  # tokens of the run that the newest snapshot holds; known on rank 0
+
+    def __post_init__(self) -> None:
+        self.on_disk = self.run.tokens
 
     def next_batch(self, should_stop: Callable[[], bool]) -> tuple[Batch | None, dict[str, Any] | None, str | None]:
         """This rank's next batch and its cursor; no batch at the end, and a line when reading failed, which `failure` then tells more of."""
@@ -176,8 +180,15 @@ class Session:
             self.report({"event": "certificate", "exact": True, "text": "the first batches are exactly those that would have come"})
 
     def finish_save(self) -> None:
-        """Wait until the snapshot is on disk. SnapshotError, on all ranks, when it can't be written."""
-        self.ranks.first_does(lambda: self._tell(self.saver.outcome(wait=True)))
+        """Wait until the snapshot is on disk. SnapshotError, on all ranks, when it can't be written: it says what is lost."""
+        self.ranks.first_does(self._last_outcome)
+
+    def _last_outcome(self) -> None:
+        try:
+            self._tell(self.saver.outcome(wait=True))
+        except SnapshotError as error:
+            lost = self.run.tokens - self.on_disk
+            raise SnapshotError(f"{error}; the last {lost:,} tokens are in no snapshot" if lost else str(error)) from None
 
     def tell_saved(self, wait: bool = False) -> None:
         """Pass on what became of the snapshot under way, if it is known by now. One that failed is only told: training goes on."""
@@ -191,6 +202,7 @@ class Session:
 
     def _tell(self, saved: Saved | None) -> None:
         if saved:
+            self.on_disk = saved.tokens
             self.report({"event": "snapshot", "path": str(self.snapshots.folder / NAMES["current"]), **saved._asdict()})
 
     def keep_held_out(self) -> None:

@@ -17,13 +17,13 @@ from data_sources.prefetch import Prefetch
 from data_sources.stream import Options, Stream
 from data_sources.tokenizer import build_tokenizer, tokenizer_from_json, tokenizer_to_json
 from lm.model import build_model
-from lm.preset import Preset, at_layer, model_in_words
+from lm.preset import Preset, model_in_words
 from lm.training.adaptive import AdaptiveSources
 from lm.training.carried import Carried
 from lm.training.certificate import certified, differences
 from lm.training.change import other_tokenizer
 from lm.training.distribution import Ranks, device_in_words
-from lm.training.evaluation import HELD_OUT
+from lm.training.evaluation import HELD_OUT, encoded
 from lm.training.going_back import came_back
 from lm.training.journal import opened_journal
 from lm.training.learner import Learner
@@ -101,7 +101,7 @@ def open_session(
         _tell_run(run, ranks, report)
         limit = preset.train.replay_megabytes * 1_000_000
         past = opened_past(folder, run.life, limit, report.notice) if ranks.is_first and limit else None
-        lost = _settle_replay(run, not under_way, past, folder, ranks, report)
+        lost = _settle_replay(run, not under_way, past, tokenizer, folder, ranks, report)
         keep = (limit, ranks.from_first(past.until if past else None)) if limit else None
         if preset.auxiliary.enable_adaptive_sources:
             run.adaptive = _adaptive(run, snapshot)
@@ -178,20 +178,13 @@ def _same_lengths(run: Run, snapshot: Snapshot) -> bool:
 
 
 def _carried(run: Run, snapshot: Snapshot | None, fits: bool, ranks: Ranks, report: Reporter) -> Carried:
-    """The states that this rank's lanes were left in, where they mean to the model what they meant: shapes alone don't tell."""
+    """The states that this rank's lanes were left in, where they mean to the model what they meant."""
     carried = Carried(run.learner.model)
     if snapshot is None or run.cursor is None or not snapshot.carried:
         return carried
-    same = fits and _angles(snapshot.preset) == _angles(run.preset)
-    if not (same and carried.load(snapshot.carried, lanes_of(ranks.rank, ranks.size))):
+    if not (fits and carried.load(snapshot.carried, lanes_of(ranks.rank, ranks.size))):
         report.notice("the states of the snapshot are of another model: documents under way are gone on with from a fresh one")
     return carried
-
-
-def _angles(preset: Preset) -> tuple[Any, ...]:
-    """What the keys in a state were turned by."""
-    model = preset.model
-    return model.rope_theta, *(at_layer(preset, layer).model.position_interpolation for layer in range(model.num_layers))
 
 
 def _adaptive(run: Run, snapshot: Snapshot | None) -> AdaptiveSources:
@@ -201,10 +194,10 @@ def _adaptive(run: Run, snapshot: Snapshot | None) -> AdaptiveSources:
     return AdaptiveSources(run.preset.auxiliary, run.data, run.global_rows, run.preset.model.seq_length, next_row, held)
 
 
-def _settle_replay(run: Run, begins: bool, past: Past | None, folder: Path, ranks: Ranks, report: Reporter) -> bool:
+def _settle_replay(run: Run, begins: bool, past: Past | None, tokenizer: Any, folder: Path, ranks: Ranks, report: Reporter) -> bool:
     """Decide what the run reads again of earlier runs. Whether what it should read is lost."""
     if past and begins:
-        run.replay = begun_replay(run.preset, run.life, past)
+        run.replay = begun_replay(run.preset, run.life, past, lambda text: len(encoded(tokenizer, text)))
     wanted = ranks.from_first(run.replay)
     run.replay = spread(wanted, folder, ranks)
     if run.replay:

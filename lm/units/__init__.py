@@ -6,6 +6,7 @@ from lm.units.gla import Gla
 from lm.units.hyena import Hyena
 from lm.units.longformer import Longformer
 from lm.units.mamba2 import Mamba2
+from lm.units.moe import Moe
 from lm.units.rwkv import Rwkv
 from lm.units.rwkv_channel import RwkvChannel
 from lm.units.s5 import S5
@@ -24,6 +25,7 @@ UNITS: dict[str, type[Unit]] = {
     "mamba2": Mamba2,
     "gla": Gla,
     "shared_attention": SharedAttention,
+    "moe": Moe,
     "swiglu": SwiGLU,
 }
 

@@ -54,7 +54,7 @@ class Mamba2(Unit):
         size, config = preset.model.hidden_size, preset.mamba2
         channels = config.expand * size
         self.heads, self.groups, self.states = channels // (config.head_size or preset.model.head_size), config.groups, config.state_size
-        self.dt_min, self.dt_max, self.eps = config.dt_min, config.dt_max, preset.model.norm_eps
+        self._first_steps, self.eps = (math.log(config.dt_min), math.log(config.dt_max)), preset.model.norm_eps
         streams = channels + 2 * self.groups * self.states
         self.widths = (channels, streams, self.heads)
         self.input = nn.Linear(size, sum(self.widths), bias=False)
@@ -69,7 +69,7 @@ class Mamba2(Unit):
         super().initialise()
         nn.init.uniform_(self.kernel, -(self.kernel.shape[1] ** -0.5), self.kernel.shape[1] ** -0.5)
         self.log_rate.uniform_(1, FASTEST_RATE).log_()
-        self.step_bias.uniform_(math.log(self.dt_min), math.log(self.dt_max)).exp_()
+        self.step_bias.uniform_(*self._first_steps).exp_()
         self.step_bias.add_(torch.log(-torch.expm1(-self.step_bias)))  # softplus of it is the step
         nn.init.ones_(self.skip)
 

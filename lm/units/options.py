@@ -60,13 +60,13 @@ class AllShared(Unit):
     def __init__(self, preset: Preset, shared: SwiGLU) -> None:
         super().__init__()
         self.shared_scale = nn.Parameter(torch.ones(preset.model.hidden_size))
-        self.elsewhere = (shared,)  # in a tuple, so that its parameters are the model's and not this unit's too
+        self._elsewhere = (shared,)  # in a tuple, so that its parameters are the model's and not this unit's too
 
     def initial_state(self, batch_size: int) -> tuple[()]:
         return ()
 
     def forward(self, x: Tensor, state: tuple[()], context: Context) -> Mixed:
-        return Mixed(self.shared_scale * self.elsewhere[0](x, state, context).y, state)
+        return Mixed(self.shared_scale * self._elsewhere[0](x, state, context).y, state)
 
 
 class PartlyShared(SwiGLU):

@@ -80,7 +80,7 @@ class S5(Unit):
     def __init__(self, preset: Preset) -> None:
         super().__init__()
         size, states = preset.model.hidden_size, preset.s5.state_size // 2
-        self.blocks, self.dt_min, self.dt_max = preset.s5.blocks, preset.s5.dt_min, preset.s5.dt_max
+        self._blocks, self._first_steps = preset.s5.blocks, (math.log(preset.s5.dt_min), math.log(preset.s5.dt_max))
         self.log_rate = nn.Parameter(torch.zeros(states))
         self.frequency = nn.Parameter(torch.zeros(states))
         self.log_step = nn.Parameter(torch.zeros(states))
@@ -95,15 +95,15 @@ class S5(Unit):
         """The paper's: B and C real with variance 1 / fan-in, then taken to the eigenbasis; D normal; steps uniform in their logarithm."""
         super().initialise()
         states, size, _ = self.input.shape
-        rows = 2 * states // self.blocks
+        rows = 2 * states // self._blocks
         eigenvalue, vectors = hippo_normal(rows)
-        input_weight = torch.randn(self.blocks, rows, size, dtype=torch.float64, device="cpu") / size**0.5
-        readout = torch.randn(size, self.blocks, rows, dtype=torch.float64, device="cpu") / (2 * states) ** 0.5
-        self.log_rate.copy_((-eigenvalue.real).log().repeat(self.blocks))
-        self.frequency.copy_(eigenvalue.imag.repeat(self.blocks))
+        input_weight = torch.randn(self._blocks, rows, size, dtype=torch.float64, device="cpu") / size**0.5
+        readout = torch.randn(size, self._blocks, rows, dtype=torch.float64, device="cpu") / (2 * states) ** 0.5
+        self.log_rate.copy_((-eigenvalue.real).log().repeat(self._blocks))
+        self.frequency.copy_(eigenvalue.imag.repeat(self._blocks))
         self.input.copy_(torch.view_as_real((vectors.mH @ input_weight.to(vectors.dtype)).flatten(0, 1)))
         self.readout.copy_(torch.view_as_real((readout.to(vectors.dtype) @ vectors).flatten(1)))
-        self.log_step.uniform_(math.log(self.dt_min), math.log(self.dt_max))
+        self.log_step.uniform_(*self._first_steps)
         self.skip.normal_()
 
     def initial_state(self, batch_size: int) -> S5State:

@@ -10,7 +10,7 @@ import time
 import pytest
 from rich.console import Console
 
-from lm.app import curve
+from lm.app import curve, panels
 from lm.app.dashboard import Dashboard, lines_of
 from lm.app.facts import Facts
 from lm.app.interrupts import Interrupts
@@ -201,6 +201,62 @@ def test_keys_and_log_stay_where_there_is_little_room(run):
 def test_what_is_not_known_yet_is_a_dash():
     text = screen(told(opening()), 80, 24)
     assert "– nats" not in text and "– tokens/s" not in text and "not opened yet" in text
+
+
+def with_experts(loads: dict[int, list[float]]) -> Facts:
+    events = [*opening(), *(step(n, 4096 * n, random.Random(n)) for n in (1, 2)), evaluation(8192, 3.0)]
+    units = {f"{layer}.moe.load": load for layer, load in loads.items()} | {"1.other.share": [3.0]}
+    sample = {"event": "sample", "tokens": 8192, "prompt": "The history of", "text": " the city goes back to the early years of the war."}
+    return told([*events, sample, step(3, 12_288, random.Random(3)) | {"units": units}])
+
+
+EXPERTS = {
+    "none": {},
+    "four layers": {1: [9.0, 11.0, 0.0, 20.0], 3: [10.0, 10.0, 10.0, 10.0], 5: [1.0, 2.0, 3.0, 4.0], 7: [39.0, 1.0, 0.0, 0.0]},
+    "many": {layer: [float(expert % 7) for expert in range(160)] for layer in range(60)},
+    "nothing read": {1: [0.0, 0.0]},
+}
+
+
+@pytest.mark.parametrize("loads", EXPERTS.values(), ids=EXPERTS.keys())
+@pytest.mark.parametrize(("width", "height"), SIZES)
+def test_experts_fit_every_size(loads, width, height):
+    lines = lines_of(with_experts(loads), width, height)
+    assert len(lines) == height and {line.cell_len for line in lines} == {width}
+
+
+def test_loads_of_experts_are_shown_and_push_nothing_away():
+    facts = with_experts(EXPERTS["four layers"])
+    small, large = screen(facts, 80, 24), screen(facts, 200, 50)
+    for text in (small, large):
+        assert "experts the busiest reads 3.90 times the mean, in layer 7" in text
+        for words in ("wikipedia", "natural_questions", "tokens/s", "held-out", "perplexity", "it writes", "The history", "log", "Ctrl-C"):
+            assert words in text, words
+    assert "  1 ▄▄·█ 2.00     3 ▄▄▄▄ 1.00     5 ▂▃▅▆ 1.60     7 █▁·· 3.90" in large
+    assert "in layer 7 █▁··" in small and "in layer 7 ─" in large
+    assert sum(any("\u2801" <= character <= "\u28ff" for character in line) for line in small.splitlines()) >= 1, "the curve has a place"
+    for quiet in ("none", "nothing read"):
+        assert "experts" not in screen(with_experts(EXPERTS[quiet]), 200, 50)
+    assert "experts" not in screen(facts, 60, 14)
+
+
+def test_many_experts_share_bars():
+    assert panels.bars([1.0, 9.0, 2.0, 0.0], 2) == "█▃" and panels.bars([5.0] * 100, 30) == "▄" * 25
+    text = screen(with_experts(EXPERTS["many"]), 120, 36)
+    assert "experts the busiest" in text and "▄" in text
+
+
+def test_a_step_of_an_older_journal_knows_no_units():
+    old = step(3, 12_288, random.Random(3))
+    assert "units" not in old and told([*opening(), old]).busiest is None
+
+
+def test_the_printed_line_says_how_busy_the_busiest_is():
+    out = io.StringIO()
+    printed = Printed(Facts(), out, clock=lambda: 0.0)
+    for event in [*opening(), step(1, 4096, random.Random(1)) | {"units": {"3.moe.load": [1.0, 3.0]}}]:
+        printed(event)
+    assert "tokens/s · busiest expert 1.50 times the mean · " in out.getvalue()
 
 
 def test_the_picture_needs_no_rare_font():

@@ -4,11 +4,14 @@ import json
 import subprocess
 import sys
 from datetime import datetime
+from pathlib import Path
 
 import pytest
 
 from lm.app import life
-from lm.app.shelf import default_of, read_shelf
+from lm.app.details import details
+from lm.app.shelf import Shelved, default_of, read_shelf
+from lm.preset import Preset
 from tests.app.conftest import TINY, write_preset
 from tests.app.person import MAIN, ROOT, Person, environment
 
@@ -88,6 +91,17 @@ def test_broken_and_unbuilt_presets_are_shown_and_not_picked(folder):
         person.types("enter", "down")
         assert "❯ [red]x[/]" in person.text and "owned" not in person.raw
         assert person.child.isalive()
+
+
+def test_what_a_token_uses_is_said_beside_the_parameters_where_it_is_less():
+    def said(tokenizer="bpe", **sections):
+        raw = {"model": {"num_layers": 8}, "data": {"sources": ["c4"], "tokenizer": tokenizer, "vocab_size": 8192}, **sections}
+        return "".join(text for _, text in details(Shelved(Path("a.json"), Preset.model_validate(raw), ""), 78, None))
+
+    experts = {"moe": {"enabled": True, "layers": "odd"}}
+    assert "15.0M parameters (8.53M active), 256 tokens in a row" in said(**experts)
+    assert "12.9M parameters (6.44M active) and the vocabulary of gpt2" in said("gpt2", **experts)
+    assert "active" not in said()
 
 
 def test_many_presets_scroll(folder):

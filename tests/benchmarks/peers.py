@@ -187,6 +187,9 @@ class DeltanetPeer(nn.Module):
         )
         self.mixer = Qwen3NextGatedDeltaNet(config, layer_idx=0)
 
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.mixer(x)
+
 
 class Mamba2Peer(nn.Module):
     """transformers' Mamba2Mixer on plain torch."""

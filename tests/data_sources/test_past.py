@@ -219,6 +219,22 @@ def test_the_past_has_its_share_in_every_mix(tmp_path: Path, mix: dict[str, Any]
         assert abs(counts[source] / (total - counts[3]) - without_past[source] / rest) < 0.08, "the others share the rest as before"
 
 
+def test_long_documents_of_the_past_have_no_more_than_their_share_at_first(tmp_path: Path) -> None:
+    """Once a lane would have had a whole one before its share allows for it: here half of the lanes have none yet, and a few have two."""
+    texts = paragraphs(460)
+    long = [" ".join(texts[start : start + 12]) for start in range(0, 456, 12)]
+    length = round(sum(map(len, long)) / len(long)) + 1
+    past = Past(10**9, reads(long, "old"))
+    write_past(tmp_path, past.name(), past.documents(), past.until)
+    present = data_config(files("a", write_jsonl(tmp_path / "a.jsonl", texts), repeat=True))
+    counts: Counter[int] = Counter()
+    source = PastSource(path=str(tmp_path / past.name()), sources=("old",), share=0.05, document_tokens=length)
+    for rows, _ in global_batches(present.with_past(source), 24, 48, seq_length=512):
+        for row in rows:
+            counts.update(row.source)
+    assert length > 1500 and 0.03 < counts[1] / (counts[0] + counts[1]) < 0.07
+
+
 @pytest.mark.parametrize("mix", MIXES, ids=lambda mix: mix["mix_strategy"])
 def test_it_is_exact_through_stops_and_on_any_number_of_processes(tmp_path: Path, mix: dict[str, Any]) -> None:
     data = with_past(tmp_path, **mix)

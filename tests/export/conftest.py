@@ -51,6 +51,8 @@ def snapshot_of(preset: Preset, tokenizer: str, **life: Any) -> Snapshot:
     model = build_model(preset, len(tokenizer_from_json(tokenizer)))
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
+    for buffer in model.buffers():
+        torch.nn.init.normal_(buffer, std=0.3)
     if model.output is not None:
         _ends_by_a_hair(model, tokenizer, preset)
     weights = {f"model.{name}": tensor.detach() for name, tensor in model.state_dict().items()}

@@ -49,6 +49,7 @@ def scores(model: Any, told: Seen) -> Seen:
     loss = model(tokens, labels=told["labels"]).loss
     loss.backward()
     gradient = model.get_input_embeddings().weight.grad.clone()
+    part = model(tokens, labels=told["labels"], num_items_in_batch=99).loss.detach()
     model.zero_grad()
     model.eval()
     return {
@@ -59,6 +60,7 @@ def scores(model: Any, told: Seen) -> Seen:
         "padded pieces": torch.cat(left, 1),
         "padded right": model(padded.flip(1), attention_mask=mask.flip(1)).logits,
         "loss": loss.detach(),
+        "loss of a part": part,
         "loss by count": model(tokens, labels=told["labels"], num_items_in_batch=7).loss,
         "gradient": gradient,
     }

@@ -11,12 +11,14 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from data_sources.tokenizer import tokenizer_from_json
 from lm.export import export_snapshot
 from lm.generation import generate
 from lm.generation.writing import prompt_tokens
+from lm.model import Context
 from lm.ops.cross_entropy import linear_cross_entropy
 from lm.training.snapshots import Snapshot
 from tests.export.conftest import PROMPTS, VARIANTS, model_of
@@ -95,12 +97,16 @@ def test_padding_changes_nothing(name: str, snapshots: dict[str, Snapshot], seen
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_loss_and_its_gradient_are_ours(name: str, snapshots: dict[str, Snapshot], seen: dict[str, Any], told: dict[str, Any]) -> None:
-    model, targets = model_of(snapshots[name]), told["labels"][:, 1:].flatten()
-    total, _ = linear_cross_entropy(model(told["tokens"]).hidden[:, :-1].flatten(0, 1), model.output_weight, targets)
-    loss = total / (targets >= 0).sum()
+    """With the units' own losses, weighted as in training, over the tokens that are scored."""
+    model, targets, weights = model_of(snapshots[name]), F.pad(told["labels"][:, 1:], (0, 1), value=-100), snapshots[name].preset.loss_weights
+    out, count = model(told["tokens"], context=Context(scored=targets >= 0)), (targets >= 0).sum()
+    total, _ = linear_cross_entropy(out.hidden.flatten(0, 1), model.output_weight, targets.flatten())
+    assert weights.keys() == out.losses.keys()
+    loss = total / count + sum(weights[key] * value for key, value in out.losses.items())
     loss.backward()
     close(seen[name]["loss"], loss.detach())
     close(seen[name]["loss by count"], total.detach() / 7)
+    close(seen[name]["loss of a part"], loss.detach() * count / 99)
     close(seen[name]["gradient"], model.embedding.weight.grad)
 
 

@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+import torch
 
 from lm.model import build_model
 from lm.preset import MECHANISMS, Preset, count_parameters
@@ -53,3 +54,23 @@ def test_count_with_options_of_the_plan(sections: dict[str, Any]) -> None:
 
 def test_no_count_for_what_is_not_built() -> None:
     assert count_parameters(Preset.model_validate({"data": {"sources": ["c4"]}, "retro": {"enabled": True}}), 31) is None
+
+
+@pytest.mark.parametrize("section", [{}, {"experts": 5, "experts_per_token": 3, "shared_experts": 2}, {"experts_per_token": 1, "expert_size": 7}], ids=str)
+def test_active_are_the_parameters_that_a_token_uses(section: dict[str, Any]) -> None:
+    sections = {"moe": {"enabled": True, "layers": "odd"} | section, "model": {"hidden_size": 24, "num_heads": 2, "num_layers": 4}}
+    preset = Preset.model_validate({"data": {"sources": ["c4"]}, **sections})
+    built, count = build_model(preset, 31), count_parameters(preset, 31)
+    assert count.total == sum(parameter.numel() for parameter in built.parameters())
+    for parameter in built.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    built(torch.tensor([[3]])).logits.square().sum().backward()
+    matrices = [parameter for parameter in built.parameters() if parameter.ndim == 3]
+    assert len(matrices) == 4
+    untouched = sum(int((~parameter.grad.flatten(1).any(1)).sum()) * parameter[0].numel() for parameter in matrices)
+    assert count.active == count.total - untouched < count.total
+
+
+def test_a_token_uses_all_of_a_dense_model() -> None:
+    count = count_parameters(Preset.model_validate({"data": {"sources": ["c4"]}}), 31)
+    assert count.active == count.total

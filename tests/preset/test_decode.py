@@ -72,7 +72,7 @@ def test_the_printed_hybrid_loads() -> None:
         retro={"enabled": False, "num_neighbors": 2, "chunk_size": 64},
     )
     assert layer_plan(preset) == (("s5", "swiglu"), ("longformer", "swiglu"), ("s5", "swiglu"), ("longformer", "moe")) * 2
-    assert not_built(preset) == ["moe.enabled"]
+    assert not_built(preset) == []
 
 
 def test_flat_names_are_the_sections_switches() -> None:
@@ -165,6 +165,7 @@ REFUSED = [
     ({"hyena": {"layers": "all", "use_in_layers": "all"}}, "hyena.use_in_layers: is the older name of layers"),
     ({"retro": {"retriever_type": "external_api"}}, 'retro: retriever_type "external_api" is refused: no outside service'),
     ({"moe": {"experts": 2, "experts_per_token": 3}}, "moe: experts_per_token 3 is more than the 2 experts"),
+    ({"moe": {"experts_per_token": 1, "normalise": True}}, "moe: normalise makes the weight of a token's only expert 1"),
     ({"train": {"warmup_share": 0.9, "decay_share": 0.2}}, "train: warmup_share 0.9 and decay_share 0.2 are more than the whole run"),
     ({"train": {"precision": "bf16"}}, 'train.precision: found "bf16", did you mean "bfloat16"?; allowed: auto, float32, bfloat16'),
 ]

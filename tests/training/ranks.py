@@ -52,6 +52,8 @@ def gradients(preset: Preset, batch: Batch, micro_rows: int, ranks: Ranks) -> di
     torch.manual_seed(9)
     for parameter in learner.parameters():
         parameter.data.normal_(std=0.1)
+    for buffer in learner.buffers():  # what units heard of the step before
+        buffer.uniform_(0, 0.1)
     teacher.micro_rows = micro_rows
     tokens = int(ranks.summed([float(batch.valid)])[0])
     teacher._gradients_in_memory(batch, tokens, 1, Cut())

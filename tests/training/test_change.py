@@ -69,7 +69,7 @@ def test_the_table_is_what_training_does(lived: Path, tiny: Tiny) -> None:
 
     vocab = snapshot.weights["model.embedding.weight"].shape[0]
     learner = Learner(build_model(other, vocab))
-    how = fit(learner.state_dict(), snapshot.weights)
+    how = fit(learner.model, learner.state_dict(), snapshot.preset, snapshot.weights)
     assert [told[fate].tensors for fate in ("kept", "grown", "new", "left behind")] == [len(how.kept), 0, len(how.new), 0]
     assert sum(part.parameters for part in change.parts) == sum(tensor.numel() for tensor in learner.state_dict().values())
     assert told["new"].names == "layers 2 to 3" and told["kept"].names.startswith("layers 0 to 1, embedding")
@@ -100,6 +100,23 @@ def test_a_run_does_what_the_table_told(tiny: Tiny, tmp_path: Path, model: dict[
     assert told["new"].names == ("layers 0 to 2" if "ffn_size" in model else "layer 2")
     for name in [*names["kept"], *names["grown"]]:
         torch.testing.assert_close(now[name][: len(old.weights[name])], old.weights[name], rtol=0, atol=1e-9)
+    (kept,) = (tmp_path / "archive").glob("before-*.pth")
+    assert read_header(kept).identity == before.identity
+    assert change_of(newest(tmp_path), other) is None, "and then there is nothing to ask"
+
+
+def test_another_model_of_the_same_tensors_is_told_archived_and_gone_on_with(tiny: Tiny, tmp_path: Path) -> None:
+    trained(tiny(), tmp_path, 2)
+    before, other = newest(tmp_path), tiny(model={"rope_theta": 500.0}, longformer={"enabled": True, "layers": [1], "window": 16})
+    change = change_of(before, other)
+    assert change is not None and [part.tensors for part in change.parts[1:]] == [0, 0, 0]
+    assert change.switches[0] == "model.rope_theta was 10000.0 and is 500.0" and "longformer.window was 256 and is 16" in change.switches
+    events = trained(other, tmp_path, 3)
+    (fit_event,) = [event for event in events if event["event"] == "fit"]
+    assert (fit_event["new"], fit_event["left"], fit_event["otherwise"]) == ([], [], True)
+    assert "computed with in another way; as it was it stays in" in of(events, "notice", "text")[0]
+    (resume,) = [event for event in events if event["event"] == "resume"]
+    assert not resume["exact"] and any(line.startswith("the loss of the fixed row was") for line in resume["differs"])
     (kept,) = (tmp_path / "archive").glob("before-*.pth")
     assert read_header(kept).identity == before.identity
     assert change_of(newest(tmp_path), other) is None, "and then there is nothing to ask"

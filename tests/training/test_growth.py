@@ -25,7 +25,7 @@ def grown(old: Preset, new: Preset, vocab: int = V, new_vocab: int = V) -> tuple
     for parameter in before.parameters():
         parameter.data.normal_(std=0.3)
     after = Learner(build_model(new, new_vocab))
-    how = fit(after.state_dict(), before.state_dict())
+    how = fit(after.model, after.state_dict(), old, before.state_dict())
     after.load_state_dict(fitted(after.state_dict(), before.state_dict(), how), strict=False)
     return before.model.double(), after.model.double(), how
 
@@ -78,6 +78,27 @@ def test_another_mechanism_begins_as_the_identity(tiny: Tiny, mechanism: str) ->
     torch.testing.assert_close(after(tokens(31)).logits, before(tokens(31)).logits, rtol=1e-12, atol=1e-12)
     moments = fitted_moments({f"{name}/exp_avg": torch.ones(1) for name in before.state_dict(prefix="model.")}, how)
     assert moments.keys() == {f"{name}/exp_avg" for name in how.kept}
+
+
+@pytest.mark.parametrize("shared", [0, 1])
+def test_experts_in_a_feed_forwards_place_begin_as_the_identity(tiny: Tiny, shared: int) -> None:
+    """With what their routers know of the step before: nothing yet. What moves is the layer that becomes experts, and no other."""
+    before, after, how = grown(tiny(), tiny(moe={"enabled": True, "layers": [1], "shared_experts": shared}))
+    assert {name.rsplit(".", 2)[0] for name in how.new} == {name.rsplit(".", 2)[0] for name in how.new if name.startswith("model.layers.1.1.")}
+    assert "model.layers.1.1.unit.bias" in how.new and "model.layers.1.1.unit.output.weight" in how.left
+    before.layers[1][1].unit.output.weight.data.zero_()
+    torch.testing.assert_close(after(tokens(31)).logits, before(tokens(31)).logits, rtol=1e-12, atol=1e-12)
+
+
+def test_another_number_of_experts_begins_anew_and_the_same_number_is_kept_with_its_loads(tiny: Tiny) -> None:
+    four, six = (tiny(moe={"enabled": True, "layers": [1], "experts": count, "expert_size": 8}) for count in (4, 6))
+    _, _, how = grown(four, six)
+    assert "model.layers.1.1.unit.gate_up.weight" in how.new and not how.grown
+    before = Learner(build_model(four, V))
+    before.model.after_step({"1.moe.load": torch.tensor([5.0, 1.0, 2.0, 0.0])})
+    after = Learner(build_model(tiny(model={"num_layers": 3}, moe={"enabled": True, "layers": [1], "experts": 4, "expert_size": 8}), V))
+    after.load_state_dict(fitted(after.state_dict(), before.state_dict(), fit(after.model, after.state_dict(), four, before.state_dict())), strict=False)
+    assert torch.equal(after.model.layers[1][1].unit.share, torch.tensor([5, 1, 2, 0]) / 8) and after.model.layers[1][1].unit.bias.any()
 
 
 def test_a_unit_that_moves_within_its_layer_is_kept(tiny: Tiny) -> None:
@@ -135,6 +156,44 @@ def test_who_reads_what_is_shared_is_not_kept_without_it(tiny: Tiny) -> None:
     before, after, how = grown(three, tiny(model={"num_layers": 5}, shared_attention={"enabled": True, "layers": [1, 2, 3, 4]}))
     assert {name.split(".")[2] for name in how.new} == {"4"} and not how.left
     torch.testing.assert_close(after(tokens(31)).logits, before(tokens(31)).logits, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"longformer": {"enabled": True, "window": 16}},
+        {"model": {"rope_theta": 500.0}},
+        {"model": {"position_interpolation": 2.0, "position_interpolation_layers": "odd"}},
+        {"model": {"num_heads": 4, "qk_norm": False}},
+        {"model": {"norm_eps": 1e-3}},
+    ],
+    ids=str,
+)
+def test_the_same_tensors_may_be_another_model(tiny: Tiny, sections: dict[str, Any]) -> None:
+    same = {"qk_norm": False} if "qk_norm" in sections.get("model", {}) else {}  # whose norms have a shape that follows from the heads
+    before, after, how = grown(tiny(model=same), tiny(**sections))
+    assert not (how.grown or how.new or how.left) and how.otherwise and not how.is_whole
+    assert (after(tokens(31)).logits - before(tokens(31)).logits).abs().max() > 1e-6
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"model": {"seq_length": 128, "ffn_size": 96, "num_kv_heads": 2}},
+        {"longformer": {"enabled": False, "window": 16}},
+        {"s5": {"enabled": True, "dt_min": 0.01, "blocks": 2}},
+        {"hyena": {"enabled": True, "filter_length": 64}},
+        {"auxiliary": {"value_weight": 0.5}},
+        {"shared_ffn": {"enabled": True}, "shared_attention": {"enabled": True}, "head_gating": {"enabled": True}},
+    ],
+    ids=str,
+)
+def test_what_makes_no_other_model(tiny: Tiny, sections: dict[str, Any]) -> None:
+    """Defaults written out, switches of what is off or of first weights, longer rows."""
+    on = {name: {"enabled": True} for name, section in sections.items() if section.get("enabled")}
+    before, after, how = grown(tiny(**on), tiny(**sections))
+    assert how.is_whole
+    torch.testing.assert_close(after(tokens(31)).logits, before(tokens(31)).logits, rtol=0, atol=0)
 
 
 def test_what_can_not_become_ours_is_left(tiny: Tiny) -> None:

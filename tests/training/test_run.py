@@ -60,15 +60,17 @@ def test_it_learns(tiny: Tiny, tmp_path: Path) -> None:
     assert recorder.of("end")[0]["reason"] == "the run's tokens are read"
 
 
-def test_thirty_steps_at_once_equal_thirteen_then_seventeen(tiny: Tiny, tmp_path: Path) -> None:
-    at_once = trained(tiny(), tmp_path / "once", 30)
-    first = trained(tiny(), tmp_path / "twice", 30, stop_after=13)
-    second = trained(tiny(), tmp_path / "twice", 30)
+@pytest.mark.parametrize("sections", [{}, {"moe": {"enabled": True, "experts": 4}}], ids=["dense", "experts"])
+def test_thirty_steps_at_once_equal_thirteen_then_seventeen(sections: dict[str, Any], tiny: Tiny, tmp_path: Path) -> None:
+    """Also with what units heard of the step before."""
+    at_once = trained(tiny(**sections), tmp_path / "once", 30)
+    first = trained(tiny(**sections), tmp_path / "twice", 30, stop_after=13)
+    second = trained(tiny(**sections), tmp_path / "twice", 30)
     assert [len(part.of("step")) for part in (first, second)] == [13, 17]
     assert second.of("resume")[0]["tokens"] == 13 * STEP
     assert second.of("resume")[0]["exact"]
     steps = first.of("step") + second.of("step")
-    for key in ("batch_hash", "loss", "gradient_norm", "learning_rate", "tokens", "life_tokens", "step"):
+    for key in ("batch_hash", "loss", "losses", "units", "gradient_norm", "learning_rate", "tokens", "life_tokens", "step"):
         assert [event[key] for event in steps] == [event[key] for event in at_once.of("step")], key
     one, two = (Snapshots(tmp_path / name).read("current") for name in ("once", "twice"))
     for part in ("weights", "optimizer", "random"):
@@ -77,6 +79,19 @@ def test_thirty_steps_at_once_equal_thirteen_then_seventeen(tiny: Tiny, tmp_path
         assert all(torch.equal(ours[name], theirs[name]) for name in ours), part
     assert one.cursor == two.cursor
     assert one.run == two.run
+    heard = [one.weights[f"model.layers.{layer}.1.unit.{name}"] for layer in range(2) for name in ("bias", "share")] if sections else []
+    assert all(values.std() > 0 for values in heard)
+
+
+def test_the_weights_of_the_units_losses_are_the_presets(tiny: Tiny, tmp_path: Path) -> None:
+    """A balance loss that counts much more evens the loads; both are told with each step, per layer and unweighted."""
+    runs = {weight: trained(tiny(moe={"enabled": True, "bias_rate": 0, "balance_weight": weight}), tmp_path / str(weight), 20) for weight in (0.0, 3.0)}
+    last = {weight: run.of("step")[-1] for weight, run in runs.items()}
+    assert "moe_balance" not in last[0.0]["losses"] and {"next_token", "moe_balance", "moe_z"} == last[3.0]["losses"].keys()
+    assert last[3.0]["losses"]["moe_balance"] == pytest.approx(2, abs=0.3), "two layers, each near 1"
+    busiest = {weight: max(max(load) * len(load) / sum(load) for load in event["units"].values()) for weight, event in last.items()}
+    assert busiest[3.0] < busiest[0.0], busiest
+    assert all(sum(load) == 2 * STEP for load in last[0.0]["units"].values()), "two experts for each token that is scored"
 
 
 def test_a_finished_run_is_followed_by_another_on_the_same_model(tiny: Tiny, tmp_path: Path) -> None:
@@ -201,8 +216,8 @@ def test_snapshots_come_by_tokens_too(tiny: Tiny, tmp_path: Path) -> None:
 
 
 def test_what_is_not_built_is_refused(tiny: Tiny, tmp_path: Path) -> None:
-    with pytest.raises(Halted, match=r"moe\.enabled is not built yet"):
-        train(tiny(moe={"enabled": True}), tmp_path)
+    with pytest.raises(Halted, match=r"retro\.enabled is not built yet"):
+        train(tiny(retro={"enabled": True}), tmp_path)
     assert not list(tmp_path.iterdir())
 
 
@@ -389,6 +404,22 @@ def test_saving_goes_on_beside_training(tiny: Tiny, tmp_path: Path, monkeypatch:
     assert 0.1 < recorder.of("snapshot")[0]["stall"] < 0.4 < recorder.of("snapshot")[0]["seconds"]
     assert "no room; training goes on" in recorder.of("notice")[0]["text"]
     assert Snapshots(tmp_path).read("current").run["tokens"] == recorder.of("step")[-1]["tokens"]
+
+
+def test_a_last_snapshot_that_fails_says_what_is_lost(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    honest, written = Snapshots.save, []
+
+    def full(self: Snapshots, snapshot: Any, amends: bool) -> Path:
+        written.append(snapshot.run["tokens"])
+        if len(written) > 1:
+            raise SnapshotError("no room")
+        return honest(self, snapshot, amends)
+
+    monkeypatch.setattr(Snapshots, "save", full)
+    with pytest.raises(Halted, match="^no room; the last (.*) tokens are in no snapshot$") as halted:
+        trained(tiny(train={"snapshot_every_tokens": 3 * STEP}), tmp_path, 5)
+    lost = int(str(halted.value).split()[4].replace(",", ""))
+    assert 0 < lost == written[-1] - Snapshots(tmp_path).read("current").run["tokens"]
 
 
 def test_what_is_forgotten_is_said(tiny: Tiny, tmp_path: Path) -> None:

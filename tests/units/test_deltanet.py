@@ -10,15 +10,24 @@ from transformers.models.qwen3_next.configuration_qwen3_next import Qwen3NextCon
 
 from lm.ops.delta_rule import delta_rule
 from lm.preset import Preset
-from lm.units.deltanet import Deltanet, DeltanetState, deltanet_chunk, deltanet_step
-from lm.units.unit import Context, Mixed
+from lm.units.deltanet import Deltanet, deltanet_chunk, deltanet_step
+from lm.units.unit import Context
+from tests.units.recurrences import (
+    TEXTS,
+    B,
+    T,
+    drawn,
+    fused_equals_chunks,
+    is_near_in_bfloat16,
+    mixed,
+    read,
+    stays_finite,
+    stays_finite_for_long,
+    with_random_weights,
+)
 
-B, T, H, K, V = 2, 37, 3, 5, 7
+H, K, V = 3, 5, 7
 STARTS = [(0, 3), (0, 4), (0, 21), (1, 0), (1, 36)]
-
-
-def drawn(*shape: int, seed: int) -> Tensor:
-    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
 def inputs(time: int = T, strength: float = 0.5) -> list[Tensor]:
@@ -135,22 +144,14 @@ def test_equals_transformers_rule(rule) -> None:
 def unit_of(std: float = 0.4, heads: int = H, size: int = 12, **switches: object) -> Deltanet:
     switches = {"key_size": K, "value_size": V} | switches
     unit = Deltanet(Preset.model_validate({"model": {"hidden_size": size, "num_heads": heads}, "data": {"sources": ["c4"]}, "deltanet": switches}))
-    generator = torch.Generator().manual_seed(1)
-    for parameter in unit.parameters():
-        parameter.data.normal_(std=std, generator=generator)
-    return unit
-
-
-def read(unit: Deltanet, x: Tensor, starts: list[tuple[int, int]] = (), state: DeltanetState | None = None) -> Mixed:
-    context = Context(restart=marked(x.shape[1], list(starts))[: len(x)]).derived(x[..., 0], torch.zeros(len(x), dtype=torch.int64), carry=True)
-    return unit(x, state or unit.initial_state(len(x)), context)
+    return with_random_weights(unit, std)
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("starts", [[], [(0, 255), (0, 256), (1, 130), (1, 514)]], ids=["one document", "restarts"])
 def test_a_long_row_equals_its_pieces_and_its_documents(starts: list[tuple[int, int]]) -> None:
     unit, x, restart = unit_of().double(), drawn(B, 700, 12, seed=9), marked(700, starts)
-    whole, state, start, pieces = read(unit, x, starts), unit.initial_state(B), torch.zeros(B, dtype=torch.int64), []
+    whole, state, start, pieces = mixed(unit, x, starts), unit.initial_state(B), torch.zeros(B, dtype=torch.int64), []
     for piece, begins in zip(x.split([1, 300, 2, 397], 1), restart.split([1, 300, 2, 397], 1), strict=True):
         context = Context(restart=begins).derived(piece[..., 0], start, carry=True)
         y, state = unit(piece, state, context)[:2]
@@ -160,7 +161,7 @@ def test_a_long_row_equals_its_pieces_and_its_documents(starts: list[tuple[int, 
     torch.testing.assert_close(state, whole.state)
     for row in range(B):
         edges = [0, *(at for place, at in starts if place == row), 700]
-        alone = [read(unit, x[row : row + 1, a:b]).y for a, b in itertools.pairwise(edges)]
+        alone = [read(unit, x[row : row + 1, a:b]) for a, b in itertools.pairwise(edges)]
         torch.testing.assert_close(torch.cat(alone, 1), whole.y[row : row + 1])
 
 
@@ -198,7 +199,7 @@ def test_equals_transformers_module(kernel_size: int) -> None:
     unit = unit_of(kernel_size=kernel_size)
     module, x = transformers_module(unit, 12), drawn(B, 130, 12, seed=9).float()
     ours, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
-    y, wanted = read(unit, ours).y, module(theirs)
+    y, wanted = read(unit, ours), module(theirs)
     torch.testing.assert_close(y, wanted, rtol=1e-4, atol=1e-5)
     weight = drawn(*y.shape, seed=10).float()
     (y * weight).sum().backward()
@@ -215,46 +216,23 @@ def test_equals_transformers_module(kernel_size: int) -> None:
 
 @pytest.mark.parametrize("gated", [True, False], ids=["gated", "not gated"])
 def test_bfloat16_is_close_to_float32(gated: bool) -> None:
-    unit, x = unit_of(0.2, gated=gated), drawn(B, T, 12, seed=9).float()
-    exact = read(unit, x, STARTS).y
-    with torch.autocast("cpu", torch.bfloat16):
-        mixed = read(unit, x, STARTS)
-    assert (mixed.y - exact).norm() < 2e-2 * exact.norm()
-    assert mixed.state.memory.dtype == mixed.state.short.dtype == torch.float32
-    lowered = unit.bfloat16()
-    assert read(lowered, x.bfloat16()).y.dtype == torch.bfloat16
+    is_near_in_bfloat16(unit_of(0.2, gated=gated), 12)
 
 
 @pytest.mark.parametrize("rate", [None, -30.0, 0.0, 5.0, 200.0], ids=lambda rate: f"rate {rate}")
-@pytest.mark.parametrize("text", ["random", "constant", "huge", "zeros"])
+@pytest.mark.parametrize("text", TEXTS)
 def test_always_finite(text: str, rate: float | None) -> None:
     """Also where a head forgets all at once, or never."""
     unit = unit_of(gated=rate is not None)
     if rate is not None:
         unit.log_rate.data[::2] = rate
-    x = {
-        "random": drawn(B, 3 * T, 12, seed=9),
-        "constant": drawn(B, 1, 12, seed=9).expand(B, 3 * T, 12),
-        "huge": 1e4 * drawn(B, 3 * T, 12, seed=9),
-        "zeros": torch.zeros(B, 3 * T, 12),
-    }[text].float()
-    for length in (0, 1, 3 * T):
-        for starts in ([], [(row, at) for row in range(B) for at in range(length)]):
-            piece = x[:, :length].clone().requires_grad_()
-            y = read(unit, piece, starts).y
-            assert y.isfinite().all()
-            for gradient in torch.autograd.grad(y.sum(), [piece, *unit.parameters()], allow_unused=True):
-                assert gradient is None or gradient.isfinite().all()
+    stays_finite(unit, text, 12)
 
 
 @pytest.mark.parametrize("gated", [True, False], ids=["gated", "not gated"])
 def test_a_very_long_text_of_one_token(gated: bool) -> None:
-    unit = unit_of(heads=1, size=4, key_size=2, value_size=3, gated=gated)
-    x = drawn(1, 1, 4, seed=9).float().expand(1, 100_000, 4).clone().requires_grad_()
-    mixed = read(unit, x)
-    mixed.y.square().mean().backward()
-    assert mixed.y.isfinite().all() and x.grad.isfinite().all()
-    assert mixed.state.memory.norm() < 100
+    out = stays_finite_for_long(unit_of(heads=1, size=4, key_size=2, value_size=3, gated=gated), 4)
+    assert out.state.memory.norm() < 100
 
 
 def test_first_weights_forget_at_many_speeds_and_write_nothing() -> None:
@@ -263,22 +241,11 @@ def test_first_weights_forget_at_many_speeds_and_write_nothing() -> None:
     horizons = 1 / nn.functional.softplus(fresh.speed_bias)
     assert horizons.min() < 1 and horizons.max() > 900
     x = drawn(B, T, 12, seed=9).float()
-    assert not read(fresh, x).y.any()
+    assert not read(fresh, x).any()
     assert fresh.kernel.abs().max() > 0.3
 
 
 @pytest.mark.gpu
 def test_the_fused_kernel_equals_the_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("fla")
-    unit, x = unit_of(0.2, 2, 128, key_size=64, value_size=64).cuda(), drawn(B, 200, 128, seed=9).float().cuda()
-    found = []
-    for kernel in (True, False):
-        if not kernel:
-            monkeypatch.setattr("lm.units.deltanet._fused_kernel", lambda: None)
-        unit.zero_grad()
-        with torch.autocast("cuda", torch.bfloat16):
-            mixed = unit(x, unit.initial_state(B), Context().derived(x[..., 0], torch.zeros(B, dtype=torch.int64, device="cuda"), carry=True))
-        mixed.y.float().square().sum().backward()
-        found.append([mixed.y.float(), mixed.state.memory, *(parameter.grad for parameter in unit.parameters())])
-    for fused, chunked in zip(*found, strict=True):
-        assert (fused - chunked).norm() < 3e-2 * chunked.norm()
+    unit = unit_of(0.2, 2, 128, key_size=64, value_size=64)
+    fused_equals_chunks(unit, 128, "lm.units.deltanet._fused_kernel", monkeypatch)

@@ -4,21 +4,15 @@ import numpy
 import pytest
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from lm.ops.linear_attention import decaying_recurrence
 from lm.preset import Preset
 from lm.units.gla import Gla, GlaState, gla_chunk, gla_step
-from lm.units.unit import Context
+from tests.units.recurrences import STARTS, TEXTS, B, T, context_of, drawn, is_near_in_bfloat16, read, stays_finite, stays_finite_for_long, with_random_weights
 
-B, T, H, K, V = 2, 37, 3, 7, 5
+H, K, V = 3, 7, 5
 SIZE = H * V
-STARTS = [(0, 3), (0, 4), (1, 0), (1, 36)]
 TEMPERATURE = 2.5
-
-
-def drawn(*shape: int, seed: int) -> Tensor:
-    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
 def preset_of(size: int = SIZE, heads: int = H) -> Preset:
@@ -27,21 +21,7 @@ def preset_of(size: int = SIZE, heads: int = H) -> Preset:
 
 
 def unit_of(std: float = 0.4, size: int = SIZE, heads: int = H) -> Gla:
-    unit, generator = Gla(preset_of(size, heads)), torch.Generator().manual_seed(1)
-    for parameter in unit.parameters():
-        parameter.data.normal_(std=std, generator=generator)
-    return unit
-
-
-def context_of(x: Tensor, starts: list[tuple[int, int]] = ()) -> Context:
-    restart = torch.zeros(x.shape[:2], dtype=torch.bool)
-    for row, at in starts:
-        restart[row, at] = True
-    return Context(restart=restart).derived(x[..., 0], torch.zeros(len(x), dtype=torch.int64), carry=True)
-
-
-def read(unit: Gla, x: Tensor, starts: list[tuple[int, int]] = ()) -> Tensor:
-    return unit(x, unit.initial_state(len(x)), context_of(x, starts)).y
+    return with_random_weights(Gla(preset_of(size, heads)), std)
 
 
 @pytest.mark.parametrize("starts", [[], STARTS], ids=["one document", "restarts"])
@@ -101,44 +81,22 @@ def test_equals_the_naive_formula_of_the_package() -> None:
 
 
 def test_bfloat16_is_close_to_float32() -> None:
-    unit, x = unit_of(0.2), drawn(B, T, SIZE, seed=7).float()
-    exact = read(unit, x, STARTS)
-    with torch.autocast("cpu", torch.bfloat16):
-        mixed = unit(x, unit.initial_state(B), context_of(x, STARTS))
-    assert (mixed.y - exact).norm() < 2e-2 * exact.norm()
-    assert mixed.state.memory.dtype == torch.float32
-    lowered = unit.bfloat16()
-    assert lowered(x.bfloat16(), lowered.initial_state(B), context_of(x)).y.dtype == torch.bfloat16
+    is_near_in_bfloat16(unit_of(0.2), SIZE)
 
 
 @pytest.mark.parametrize("decay", [-1e6, -30.0, 0.0, 200.0], ids=lambda decay: f"decay {decay}")
-@pytest.mark.parametrize("text", ["random", "constant", "huge", "zeros"])
+@pytest.mark.parametrize("text", TEXTS)
 def test_always_finite(text: str, decay: float) -> None:
     """Also where a channel forgets all at once, or never."""
     unit = unit_of()
     unit.decay.data[::2] = decay
-    x = {
-        "random": drawn(B, 3 * T, SIZE, seed=7),
-        "constant": drawn(B, 1, SIZE, seed=7).expand(B, 3 * T, SIZE),
-        "huge": 1e4 * drawn(B, 3 * T, SIZE, seed=7),
-        "zeros": torch.zeros(B, 3 * T, SIZE),
-    }[text].float()
-    for length in (0, 1, 3 * T):
-        for starts in ([], [(row, at) for row in range(B) for at in range(length)]):
-            piece = x[:, :length].clone().requires_grad_()
-            y = read(unit, piece, starts)
-            assert y.isfinite().all()
-            for gradient in torch.autograd.grad(y.sum(), [piece, *unit.parameters()], allow_unused=True):
-                assert gradient is None or gradient.isfinite().all()
+    stays_finite(unit, text, SIZE)
 
 
 def test_a_very_long_text_of_one_token() -> None:
     unit = unit_of(size=4, heads=1)
     unit.decay.data[:2] = torch.tensor([-1e6, 200.0])
-    x = drawn(1, 1, 4, seed=7).float().expand(1, 100_000, 4).clone().requires_grad_()
-    y = read(unit, x)
-    y.square().mean().backward()
-    assert y.isfinite().all() and x.grad.isfinite().all()
+    stays_finite_for_long(unit, 4)
 
 
 def test_first_weights_forget_slowly_and_write_nothing() -> None:

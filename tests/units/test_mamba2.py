@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from torch import Tensor
 from transformers import DynamicCache
 from transformers import Mamba2Config as PublishedConfig
 from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer
@@ -12,15 +11,10 @@ from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer
 from lm.ops.linear_attention import scalar_decay_recurrence
 from lm.preset import Preset
 from lm.units.mamba2 import Mamba2, Mamba2State, mamba2_chunk, mamba2_step
-from lm.units.unit import Context
+from tests.units.recurrences import STARTS, TEXTS, B, T, context_of, drawn, is_near_in_bfloat16, read, stays_finite, stays_finite_for_long, with_random_weights
 
-B, T, SIZE, N, P, K = 2, 37, 15, 7, 5, 3
+SIZE, N, P, K = 15, 7, 5, 3
 H = 2 * SIZE // P
-STARTS = [(0, 3), (0, 4), (1, 0), (1, 36)]
-
-
-def drawn(*shape: int, seed: int) -> Tensor:
-    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
 def preset_of(groups: int = 1, size: int = SIZE, head_size: int = P) -> Preset:
@@ -29,21 +23,7 @@ def preset_of(groups: int = 1, size: int = SIZE, head_size: int = P) -> Preset:
 
 
 def unit_of(groups: int = 1, std: float = 0.4, size: int = SIZE) -> Mamba2:
-    unit, generator = Mamba2(preset_of(groups, size)), torch.Generator().manual_seed(1)
-    for parameter in unit.parameters():
-        parameter.data.normal_(std=std, generator=generator)
-    return unit
-
-
-def context_of(x: Tensor, starts: list[tuple[int, int]] = ()) -> Context:
-    restart = torch.zeros(x.shape[:2], dtype=torch.bool)
-    for row, at in starts:
-        restart[row, at] = True
-    return Context(restart=restart).derived(x[..., 0], torch.zeros(len(x), dtype=torch.int64), carry=True)
-
-
-def read(unit: Mamba2, x: Tensor, starts: list[tuple[int, int]] = ()) -> Tensor:
-    return unit(x, unit.initial_state(len(x)), context_of(x, starts)).y
+    return with_random_weights(Mamba2(preset_of(groups, size)), std)
 
 
 def published(unit: Mamba2, groups: int) -> tuple[Mamba2Mixer, PublishedConfig]:
@@ -114,44 +94,22 @@ def test_equals_transformers_token_by_token(groups: int, prefill: int) -> None:
 
 
 def test_bfloat16_is_close_to_float32() -> None:
-    unit, x = unit_of(std=0.2), drawn(B, T, SIZE, seed=7).float()
-    exact = read(unit, x, STARTS)
-    with torch.autocast("cpu", torch.bfloat16):
-        mixed = unit(x, unit.initial_state(B), context_of(x, STARTS))
-    assert (mixed.y - exact).norm() < 2e-2 * exact.norm()
-    assert mixed.state.memory.dtype == mixed.state.recent.dtype == torch.float32
-    lowered = unit.bfloat16()
-    assert lowered(x.bfloat16(), lowered.initial_state(B), context_of(x)).y.dtype == torch.bfloat16
+    is_near_in_bfloat16(unit_of(std=0.2), SIZE)
 
 
 @pytest.mark.parametrize("rate", [-200.0, 0.0, 8.0, 80.0], ids=lambda rate: f"log rate {rate}")
-@pytest.mark.parametrize("text", ["random", "constant", "huge", "zeros"])
+@pytest.mark.parametrize("text", TEXTS)
 def test_always_finite(text: str, rate: float) -> None:
     """Also where a head forgets all at once, or never."""
     unit = unit_of()
     unit.log_rate.data[::2] = rate
-    x = {
-        "random": drawn(B, 3 * T, SIZE, seed=7),
-        "constant": drawn(B, 1, SIZE, seed=7).expand(B, 3 * T, SIZE),
-        "huge": 1e8 * drawn(B, 3 * T, SIZE, seed=7),
-        "zeros": torch.zeros(B, 3 * T, SIZE),
-    }[text].float()
-    for length in (0, 1, 3 * T):
-        for starts in ([], [(row, at) for row in range(B) for at in range(length)]):
-            piece = x[:, :length].clone().requires_grad_()
-            y = read(unit, piece, starts)
-            assert y.isfinite().all()
-            for gradient in torch.autograd.grad(y.sum(), [piece, *unit.parameters()], allow_unused=True):
-                assert gradient is None or gradient.isfinite().all()
+    stays_finite(unit, text, SIZE, huge=1e8)
 
 
 def test_a_very_long_text_of_one_token() -> None:
     unit = unit_of(size=5)
     unit.log_rate.data[0] = -30.0
-    x = drawn(1, 1, 5, seed=7).float().expand(1, 100_000, 5).clone().requires_grad_()
-    y = read(unit, x)
-    y.square().mean().backward()
-    assert y.isfinite().all() and x.grad.isfinite().all()
+    stays_finite_for_long(unit, 5)
 
 
 def test_first_weights_are_the_papers() -> None:

@@ -150,7 +150,7 @@ def test_a_copy_of_a_model_shares_its_own() -> None:
     other = copy.deepcopy(model)
     other.shared_ffn.output.weight.data.zero_()
     assert not torch.equal(other(tokens()).logits, model(tokens()).logits)
-    assert all(layer[1].unit.beside.elsewhere[0] is other.shared_ffn for layer in other.layers)
+    assert all(layer[1].unit.beside._elsewhere[0] is other.shared_ffn for layer in other.layers)
 
 
 def test_layers_whose_feed_forward_is_another_stay_as_they_are() -> None:

@@ -3,42 +3,35 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from lm.ops.linear_attention import decaying_recurrence
 from lm.preset import Preset
 from lm.units.rwkv import Rwkv, RwkvState, rwkv_chunk, rwkv_step
-from lm.units.unit import Context
 from tests.units.finch import package_time_mix, time_mix, weights_of
+from tests.units.recurrences import (
+    STARTS,
+    TEXTS,
+    B,
+    T,
+    context_of,
+    drawn,
+    fused_equals_chunks,
+    is_near_in_bfloat16,
+    read,
+    stays_finite,
+    stays_finite_for_long,
+    with_random_weights,
+)
 
-B, T, H, K = 2, 37, 3, 5
+H, K = 3, 5
 SIZE = H * K
-STARTS = [(0, 3), (0, 4), (1, 0), (1, 36)]
-
-
-def drawn(*shape: int, seed: int) -> Tensor:
-    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
 def unit_of(std: float = 0.4, heads: int = H, size: int = SIZE) -> Rwkv:
     preset = Preset.model_validate(
         {"model": {"hidden_size": size, "num_heads": heads, "position": "learned"}, "data": {"sources": ["c4"]}, "rwkv": {"mix_rank": 4, "decay_rank": 6}}
     )
-    unit, generator = Rwkv(preset), torch.Generator().manual_seed(1)
-    for parameter in unit.parameters():
-        parameter.data.normal_(std=std, generator=generator)
-    return unit
-
-
-def context_of(x: Tensor, starts: list[tuple[int, int]]) -> Context:
-    restart = torch.zeros(x.shape[:2], dtype=torch.bool)
-    for row, at in starts:
-        restart[row, at] = True
-    return Context(restart=restart).derived(x[..., 0], torch.zeros(len(x), dtype=torch.int64), carry=True)
-
-
-def read(unit: Rwkv, x: Tensor, starts: list[tuple[int, int]] = (), state: RwkvState | None = None) -> Tensor:
-    return unit(x, state or unit.initial_state(len(x)), context_of(x, list(starts))).y
+    return with_random_weights(Rwkv(preset), std)
 
 
 @pytest.mark.parametrize("starts", [[], STARTS], ids=["one document", "restarts"])
@@ -79,44 +72,22 @@ def test_equals_the_authors_package() -> None:
 
 
 def test_bfloat16_is_close_to_float32() -> None:
-    unit, x = unit_of(0.2), drawn(B, T, SIZE, seed=7).float()
-    exact = read(unit, x, STARTS)
-    with torch.autocast("cpu", torch.bfloat16):
-        mixed = unit(x, unit.initial_state(B), context_of(x, STARTS))
-    assert (mixed.y - exact).norm() < 2e-2 * exact.norm()
-    assert mixed.state.memory.dtype == torch.float32
-    lowered = unit.bfloat16()
-    assert lowered(x.bfloat16(), lowered.initial_state(B), context_of(x, [])).y.dtype == torch.bfloat16
+    is_near_in_bfloat16(unit_of(0.2), SIZE)
 
 
 @pytest.mark.parametrize("decay", [-12.0, 0.0, 2.1, 5.0, 200.0], ids=lambda decay: f"decay {decay}")
-@pytest.mark.parametrize("text", ["random", "constant", "huge", "zeros"])
+@pytest.mark.parametrize("text", TEXTS)
 def test_always_finite(text: str, decay: float) -> None:
     """Also where a channel forgets all at once, or never."""
     unit = unit_of()
     unit.decay.data[::2] = decay
-    x = {
-        "random": drawn(B, 3 * T, SIZE, seed=7),
-        "constant": drawn(B, 1, SIZE, seed=7).expand(B, 3 * T, SIZE),
-        "huge": 1e4 * drawn(B, 3 * T, SIZE, seed=7),
-        "zeros": torch.zeros(B, 3 * T, SIZE),
-    }[text].float()
-    for length in (0, 1, 3 * T):
-        for starts in ([], [(row, at) for row in range(B) for at in range(length)]):
-            piece = x[:, :length].clone().requires_grad_()
-            y = read(unit, piece, starts)
-            assert y.isfinite().all()
-            for gradient in torch.autograd.grad(y.sum(), [piece, *unit.parameters()], allow_unused=True):
-                assert gradient is None or gradient.isfinite().all()
+    stays_finite(unit, text, SIZE)
 
 
 def test_a_very_long_text_of_one_token() -> None:
     unit = unit_of(heads=1, size=4)
     unit.decay.data[:2] = torch.tensor([-30.0, 200.0])
-    x = drawn(1, 1, 4, seed=7).float().expand(1, 100_000, 4).clone().requires_grad_()
-    y = read(unit, x)
-    y.square().mean().backward()
-    assert y.isfinite().all() and x.grad.isfinite().all()
+    stays_finite_for_long(unit, 4)
 
 
 def test_first_weights_forget_at_many_speeds() -> None:
@@ -133,16 +104,4 @@ def test_first_weights_forget_at_many_speeds() -> None:
 
 @pytest.mark.gpu
 def test_the_fused_kernel_equals_the_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("fla")
-    unit, x = unit_of(0.2, 2, 128).cuda(), drawn(B, 200, 128, seed=7).float().cuda()
-    found = []
-    for kernel in (True, False):
-        if not kernel:
-            monkeypatch.setattr("lm.units.rwkv._fused_kernel", lambda: None)
-        unit.zero_grad()
-        with torch.autocast("cuda", torch.bfloat16):
-            mixed = unit(x, unit.initial_state(B), Context().derived(x[..., 0], torch.zeros(B, dtype=torch.int64, device="cuda"), carry=True))
-        mixed.y.float().square().sum().backward()
-        found.append([mixed.y.float(), mixed.state.memory, *(parameter.grad for parameter in unit.parameters())])
-    for fused, chunked in zip(*found, strict=True):
-        assert (fused - chunked).norm() < 3e-2 * chunked.norm()
+    fused_equals_chunks(unit_of(0.2, 2, 128), 128, "lm.units.rwkv._fused_kernel", monkeypatch)

@@ -3,33 +3,18 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from lm.preset import Preset
 from lm.units.rwkv_channel import RwkvChannel, RwkvChannelState
-from lm.units.unit import Context
 from tests.units.finch import channel_mix, package_channel_mix, weights_of
+from tests.units.recurrences import TEXTS, B, T, context_of, drawn, is_near_in_bfloat16, stays_finite, with_random_weights
 
-B, T, SIZE, WIDTH = 2, 11, 6, 9
-
-
-def drawn(*shape: int, seed: int) -> Tensor:
-    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+SIZE, WIDTH = 6, 9
 
 
 def unit_of() -> RwkvChannel:
     model = {"hidden_size": SIZE, "num_heads": 3, "ffn_size": WIDTH}
-    unit, generator = RwkvChannel(Preset.model_validate({"model": model, "data": {"sources": ["c4"]}})), torch.Generator().manual_seed(1)
-    for parameter in unit.parameters():
-        parameter.data.normal_(std=0.4, generator=generator)
-    return unit
-
-
-def context_of(x: Tensor, starts: list[tuple[int, int]]) -> Context:
-    restart = torch.zeros(x.shape[:2], dtype=torch.bool)
-    for row, at in starts:
-        restart[row, at] = True
-    return Context(restart=restart).derived(x[..., 0], torch.zeros(len(x), dtype=torch.int64), carry=True)
+    return with_random_weights(RwkvChannel(Preset.model_validate({"model": model, "data": {"sources": ["c4"]}})), 0.4)
 
 
 def test_equals_the_papers_equations() -> None:
@@ -61,23 +46,9 @@ def test_width_without_a_switch() -> None:
 
 
 def test_bfloat16_is_close_to_float32() -> None:
-    unit, x = unit_of(), drawn(B, T, SIZE, seed=2).float()
-    context, state = context_of(x, [(0, 3)]), unit.initial_state(B)
-    exact = unit(x, state, context).y
-    with torch.autocast("cpu", torch.bfloat16):
-        lowered = unit(x, state, context).y
-    assert (lowered - exact).norm() < 2e-2 * exact.norm()
-    low = unit.bfloat16()
-    assert low(x.bfloat16(), low.initial_state(B), context).y.dtype == torch.bfloat16
+    is_near_in_bfloat16(unit_of(), SIZE)
 
 
-@pytest.mark.parametrize("scale", [0.0, 1.0, 1e4], ids=str)
-@pytest.mark.parametrize("length", [0, 1, T])
-def test_always_finite(scale: float, length: int) -> None:
-    unit = unit_of()
-    for x in (drawn(B, length, SIZE, seed=2), drawn(B, 1, SIZE, seed=2).expand(B, length, SIZE)):
-        x = (scale * x).float().requires_grad_()
-        y = unit(x, unit.initial_state(B), context_of(x, [(row, at) for row in range(B) for at in range(0, length, 2)])).y
-        y.sum().backward()
-        assert y.isfinite().all()
-        assert all(tensor.grad.isfinite().all() for tensor in (x, *unit.parameters()))
+@pytest.mark.parametrize("text", TEXTS)
+def test_always_finite(text: str) -> None:
+    stays_finite(unit_of(), text, SIZE)

@@ -9,7 +9,8 @@ from lm.export.remote.preset import Preset
 
 class PerennialConfig(PreTrainedConfig):
     """`plan`: the unit names of each layer; `options`: what is made of each; `sections`: the sections of the preset that shape a model, every
-    switch written out; `at_layers`: those that are others for the units of each layer."""
+    switch written out; `at_layers`: those that are others for the units of each layer; `loss_weights`: what each named loss of the units counts
+    in training."""
 
     model_type = "perennial"
     keys_to_ignore_at_inference = ["past_key_values"]
@@ -19,6 +20,7 @@ class PerennialConfig(PreTrainedConfig):
     options: list[list[Any]] | None = None
     at_layers: list[dict[str, dict[str, Any]]] | None = None
     sections: dict[str, dict[str, Any]] | None = None
+    loss_weights: dict[str, float] | None = None
     bos_token_id: int | None = None
     eos_token_id: int | None = None
     pad_token_id: int | None = None

@@ -109,7 +109,7 @@ class PerennialForCausalLM(PreTrainedModel, GenerationMixin):
         """Read `input_ids` (B, T) after what `past_key_values` holds.
 
         attention_mask: see `beginnings`. labels: (B, T), the tokens themselves, -100 where nothing is scored; the loss is the mean in
-        nats of each next token, and in training mode the units' own losses are added, as they were when the model was made.
+        nats of each next token, and in training mode the units' own losses are added, weighted as they were when the model was made.
         logits_to_keep: only the last so many logits, all when 0. ValueError where the mask or the cache does not fit.
         """
         rows, time = input_ids.shape
@@ -121,12 +121,16 @@ class PerennialForCausalLM(PreTrainedModel, GenerationMixin):
         read = past.length if past else 0
         keeps = self.config.use_cache and not self.training if use_cache is None else use_cache
         state = past.state if past else self.model.initial_state(rows) if keeps else None
-        out = self.model(input_ids, state, Context(restart=beginnings(attention_mask, read, time)))
+        scored = None if labels is None else F.pad(labels[:, 1:], (0, 1), value=-100) >= 0
+        out = self.model(input_ids, state, Context(restart=beginnings(attention_mask, read, time), scored=scored))
         logits = F.linear(out.hidden[:, -logits_to_keep:], self.model.output_weight)
         loss = None
         if labels is not None:
             loss = self.loss_function(logits, labels, self.config.vocab_size, num_items_in_batch=num_items_in_batch)
-            loss = loss + sum(out.losses.values()) if self.training else loss
+            if self.training and out.losses:
+                # Sums over micro-batches are divided by what all of them score: these, too.
+                share = 1 if num_items_in_batch is None else scored.sum() / num_items_in_batch
+                loss = loss + share * sum(self.config.loss_weights[name] * value for name, value in out.losses.items())
         return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=PerennialCache(out.state, read + time) if keeps else None)
 
     @classmethod

@@ -1,0 +1,59 @@
+"""What two processes do with experts under torchrun, for test_expert_ranks: run by it with a folder as the working directory, never by a person."""
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data_sources import Batch
+from lm.model import build_model
+from lm.preset import Preset
+from lm.training.distribution import Ranks
+from lm.training.learner import Learner
+from lm.training.optimizer import build_optimizer
+from lm.training.step import Teacher
+from tests.training.ranks import V, gradients, part_of, preset_of, rows
+
+STEPS = 5
+
+
+def of_two_words() -> Batch:
+    """Rows of one word, again and again: the even ones of one, the odd ones of another. So all of a rank's tokens choose the same experts."""
+    batch = rows()
+    words = torch.where(batch.row % 2 == 0, 7, 11)[:, None].expand_as(batch.tokens)
+    return dataclasses.replace(batch, tokens=words.contiguous())
+
+
+def taught(preset: Preset, batch: Batch, ranks: Ranks) -> dict[str, Any]:
+    """Stats of some steps, and what the learner is after them."""
+    torch.manual_seed(3)
+    learner = Learner(build_model(preset, V))
+    teacher = Teacher(ranks, learner, build_optimizer(learner, preset.train), preset.train, preset.loss_weights)
+    steps = [teacher.step(batch, 1, 0, 100_000) for _ in range(STEPS)]
+    unused = [name for name, parameter in learner.named_parameters() if "exp_avg" not in teacher.optimizer.state[parameter]]
+    losses = [step.losses for step in steps]
+    return {"sound": all(step.sound for step in steps), "stats": [step.stats for step in steps], "losses": losses, "unused": unused} | {
+        "weights": {name: tensor.clone() for name, tensor in learner.state_dict().items()}
+    }
+
+
+def main() -> None:
+    folder = Path.cwd()
+    preset = preset_of((folder / "preset.json").read_text(encoding="utf-8"))
+    torch.set_num_threads(1)
+    ranks = Ranks(preset.train)
+    out: dict[str, Any] = {}
+    for name, batch in {"full": rows(), "half padding": rows(padding_from=0)}.items():
+        mine = part_of(batch, ranks.rank, ranks.size)
+        if name == "half padding":  # rank 1 has padding only
+            mine = part_of(rows(), 0, 2) if ranks.rank == 0 else mine
+        out[name] = gradients(preset, mine, 4, ranks)
+        out[f"{name}, accumulated"] = gradients(preset, mine, 2, ranks)
+    out["taught"] = taught(preset, part_of(of_two_words(), ranks.rank, ranks.size), ranks)
+    torch.save(out, folder / f"rank{ranks.rank}.pt")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
