@@ -5,7 +5,7 @@
 Sizes: B batch, T time, D hidden, V vocabulary.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -13,8 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lm.preset import Preset, at_layer, layer_plan
+from lm.preset import Options, Preset, at_layer, layer_options, layer_plan
 from lm.units import UNITS, Context, Mixed, State, Unit
+from lm.units.options import feed_forward, with_gates
+from lm.units.swiglu import SwiGLU
 
 __all__ = ["Context", "Model", "ModelState", "Output", "build_model"]
 
@@ -67,12 +69,21 @@ class Model(nn.Module):
         self.plan = layer_plan(preset)
         self.embedding = nn.Embedding(vocab_size, config.hidden_size)
         self.positions = nn.Embedding(config.seq_length, config.hidden_size) if config.position == "learned" else None
+        options = layer_options(preset)
+        shared_width = max(option.shared_width for option in options)
+        self.shared_ffn = SwiGLU(preset, shared_width) if shared_width else None
         self.layers = nn.ModuleList(
-            nn.ModuleList(Residual(UNITS[name](at_layer(preset, depth)), config.hidden_size, config.norm_eps) for name in units)
-            for depth, units in enumerate(self.plan)
+            nn.ModuleList(Residual(unit, config.hidden_size, config.norm_eps) for unit in self._units(at_layer(preset, depth), names, options[depth]))
+            for depth, names in enumerate(self.plan)
         )
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
         self.output = None if config.tie_embeddings else nn.Linear(config.hidden_size, vocab_size, bias=False)
+
+    def _units(self, preset: Preset, names: Sequence[str], options: Options) -> Iterator[Unit]:
+        """The units of one layer; `preset` as it is there."""
+        for name, gates in zip(names, options.gates, strict=True):
+            shares = options.shared_width and name == "swiglu"
+            yield with_gates(feed_forward(preset, self.shared_ffn) if shares else UNITS[name](preset), gates)
 
     @property
     def output_weight(self) -> Tensor:
@@ -138,6 +149,6 @@ def build_model(preset: Preset, vocab_size: int) -> Model:
     model = Model(preset, vocab_size)
     for table in filter(None, (model.embedding, model.positions, model.output)):
         nn.init.normal_(table.weight, std=0.02)
-    for unit in (residual.unit for layer in model.layers for residual in layer):
+    for unit in filter(None, (model.shared_ffn, *(residual.unit for layer in model.layers for residual in layer))):
         unit.initialise()
     return model

@@ -64,6 +64,7 @@ VARIANTS: dict[str, list[Sections]] = {
         {"mamba2": {"state_size": 7, "expand": 1, "head_size": 2, "groups": 3, "kernel_size": 1}},
         {"mamba2": {"state_size": 1, "head_size": 1, "groups": 2, "kernel_size": 31}},
     ],
+    "shared_attention": [{}, {"model": {"num_kv_heads": 1}}, {"model": {"qk_norm": False}}, {"model": {"position": "learned"}}],
     "gla": [{"gla": {"decay_rank": 5}}, {"gla": {"decay_rank": 1, "key_size": 7, "decay_temperature": 0.5}}, {"model": {"num_heads": 1}}],
     "moe": [
         {"moe": {"experts": 3, "experts_per_token": 1}},
@@ -86,6 +87,27 @@ MODELS: dict[str, Sections] = {
         "deltanet": {"enabled": True, "layers": [0, 1, 2], "key_size": 5, "value_size": 7},
     },
     "rwkv": {"rwkv": {"enabled": True, "mix_rank": 5, "decay_rank": 7}, "rwkv_channel": {"enabled": True}},
+    "keys and values made once": {
+        "model": {"num_layers": 5, "num_kv_heads": 1},
+        "gla": {"enabled": True, "layers": "first_half", "decay_rank": 5},
+        "shared_attention": {"enabled": True, "layers": "last_half"},
+    },
+    "keys and values made once, others between and beside": {
+        "model": {"num_layers": 5, "position_interpolation": 3.0},
+        "shared_attention": {"enabled": True, "layers": [1, 3, 4]},
+        "mamba2": {"enabled": True, "layers": [1, 2], "state_size": 5},
+        "longformer": {"enabled": True, "layers": [3], "window": 4},
+    },
+    "gates": {"head_gating": {"enabled": True, "ffn_groups": 7}, "s5": {"enabled": True, "layers": [1], "state_size": 6}},
+    "feed-forwards that share": {"model": {"num_layers": 3}, "shared_ffn": {"enabled": True, "private_share": 0.3}},
+    "feed-forwards that share all": {"model": {"num_layers": 3}, "shared_ffn": {"enabled": True, "private_share": 0.0, "layers": [0, 2]}},
+    "gates, keys and feed-forwards that share": {
+        "model": {"num_layers": 4, "ffn_size": 14},
+        "head_gating": {"enabled": True, "ffn_groups": 2, "layers": [0, 1, 3]},
+        "shared_ffn": {"enabled": True, "private_share": 0.3},
+        "shared_attention": {"enabled": True, "layers": "last_half"},
+        "rwkv_channel": {"enabled": True, "layers": [3]},
+    },
     "matrix memories": {"mamba2": {"enabled": True, "layers": "even", "state_size": 5}, "gla": {"enabled": True, "layers": "odd", "decay_rank": 7}},
     "experts": {"moe": {"enabled": True, "layers": "odd", "experts": 4, "experts_per_token": 2, "expert_size": 5}, "s5": {"enabled": True, "state_size": 6}},
 }

@@ -7,8 +7,7 @@ from tokenizers import Tokenizer, processors
 
 from data_sources.config import Config
 from lm.export.sources import ENTRIES
-from lm.preset import Preset, layer_plan
-from lm.preset.plan import claimed_layers
+from lm.preset import Preset, at_layer, layer_options, layer_plan
 from lm.preset.switches import GenerationConfig, LayerMechanism, ModelConfig
 from lm.training.snapshots import Snapshot
 
@@ -28,7 +27,9 @@ def config(snapshot: Snapshot) -> dict[str, Any]:
         "vocab_size": len(table),
         **special_ids(snapshot.tokenizer),
         "plan": layer_plan(snapshot.preset),
+        "options": layer_options(snapshot.preset),
         "sections": sections(snapshot.preset),
+        "at_layers": [changes(snapshot.preset, layer) for layer in range(snapshot.preset.model.num_layers)],
         "loss_weights": snapshot.preset.loss_weights,
     }
 
@@ -36,9 +37,14 @@ def config(snapshot: Snapshot) -> dict[str, Any]:
 def sections(preset: Preset) -> dict[str, dict[str, Any]]:
     """The sections that can shape a model: every switch, and what follows from them (the width of a head, say)."""
     found = {name: getattr(preset, name) for name in type(preset).model_fields}
-    shaping = {name: resolved(section) for name, section in found.items() if isinstance(section, ModelConfig | LayerMechanism)}
-    shaping["model"]["position_interpolation_layers"] = claimed_layers(preset.model.position_interpolation_layers, preset.model.num_layers)
-    return shaping
+    return {name: resolved(section) for name, section in found.items() if isinstance(section, ModelConfig | LayerMechanism)}
+
+
+def changes(preset: Preset, layer: int) -> dict[str, dict[str, Any]]:
+    """What is otherwise in the sections for the units of one layer."""
+    here, there = sections(at_layer(preset, layer)), sections(preset)
+    different = {name: {switch: value for switch, value in here[name].items() if value != there[name][switch]} for name in here}
+    return {name: values for name, values in different.items() if values}
 
 
 def resolved(section: Config) -> dict[str, Any]:

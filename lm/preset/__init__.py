@@ -2,19 +2,23 @@
 
 from lm.preset.counting import ParameterCount, count_parameters
 from lm.preset.decode import PresetError, load_preset, preset_from_json
+from lm.preset.options import Options, layer_options, model_in_words
 from lm.preset.plan import MECHANISMS, at_layer, layer_plan, plan_in_words
 from lm.preset.switches import RUN_TOKENS, Preset
 
 __all__ = [
     "MECHANISMS",
     "RUN_TOKENS",
+    "Options",
     "ParameterCount",
     "Preset",
     "PresetError",
     "at_layer",
     "count_parameters",
+    "layer_options",
     "layer_plan",
     "load_preset",
+    "model_in_words",
     "plan_in_words",
     "preset_from_json",
 ]

@@ -3,8 +3,10 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-from lm.preset.plan import layer_plan
+from lm.preset.options import layer_options
+from lm.preset.plan import at_layer, layer_plan
 from lm.preset.switches import Preset
+from lm.preset.widths import OUTPUT_WIDTHS
 
 
 class ParameterCount(NamedTuple):
@@ -80,6 +82,12 @@ def _gla(preset: Preset) -> int:
     return 3 * size * size + 2 * size * keys + (size + keys) * config.decay_rank + keys + size
 
 
+def _shared_attention(preset: Preset) -> int:
+    model, norm = preset.model, preset.model.head_size * preset.model.qk_norm
+    own = 2 * model.hidden_size * model.num_heads * model.head_size + norm
+    return own + (2 * model.hidden_size * model.kv_heads * model.head_size + norm) * preset.shared_attention.owns
+
+
 def _moe(preset: Preset) -> int:
     return _moe_expert(preset) * (preset.moe.experts + preset.moe.shared_experts) + preset.model.hidden_size * preset.moe.experts
 
@@ -104,6 +112,7 @@ UNIT_COUNTS: dict[str, Callable[[Preset], int]] = {
     "deltanet": _deltanet,
     "mamba2": _mamba2,
     "gla": _gla,
+    "shared_attention": _shared_attention,
     "moe": _moe,
     "swiglu": _swiglu,
 }
@@ -113,11 +122,26 @@ IDLE_COUNTS: dict[str, Callable[[Preset], int]] = {"moe": _moe_idle}  # what a t
 def count_parameters(preset: Preset, vocab_size: int) -> ParameterCount | None:
     """Parameters of the model that build_model(preset, vocab_size) gives. None while a unit of its plan is not built."""
     model = preset.model
-    units = [name for layer in layer_plan(preset) for name in layer]
-    if any(name not in UNIT_COUNTS for name in units):
+    units = [(name, depth) for depth, layer in enumerate(layer_plan(preset)) for name in layer]
+    if any(name not in UNIT_COUNTS for name, _ in units):
         return None
+    layers = [at_layer(preset, depth) for depth in range(model.num_layers)]
     norms = (len(units) + 1) * model.hidden_size
     positions = model.seq_length * model.hidden_size if model.position == "learned" else 0
     vocabulary = vocab_size * model.hidden_size * (1 if model.tie_embeddings else 2)
-    idle = sum(IDLE_COUNTS[name](preset) for name in units if name in IDLE_COUNTS)
-    return ParameterCount(vocabulary, sum(UNIT_COUNTS[name](preset) for name in units) + norms + positions, idle)
+    trunk = sum(UNIT_COUNTS[name](layers[depth]) for name, depth in units)
+    idle = sum(IDLE_COUNTS[name](layers[depth]) for name, depth in units if name in IDLE_COUNTS)
+    return ParameterCount(vocabulary, trunk + norms + positions + _options(preset, layers), idle)
+
+
+def _options(preset: Preset, layers: list[Preset]) -> int:
+    """A gate sees all of what it gates and has a bias; each layer has a scale for each channel of what is shared."""
+    options = layer_options(preset)
+    gates = sum(
+        groups * (OUTPUT_WIDTHS[name](at) + 1)
+        for at, units, option in zip(layers, layer_plan(preset), options, strict=True)
+        for name, groups in zip(units, option.gates, strict=True)
+        if groups
+    )
+    widths = [option.shared_width for option in options if option.shared_width]
+    return gates + preset.model.hidden_size * (len(widths) + 3 * max(widths, default=0))

@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from lm.preset.options import check_options
 from lm.preset.plan import check_plan
 from lm.preset.switches import Preset
 
@@ -46,6 +47,7 @@ def preset_from_json(text: str, origin: str) -> Preset:
     try:
         preset = Preset.model_validate(raw)
         check_plan(preset)
+        check_options(preset)
     except ValidationError as error:
         raise PresetError(f"{origin}: {_in_a_line(error, raw)}") from None
     except ValueError as error:

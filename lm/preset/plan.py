@@ -27,7 +27,7 @@ MECHANISMS: dict[str, Claim] = {
     "mamba2": Claim("mixer", built=True),
     "gla": Claim("mixer", built=True),
     "deltanet": Claim("mixer", built=True),
-    "shared_attention": Claim("mixer", built=False),
+    "shared_attention": Claim("mixer", built=True),
     "retro": Claim("mixer", built=False),
     "rwkv_channel": Claim("ffn", built=True),
     "moe": Claim("ffn", built=True),
@@ -71,7 +71,7 @@ def claimed_layers(layers: Layers, num_layers: int) -> tuple[int, ...]:
 
 def layer_plan(preset: Preset) -> tuple[tuple[str, ...], ...]:
     """The unit names of each layer, first to last."""
-    claims = {name: _claimed(preset, name) for name in MECHANISMS if getattr(preset, name).enabled}
+    claims = {name: layers_named(preset, name) for name in MECHANISMS if getattr(preset, name).enabled}
 
     def units(layer: int, kind: str) -> tuple[str, ...]:
         return tuple(name for name, layers in claims.items() if MECHANISMS[name].kind == kind and layer in layers)
@@ -89,6 +89,10 @@ def check_plan(preset: Preset) -> None:
     plan = layer_plan(preset)
     for layer in range(preset.model.num_layers):
         at_layer(preset, layer)
+    if preset.shared_attention.enabled:
+        readers = layers_named(preset, "shared_attention")
+        if len({at_layer(preset, layer).model.position_interpolation for layer in readers}) > 1:
+            raise ValueError("model.position_interpolation_layers: the layers of shared_attention share their keys; name all of them or none")
     if not preset.train.long_context.enabled:
         return
     for layer, units in enumerate(plan):
@@ -98,15 +102,34 @@ def check_plan(preset: Preset) -> None:
 
 
 def at_layer(preset: Preset, layer: int) -> Preset:
-    """The preset as it is for the units of one layer: rotary positions are interpolated in some layers only."""
-    model = preset.model
+    """The preset as it is for the units of one layer: rotary positions are interpolated in some layers only, one layer of shared_attention
+    makes the keys and values of all, and of a feed-forward that layers share a part is the layer's own."""
+    model, sections = preset.model, {}
     chosen = _named(model.position_interpolation_layers, "model.position_interpolation_layers", preset)
-    if model.position_interpolation == 1 or layer in chosen:
-        return preset
-    return preset.model_copy(update={"model": model.model_copy(update={"position_interpolation": 1.0})})
+    sizes = {} if model.position_interpolation == 1 or layer in chosen else {"position_interpolation": 1.0}
+    sizes |= {"ffn_size": private_width(preset)} if layer in sharing_layers(preset) else {}
+    sections |= {"model": model.model_copy(update=sizes)} if sizes else {}
+    if preset.shared_attention.enabled and layer > layers_named(preset, "shared_attention")[0]:
+        sections["shared_attention"] = preset.shared_attention.reading()
+    return preset.model_copy(update=sections) if sections else preset
 
 
-def _claimed(preset: Preset, name: str) -> tuple[int, ...]:
+def private_width(preset: Preset) -> int:
+    """Channels of a shared feed-forward that each layer has for itself. `preset`: as it is for the whole model."""
+    return round(preset.shared_ffn.private_share * preset.model.feed_forward_size)
+
+
+def sharing_layers(preset: Preset) -> tuple[int, ...]:
+    """Layers that share their feed-forward: those that shared_ffn names and no mechanism claims."""
+    if not preset.shared_ffn.enabled:
+        return ()
+    claims = [name for name, claim in MECHANISMS.items() if claim.kind == "ffn" and getattr(preset, name).enabled]
+    others = {layer for name in claims for layer in layers_named(preset, name)}
+    return tuple(layer for layer in layers_named(preset, "shared_ffn") if layer not in others)
+
+
+def layers_named(preset: Preset, name: str) -> tuple[int, ...]:
+    """Indices of the layers that the section `name` names."""
     return _named(getattr(preset, name).layers, f"{name}.layers", preset)
 
 

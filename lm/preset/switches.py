@@ -6,7 +6,7 @@ What no section says takes the default that stands here. The editor's schema, th
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, PrivateAttr, model_validator
 
 from data_sources.config import Config, DataConfig
 from lm.preset.fields import Layers, Share, Weight
@@ -47,7 +47,7 @@ class ModelConfig(Config):
     @property
     def feed_forward_size(self) -> int:
         """Width of the feed-forward, resolved."""
-        return self.ffn_size or -(-8 * self.hidden_size // (3 * 32)) * 32
+        return -(-8 * self.hidden_size // (3 * 32)) * 32 if self.ffn_size is None else self.ffn_size
 
     @property
     def channel_mix_size(self) -> int:
@@ -199,7 +199,20 @@ class DeltanetConfig(LayerMechanism):
 
 
 class SharedAttentionConfig(LayerMechanism):
-    """Attention to keys and values that an earlier layer shares."""
+    """Attention of all its layers to keys and values that the first of them makes (YOCO)."""
+
+    _owns: bool = PrivateAttr(True)
+
+    @property
+    def owns(self) -> bool:
+        """Whether the layer that this is for makes the keys and values (see lm.preset.plan.at_layer)."""
+        return self._owns
+
+    def reading(self) -> "SharedAttentionConfig":
+        """This section as it is for the other layers."""
+        copy = self.model_copy()
+        copy._owns = False
+        return copy
 
 
 class RetroConfig(LayerMechanism):
@@ -260,6 +273,19 @@ class MixtureOfDepthsConfig(LayerMechanism):
     share: Share = Field(0.5, description="Share of tokens that pass through.")
 
 
+class HeadGatingConfig(LayerMechanism):
+    """A learned gate for each head of a mixer and for groups of a feed-forward's channels, before they are written into the residual stream."""
+
+    mixers: bool = Field(True, description="Whether each head (num_heads of them) of the layers' mixers has a gate.")
+    ffn_groups: int = Field(4, ge=0, le=65_536, description="Groups of a feed-forward's channels with a gate each; must divide them. 0: no gates there.")
+
+
+class SharedFfnConfig(LayerMechanism):
+    """Feed-forward weights that layers share, where no mechanism claims their feed-forward (SwiGLU)."""
+
+    private_share: float = Field(0.125, ge=0, lt=1, description="Share of the feed-forward's width that each layer has for itself.")
+
+
 class Ul2Config(Mechanism):
     """Mixture of denoisers."""
 
@@ -292,6 +318,8 @@ class Preset(Config):
     moe: MoeConfig = Field(default_factory=MoeConfig)
     colt5: Colt5Config = Field(default_factory=Colt5Config)
     mixture_of_depths: MixtureOfDepthsConfig = Field(default_factory=MixtureOfDepthsConfig)
+    head_gating: HeadGatingConfig = Field(default_factory=HeadGatingConfig)
+    shared_ffn: SharedFfnConfig = Field(default_factory=SharedFfnConfig)
     ul2: Ul2Config = Field(default_factory=Ul2Config)
 
     @model_validator(mode="after")

@@ -2,8 +2,10 @@
 
 Grown parts leave what was learned as it is: tables get rows behind those they had. A unit that is new begins as the identity
 (lm/units/unit.py), so that a deeper model computes what the shallower one did. So a unit is kept as a whole or not at all: an output
-matrix that another mechanism learned would fill the residual stream with noise. An output table of its own begins as a copy of the
-embedding that was the output until then.
+matrix that another mechanism learned would fill the residual stream with noise, and so would one that learned to read what another part of
+the model shares, when that part is new. An output table of its own begins as a copy of the embedding that was the output until then.
+
+Gates are beside a unit: it is kept without those it had, and with new ones, which are open at first.
 
 A model whose tensors are all alike may still be another: attention that becomes Longformer, or other rotary angles. What its modules
 compute by is compared, too.
@@ -24,6 +26,10 @@ EMBEDDING, OUTPUT, PLACES = "model.embedding.weight", "model.output.weight", "mo
 PLAIN = (int, float, str, tuple, type(None))
 TABLES = (EMBEDDING, OUTPUT, PLACES)
 IN_UNIT = re.compile(r"(model\.layers\.\d+)\.(\d+)\.(.+)")  # layer, place in the layer, the rest
+GATE = re.compile(r"unit\.output\.gate\..+")
+SHARED_FFN, SCALE = re.compile(r"model\.shared_ffn\..+"), "shared_scale"
+# A unit that has a tensor of the first name reads what tensors of the second make.
+READS = {"unit.shared_query.weight": re.compile(r".+\.unit\.shared_keys\..+"), SCALE: SHARED_FFN}
 
 
 class Fit(NamedTuple):
@@ -58,6 +64,7 @@ def fit(model: Model, ours: Mapping[str, Tensor], before: Preset, theirs: Mappin
     """Compare `model` and the tensors it is trained with to the preset and the tensors of a snapshot."""
     alike = [name for name in ours if name in theirs and not IN_UNIT.fullmatch(name)]
     kept = {name: name for name in alike if ours[name].shape == theirs[name].shape} | _kept_units(ours, theirs)
+    kept = _without_orphans(kept, ours)
     grown = {name: (tuple(theirs[name].shape), tuple(ours[name].shape)) for name in alike if name in TABLES and _has_more_rows(ours[name], theirs[name])}
     taken = {*kept.values(), *grown}
     new, left = [name for name in ours if name not in kept and name not in grown], [name for name in theirs if name not in taken]
@@ -82,11 +89,26 @@ def _kept_units(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> dic
     for layer, units in _units(ours).items():
         left = their_layers.get(layer, {})
         for place, shapes in units.items():
-            alike = [there for there in left if left[there] == shapes]
+            alike = [there for there in left if _ungated(left[there]) == _ungated(shapes)]
             if alike:
                 there = place if place in alike else alike[0]
-                del left[there]
-                kept |= {f"{layer}.{place}.{rest}": f"{layer}.{there}.{rest}" for rest in shapes}
+                theirs_there = left.pop(there)
+                kept |= {f"{layer}.{place}.{rest}": f"{layer}.{there}.{rest}" for rest in shapes if theirs_there.get(rest) == shapes[rest]}
+    return kept
+
+
+def _ungated(shapes: Mapping[str, torch.Size]) -> dict[str, torch.Size]:
+    return {rest: shape for rest, shape in shapes.items() if not GATE.fullmatch(rest)}
+
+
+def _without_orphans(kept: dict[str, str], ours: Mapping[str, Tensor]) -> dict[str, str]:
+    """`kept` without the units that read what is shared by a part that is not kept."""
+    for reader, source in READS.items():
+        made = [name for name in ours if source.fullmatch(name)]
+        if all(name in kept for name in made):
+            continue
+        orphans = {IN_UNIT.fullmatch(name).group(1, 2) for name in kept if IN_UNIT.fullmatch(name) and name.endswith(reader)}
+        kept = {name: there for name, there in kept.items() if not (found := IN_UNIT.fullmatch(name)) or found.group(1, 2) not in orphans}
     return kept
 
 
@@ -105,6 +127,8 @@ def fitted(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], how: Fit) -
     taken = {name: theirs[there] for name, there in how.kept.items()} | {name: grown_rows(name, theirs[name], ours[name]) for name in how.grown}
     if OUTPUT in how.new and EMBEDDING in taken:
         taken[OUTPUT] = taken[EMBEDDING]
+    if any(SHARED_FFN.fullmatch(name) for name in how.kept):  # a layer that comes to it begins without
+        taken |= {name: torch.zeros_like(ours[name]) for name in how.new if name.endswith(SCALE)}
     return taken
 
 

@@ -10,6 +10,7 @@ from lm.units.moe import Moe
 from lm.units.rwkv import Rwkv
 from lm.units.rwkv_channel import RwkvChannel
 from lm.units.s5 import S5
+from lm.units.shared_attention import SharedAttention
 from lm.units.swiglu import SwiGLU
 from lm.units.unit import Context, Mixed, State, Unit
 
@@ -23,6 +24,7 @@ UNITS: dict[str, type[Unit]] = {
     "deltanet": Deltanet,
     "mamba2": Mamba2,
     "gla": Gla,
+    "shared_attention": SharedAttention,
     "moe": Moe,
     "swiglu": SwiGLU,
 }

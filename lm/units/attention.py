@@ -39,16 +39,37 @@ def attention_step(query: Tensor, key: Tensor, value: Tensor, state: AttentionSt
 
 def attention_parallel(query: Tensor, key: Tensor, value: Tensor, state: AttentionState, context: Context) -> tuple[Tensor, AttentionState]:
     """All tokens at once: query (B, H, T, K), key and value (B, G, T, K) -> (B, H, T, K)."""
-    if not key.shape[2]:
-        return query, state
+    seen = seen_by(key, value, state, context)
+    return attend_seen(query, seen, context), grown(seen, state, context)
+
+
+class Seen(NamedTuple):
+    """What the tokens of a piece may attend to."""
+
+    key: Tensor  # (B, G, S + T, K)
+    value: Tensor  # (B, G, S + T, K)
+    mask: Tensor | None  # (B, 1, T, S + T) bool; None from a fresh start, where a faster form needs none
+
+
+def seen_by(key: Tensor, value: Tensor, state: AttentionState, context: Context) -> Seen:
+    """The state, then the new key and value (B, G, T, K)."""
     slots = state.key.shape[2]
-    if not context.any_restart:
-        y = _attend_after(query, key, value, state) if slots else attend(query, key, value)
-    elif slots == 0 and query.device.type == "cpu":
-        y = attend_by_document(query, key, value, context.cu_seqlens, attend)
-    else:
-        y = _attend_masked(query, key, value, state, context.restart)
-    return y, _grown(key, value, state, context) if context.carry else state
+    if not slots:
+        fast = not context.any_restart or key.device.type == "cpu"
+        return Seen(key, value, None if fast else _mask(state, context))
+    keys, values = torch.cat([state.key.to(key.dtype), key], 2), torch.cat([state.value.to(value.dtype), value], 2)
+    return Seen(keys, values, _mask(state, context))
+
+
+def attend_seen(query: Tensor, seen: Seen, context: Context) -> Tensor:
+    """query (B, H, T, K) -> (B, H, T, K)."""
+    if not query.shape[2]:
+        return query
+    if seen.mask is not None:
+        return F.scaled_dot_product_attention(query, seen.key, seen.value, attn_mask=seen.mask, enable_gqa=query.shape[1] != seen.key.shape[1])
+    if context.any_restart:
+        return attend_by_document(query, seen.key, seen.value, context.cu_seqlens, attend)
+    return attend(query, seen.key, seen.value)
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -65,39 +86,29 @@ def attend_by_document(query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Te
     return torch.cat(read).unflatten(0, (batch, time)).transpose(1, 2)
 
 
-def _attend_after(query: Tensor, key: Tensor, value: Tensor, state: AttentionState) -> Tensor:
-    """Without a restart: the filled slots of the state, then causal."""
-    time, slots = query.shape[2], state.key.shape[2]
-    filled = torch.arange(slots, 0, -1, device=key.device) <= state.length[:, None]
-    causal = torch.ones(time, time, dtype=torch.bool, device=key.device).tril()
-    mask = torch.cat([filled[:, None, None].expand(-1, 1, time, -1), causal.expand(len(key), 1, -1, -1)], -1)
-    return _masked(query, key, value, state, mask)
+def _mask(state: AttentionState, context: Context) -> Tensor:
+    """A token sees the tokens of its own document up to itself, and the filled slots of the state while no document began."""
+    slots, (batch, time) = state.key.shape[2], context.position.shape
+    filled = (torch.arange(slots, 0, -1, device=state.length.device) <= state.length[:, None])[:, None].expand(-1, time, -1)
+    causal = torch.ones(time, time, dtype=torch.bool, device=state.length.device).tril().expand(batch, -1, -1)
+    if context.any_restart:
+        part = context.restart.cumsum(1)
+        filled, causal = filled & (part == 0)[:, :, None], causal & (part[:, :, None] == part[:, None])
+    return torch.cat([filled, causal], -1)[:, None]
 
 
-def _attend_masked(query: Tensor, key: Tensor, value: Tensor, state: AttentionState, restart: Tensor) -> Tensor:
-    """In general: a token sees the tokens of its own document up to itself, and the state while no document began."""
-    slots = state.key.shape[2]
-    part = restart.cumsum(1)
-    filled = torch.arange(slots, 0, -1, device=key.device) <= state.length[:, None]
-    before = (part == 0)[:, :, None] & filled[:, None]
-    same = (part[:, :, None] == part[:, None]).tril()
-    return _masked(query, key, value, state, torch.cat([before, same], -1)[:, None])
-
-
-def _masked(query: Tensor, key: Tensor, value: Tensor, state: AttentionState, mask: Tensor) -> Tensor:
-    keys, values = torch.cat([state.key.to(key.dtype), key], 2), torch.cat([state.value.to(value.dtype), value], 2)
-    return F.scaled_dot_product_attention(query, keys, values, attn_mask=mask, enable_gqa=query.shape[1] != key.shape[1])
-
-
-def _grown(key: Tensor, value: Tensor, state: AttentionState, context: Context) -> AttentionState:
+def grown(seen: Seen, state: AttentionState, context: Context) -> AttentionState:
     """The state after these tokens; slots that no row needs any more are left behind."""
-    time = key.shape[2]
-    keys, values = torch.cat([state.key.to(key.dtype), key], 2), torch.cat([state.value.to(value.dtype), value], 2)
-    if not context.any_restart:
-        return AttentionState(keys, values, state.length + time)
-    length = torch.minimum(context.position[:, -1] + 1, state.length + time)
-    needed = int(length.max())
-    return AttentionState(keys[:, :, -needed:].clone(), values[:, :, -needed:].clone(), length)
+    time = context.position.shape[1]
+    if not context.carry or not time:
+        return state
+    length, needed = state.length + time, seen.key.shape[2]
+    if context.any_restart:
+        length = torch.minimum(context.position[:, -1] + 1, length)
+        needed = int(length.max())
+    if needed == seen.key.shape[2] > time:  # joined just now, so that nothing else holds them
+        return AttentionState(seen.key, seen.value, length)
+    return AttentionState(seen.key[:, :, -needed:].clone(), seen.value[:, :, -needed:].clone(), length)
 
 
 class Attention(Unit):

@@ -10,9 +10,9 @@ from lm.units.unit import Context, Mixed, Unit
 class SwiGLU(Unit):
     """The feed-forward of a layer that no mechanism claims."""
 
-    def __init__(self, preset: Preset) -> None:
+    def __init__(self, preset: Preset, width: int | None = None) -> None:
         super().__init__()
-        width = preset.model.feed_forward_size
+        width = width or preset.model.feed_forward_size
         self.gate_up = nn.Linear(preset.model.hidden_size, 2 * width, bias=False)
         self.output = nn.Linear(width, preset.model.hidden_size, bias=False)
 

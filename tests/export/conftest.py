@@ -22,6 +22,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "rope": {},
     "grouped": {"model": {"num_kv_heads": 1, "tie_embeddings": False, "qk_norm": False, "position_interpolation": 3.0, "position_interpolation_layers": "odd"}},
     "learned": {"model": {"position": "learned"}},
+    "options": {
+        "model": {"num_layers": 4, "num_kv_heads": 1, "position_interpolation": 3.0, "position_interpolation_layers": [0, 2, 3]},
+        "head_gating": {"enabled": True, "layers": [0, 2], "ffn_groups": 2},
+        "shared_ffn": {"enabled": True, "private_share": 0.3, "layers": [0, 1, 2]},
+        "shared_attention": {"enabled": True, "layers": [2, 3]},
+    },
+    "one feed-forward": {"shared_ffn": {"enabled": True, "private_share": 0.0}},
     **{name: {name: {"enabled": True, "layers": "even"}} for name, claim in MECHANISMS.items() if claim.built},
 }
 LIFE = {"born": "2026-11-20T10:00:00+00:00", "tokens": 12_345, "steps": 9, "runs": [], "sources": {"natural_questions": 12_000, "installed_docs": 345}}

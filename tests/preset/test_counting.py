@@ -7,6 +7,7 @@ import torch
 
 from lm.model import build_model
 from lm.preset import MECHANISMS, Preset, count_parameters
+from lm.preset.options import check_options
 
 SIZES: list[dict[str, Any]] = [
     {},
@@ -27,6 +28,28 @@ def test_count_equals_the_built_model(model: dict[str, Any], name: str | None) -
     assert count.total == sum(parameter.numel() for parameter in built.parameters())
     tables = [built.embedding.weight, *([built.output.weight] if built.output else [])]
     assert count.vocabulary == sum(table.numel() for table in tables)
+
+
+OPTIONS: list[dict[str, Any]] = [
+    {"head_gating": {"enabled": True}},
+    {"head_gating": {"enabled": True, "mixers": False, "ffn_groups": 8, "layers": [1]}},
+    {"head_gating": {"enabled": True, "ffn_groups": 0}, "mamba2": {"enabled": True, "layers": "odd"}, "deltanet": {"enabled": True, "value_size": 5}},
+    {"shared_ffn": {"enabled": True}},
+    {"shared_ffn": {"enabled": True, "private_share": 0.0}, "model": {"num_layers": 5, "ffn_size": 7}},
+    {"shared_ffn": {"enabled": True, "private_share": 0.3, "layers": [0, 2, 4]}, "model": {"num_layers": 5}, "rwkv_channel": {"enabled": True, "layers": [4]}},
+    {"shared_ffn": {"enabled": True, "private_share": 0.25}, "head_gating": {"enabled": True, "ffn_groups": 2}, "shared_attention": {"enabled": True}},
+    {"shared_attention": {"enabled": True, "layers": [1, 2, 4]}, "model": {"num_layers": 5, "num_kv_heads": 1}, "s5": {"enabled": True, "layers": [2, 3]}},
+]
+
+
+@pytest.mark.parametrize("sections", OPTIONS, ids=str)
+def test_count_with_options_of_the_plan(sections: dict[str, Any]) -> None:
+    model = {"hidden_size": 24, "num_heads": 2, "num_layers": 2} | sections.get("model", {})
+    preset = Preset.model_validate({"data": {"sources": ["c4"]}, **sections, "model": model})
+    check_options(preset)
+    built = build_model(preset, 31)
+    assert count_parameters(preset, 31).total == sum(parameter.numel() for parameter in built.parameters())
+    assert sum(tensor.numel() for tensor in built.state_dict().values()) == count_parameters(preset, 31).total
 
 
 def test_no_count_for_what_is_not_built() -> None:

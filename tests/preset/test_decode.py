@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from lm.preset import PresetError, at_layer, layer_plan, load_preset, plan_in_words, preset_from_json
+from lm.preset import PresetError, at_layer, layer_plan, load_preset, model_in_words, plan_in_words, preset_from_json
 from lm.preset.plan import not_built
 
 MISSION_AUXILIARY = """
@@ -141,6 +141,27 @@ REFUSED = [
     ),
     ({"train": {"seq_length_curriculum": [{"until_tokens": 5}]}}, "train.seq_length_curriculum[0].seq_length: missing; allowed: an integer from 1"),
     ({"model": {"position_interpolation_layers": [4]}}, "model.position_interpolation_layers: layer 4 is not there"),
+    (
+        {"train": {"long_context": {"enabled": True}}, "shared_attention": {"enabled": True, "layers": [1, 3]}, "s5": {"enabled": True, "layers": "even"}},
+        "train.long_context: shared_attention in layer 1 keeps every token",
+    ),
+    (
+        {"model": {"position_interpolation": 2.0, "position_interpolation_layers": "odd"}, "shared_attention": {"enabled": True}},
+        "model.position_interpolation_layers: the layers of shared_attention share their keys; name all of them or none",
+    ),
+    ({"head_gating": {"enabled": True, "layers": [7]}}, "head_gating.layers: layer 7 is not there: the model has layers 0 to 3"),
+    (
+        {"head_gating": {"enabled": True, "ffn_groups": 5}},
+        "head_gating: the 704 channels of swiglu in layer 0 can't be divided into 5 groups (head_gating.ffn_groups)",
+    ),
+    (
+        {"head_gating": {"enabled": True, "layers": [1, 2]}, "shared_ffn": {"enabled": True, "private_share": 0.0}},
+        "head_gating: all of the feed-forward in layer 1 is shared; set head_gating.ffn_groups to 0",
+    ),
+    ({"shared_ffn": {"enabled": True, "layers": [2]}}, "shared_ffn: 1 of the layers it names has a feed-forward that no mechanism claims; two or more"),
+    ({"shared_ffn": {"enabled": True}, "rwkv_channel": {"enabled": True}}, "shared_ffn: 0 of the layers it names has"),
+    ({"shared_ffn": {"enabled": True, "private_share": 0.95}, "model": {"ffn_size": 3}}, "shared_ffn: of 3 channels private_share 0.95 leaves none"),
+    ({"shared_ffn": {"enabled": True, "private_share": 1}}, "shared_ffn.private_share: found 1; allowed: a number from 0"),
     ({"hyena": {"layers": "all", "use_in_layers": "all"}}, "hyena.use_in_layers: is the older name of layers"),
     ({"retro": {"retriever_type": "external_api"}}, 'retro: retriever_type "external_api" is refused: no outside service'),
     ({"moe": {"experts": 2, "experts_per_token": 3}}, "moe: experts_per_token 3 is more than the 2 experts"),
@@ -202,6 +223,31 @@ WORDS = [
 @pytest.mark.parametrize(("plan", "words"), WORDS, ids=[words for _, words in WORDS])
 def test_plans_in_words(plan: tuple[tuple[str, ...], ...], words: str) -> None:
     assert plan_in_words(plan) == words
+
+
+@pytest.mark.parametrize(
+    ("sections", "words"),
+    [
+        ({}, ""),
+        ({"head_gating": {"enabled": True}}, "; gates on each head and 4 groups of each feed-forward"),
+        ({"head_gating": {"enabled": True, "ffn_groups": 0, "layers": "odd"}}, "; gates on each head in layers 1, 3"),
+        ({"head_gating": {"enabled": True, "mixers": False, "ffn_groups": 0}}, ""),
+        ({"shared_ffn": {"enabled": True}}, "; 616 of 704 feed-forward channels shared"),
+        (
+            {"shared_ffn": {"enabled": True, "layers": [0, 2]}, "head_gating": {"enabled": True, "mixers": False, "ffn_groups": 2}},
+            "; gates on 2 groups of each feed-forward; 616 of 704 feed-forward channels shared in layers 0, 2",
+        ),
+    ],
+    ids=str,
+)
+def test_options_in_words(sections: dict[str, Any], words: str) -> None:
+    assert model_in_words(decoded(**sections)) == "4 x (attention, swiglu)" + words
+
+
+def test_one_layer_makes_the_keys_of_all() -> None:
+    preset = decoded(model={"num_layers": 6}, shared_attention={"enabled": True, "layers": [4, 1, 5]})
+    assert [at_layer(preset, layer).shared_attention.owns for layer in range(6)] == [True, True, False, False, False, False]
+    assert preset.shared_attention.owns and "owns" not in preset.model_dump_json()
 
 
 CLAIMS = {"all": [0, 1, 2, 3, 4], "even": [0, 2, 4], "odd": [1, 3], "first_half": [0, 1, 2], "last_half": [3, 4], "every:2": [1, 3], "ffn": [0, 1, 2, 3, 4]}

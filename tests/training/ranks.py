@@ -61,6 +61,12 @@ def gradients(preset: Preset, batch: Batch, micro_rows: int, ranks: Ranks) -> di
     return {name: parameter.grad.clone() for name, parameter in learner.named_parameters()}
 
 
+def sharing(preset: Preset) -> Preset:
+    """`preset` with keys, values and feed-forwards that layers share, and gates."""
+    sections = {"shared_attention": {"enabled": True}, "shared_ffn": {"enabled": True, "private_share": 0.25}, "head_gating": {"enabled": True}}
+    return Preset.model_validate(preset.model_dump(mode="json") | sections)
+
+
 def preset_of(text: str) -> Preset:
     return preset_from_json(text, "test")
 
@@ -82,6 +88,7 @@ def main() -> None:
             mine = part_of(rows(), 0, 2) if ranks.rank == 0 else mine
         out[name] = gradients(preset, mine, 4, ranks)
         out[f"{name}, accumulated"] = gradients(preset, mine, 2, ranks)
+    out["shared"] = gradients(sharing(preset), part_of(rows(), ranks.rank, ranks.size), 2, ranks)
     events: list[Any] = []
     summary = train(preset, folder / "checkpoints", budget_tokens=int(os.environ.get("BUDGET", "6144")), observers=(events.append,))
     try:

@@ -30,6 +30,11 @@ def grown(old: Preset, new: Preset, vocab: int = V, new_vocab: int = V) -> tuple
     return before.model.double(), after.model.double(), how
 
 
+def places_kept(how: Any) -> set[str]:
+    """Places in their layers of the units of which something is kept."""
+    return {name.split(".")[3] for name in how.kept if name.startswith("model.layers.")}
+
+
 def tokens(length: int) -> torch.Tensor:
     return torch.randint(V, (2, length), generator=torch.Generator().manual_seed(1))
 
@@ -106,6 +111,53 @@ def test_a_unit_that_moves_within_its_layer_is_kept(tiny: Tiny) -> None:
     assert list(moments) == ["model.layers.0.2.unit.output.weight/exp_avg"]
 
 
+@pytest.mark.parametrize("mechanism", ["attention", "gla", "mamba2"])
+def test_gates_that_come_change_nothing_and_those_that_go_leave_the_unit(tiny: Tiny, mechanism: str) -> None:
+    sections = {} if mechanism == "attention" else {mechanism: {"enabled": True}}
+    without, gates = tiny(**sections), {"head_gating": {"enabled": True}}
+    before, after, how = grown(without, tiny(**sections, **gates))
+    assert len(how.new) == 2 * 4 and all(".output.gate." in name for name in how.new) and not how.left and not how.grown
+    assert torch.equal(after(tokens(31)).logits, before(tokens(31)).logits)
+    _, _, back = grown(tiny(**sections, **gates), without)
+    assert sorted(back.left) == sorted(how.new) and not back.new
+    _, _, other = grown(tiny(**sections, **gates), tiny(**sections, head_gating={"enabled": True, "ffn_groups": 2}))
+    assert other.new == other.left and all(".1.unit.output.gate." in name for name in other.new)
+
+
+@pytest.mark.parametrize("share", [0.125, 0.0])
+def test_a_deeper_model_that_shares_its_feed_forward_computes_the_same(tiny: Tiny, share: float) -> None:
+    shared = {"enabled": True, "private_share": share}
+    before, after, how = grown(tiny(shared_ffn=shared), tiny(model={"num_layers": 4}, shared_ffn=shared))
+    assert "model.shared_ffn.output.weight" in how.kept and not how.left
+    torch.testing.assert_close(after(tokens(31)).logits, before(tokens(31)).logits, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("share", [0.125, 0.0])
+def test_a_feed_forward_that_is_shared_from_now_on_begins_as_the_identity(tiny: Tiny, share: float) -> None:
+    before, after, how = grown(tiny(), tiny(shared_ffn={"enabled": True, "private_share": share}))
+    assert places_kept(how) == {"0"} and "model.layers.1.1.norm.weight" in how.new
+    for layer in before.layers:
+        layer[1].unit.output.weight.data.zero_()
+    torch.testing.assert_close(after(tokens(31)).logits, before(tokens(31)).logits, rtol=1e-12, atol=1e-12)
+
+
+def test_who_reads_what_is_shared_is_not_kept_without_it(tiny: Tiny) -> None:
+    """The shared part of another width: scales that were learned for the old one would let the new one through. The same of keys."""
+    old = tiny(shared_ffn={"enabled": True, "private_share": 0.0})
+    _, _, how = grown(old, tiny(shared_ffn={"enabled": True, "private_share": 0.0}, model={"ffn_size": 64}))
+    assert places_kept(how) == {"0"} and "model.shared_ffn.output.weight" in how.new
+    deep = {"num_layers": 4}
+    four, three = (tiny(model=deep, shared_attention={"enabled": True, "layers": layers}) for layers in ([0, 1, 2, 3], [1, 2, 3]))
+    before, after, how = grown(four, three)
+    assert places_kept(how) == {"1"}
+    for layer in before.layers:
+        layer[0].unit.output.weight.data.zero_()
+    torch.testing.assert_close(after(tokens(31)).logits, before(tokens(31)).logits, rtol=1e-12, atol=1e-12)
+    before, after, how = grown(three, tiny(model={"num_layers": 5}, shared_attention={"enabled": True, "layers": [1, 2, 3, 4]}))
+    assert {name.split(".")[2] for name in how.new} == {"4"} and not how.left
+    torch.testing.assert_close(after(tokens(31)).logits, before(tokens(31)).logits, rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize(
     "sections",
     [
@@ -133,6 +185,7 @@ def test_the_same_tensors_may_be_another_model(tiny: Tiny, sections: dict[str, A
         {"hyena": {"enabled": True, "filter_length": 64}},
         {"moe": {"enabled": True, "bias_rate": 0.5, "z_weight": 0.0}},
         {"auxiliary": {"value_weight": 0.5}},
+        {"shared_ffn": {"enabled": True}, "shared_attention": {"enabled": True}, "head_gating": {"enabled": True}},
     ],
     ids=str,
 )

@@ -84,14 +84,14 @@ def whole_and_halved(name: str, tiny: Callable[..., Preset], folder: Path, count
     return [loss for _, loss, _ in losses]
 
 
-@pytest.mark.parametrize("name", BUILT)
+@pytest.mark.parametrize("name", [*BUILT, "head_gating", "shared_ffn"])
 def test_each_mechanism_goes_on_exactly(name: str, tiny: Callable[..., Preset], tmp_path: Path) -> None:
     losses = whole_and_halved(name, tiny, tmp_path, 8)
     assert min(losses[-3:]) < losses[0]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", BUILT)
+@pytest.mark.parametrize("name", [*BUILT, "head_gating", "shared_ffn"])
 def test_each_mechanism_learns(name: str, tiny: Callable[..., Preset], tmp_path: Path) -> None:
     losses = whole_and_halved(name, tiny, tmp_path, 40)
     assert sum(losses[-5:]) / 5 < losses[0] - 0.5

@@ -15,7 +15,7 @@ from lm.preset import Preset
 from lm.training import train
 from lm.training.distribution import Ranks
 from tests.loopback_hub import Answer, LoopbackHub, make_dataset
-from tests.training.ranks import gradients, part_of, rows
+from tests.training.ranks import gradients, part_of, rows, sharing
 
 STEP = 4 * 64
 
@@ -61,6 +61,14 @@ def test_gradients_do_not_depend_on_the_number_of_ranks_or_micro_batches(two: tu
     close(found["full, accumulated"], whole)
     close(gradients(preset, rows(), 1, alone), whole)
     assert all(bool(gradient.abs().sum() > 0) for gradient in whole.values())
+
+
+def test_gradients_of_what_layers_share_are_those_of_one_rank(two: tuple[Path, Preset]) -> None:
+    folder, preset = two
+    whole = gradients(sharing(preset), rows(), 8, Ranks(preset.train))
+    close(torch.load(folder / "gradients.pt")["shared"], whole)
+    assert all(bool(gradient.abs().sum() > 0) for gradient in whole.values())
+    assert {name.split(".")[1] for name in whole} >= {"shared_ffn", "layers"}
 
 
 def test_a_rank_with_nothing_but_padding_goes_along(two: tuple[Path, Preset]) -> None:

@@ -8,14 +8,17 @@ from lm.export.remote.preset import Preset
 
 
 class PerennialConfig(PreTrainedConfig):
-    """`plan`: the unit names of each layer; `sections`: the sections of the preset that shape a model, every switch written out;
-    `loss_weights`: what each named loss of the units counts in training."""
+    """`plan`: the unit names of each layer; `options`: what is made of each; `sections`: the sections of the preset that shape a model, every
+    switch written out; `at_layers`: those that are others for the units of each layer; `loss_weights`: what each named loss of the units counts
+    in training."""
 
     model_type = "perennial"
     keys_to_ignore_at_inference = ["past_key_values"]
 
     vocab_size: int | None = None
     plan: list[list[str]] | None = None
+    options: list[list[Any]] | None = None
+    at_layers: list[dict[str, dict[str, Any]]] | None = None
     sections: dict[str, dict[str, Any]] | None = None
     loss_weights: dict[str, float] | None = None
     bos_token_id: int | None = None
@@ -26,7 +29,7 @@ class PerennialConfig(PreTrainedConfig):
 
     @property
     def preset(self) -> Preset:
-        return Preset(self.sections, self.plan)
+        return Preset(self.sections, self.plan, self.options, self.at_layers)
 
     # The names by which other libraries ask.
 

@@ -2,14 +2,28 @@
 
 from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
+
+
+class Options(NamedTuple):
+    """What is made of one layer."""
+
+    gates: tuple[int, ...]  # before the output of each of its units; 0: none
+    shared_width: int  # channels of its feed-forward that other layers share; 0: none
 
 
 class Preset(SimpleNamespace):
-    """`sections`: switches by section, every default written out; `plan`: the unit names of each layer."""
+    """`sections`: switches by section, every default written out; `at_layers`: those that are others, `plan`: the unit names, and `options`
+    of each layer."""
 
-    def __init__(self, sections: Mapping[str, Mapping[str, Any]], plan: Sequence[Sequence[str]]) -> None:
-        super().__init__(plan=tuple(map(tuple, plan)))
+    def __init__(
+        self,
+        sections: Mapping[str, Mapping[str, Any]],
+        plan: Sequence[Sequence[str]],
+        options: Sequence[Sequence[Any]],
+        at_layers: Sequence[Mapping[str, Mapping[str, Any]]],
+    ) -> None:
+        super().__init__(plan=tuple(map(tuple, plan)), options=tuple(Options(*option) for option in options), at_layers=at_layers)
         for name, switches in sections.items():
             # JSON knows no tuples, and a unit must not be able to change what it was told.
             values = {switch: tuple(value) if isinstance(value, list) else value for switch, value in switches.items()}
@@ -17,10 +31,14 @@ class Preset(SimpleNamespace):
 
 
 def at_layer(preset: Preset, layer: int) -> Any:
-    """The preset as it is for the units of one layer: rotary positions are interpolated in those that were named at export."""
-    if layer in preset.model.position_interpolation_layers:
-        return preset
-    return SimpleNamespace(**{**vars(preset), "model": SimpleNamespace(**{**vars(preset.model), "position_interpolation": 1.0})})
+    """The preset as it is for the units of one layer."""
+    changed = {name: SimpleNamespace(**{**vars(getattr(preset, name)), **values}) for name, values in preset.at_layers[layer].items()}
+    return SimpleNamespace(**{**vars(preset), **changed})
+
+
+def layer_options(preset: Preset) -> tuple[Options, ...]:
+    """Of each layer, first to last."""
+    return preset.options
 
 
 def layer_plan(preset: Preset) -> tuple[tuple[str, ...], ...]:

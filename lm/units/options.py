@@ -1,0 +1,85 @@
+"""What options of the plan make of any unit: gates before its output matrix, and a feed-forward of which other layers share a part.
+
+Gates (after Qiu et al. 2025, "Gated Attention for Large Language Models", who gate each head after attention): what goes into the output
+matrix W of a unit, cut into groups (the heads of a mixer), is scaled by
+
+    g_t = 2 sigmoid(W_g z_t / rms(z_t) + b_g),    y_t = W (z_t * g_t)    with z_t cut into as many groups as g_t has entries
+
+They see what they gate and no other input, so that a unit need not know of them, and begin at exactly 1, so that they change nothing at first.
+
+Shared feed-forwards (after Reid, Marrese-Taylor and Matsuo 2021, "Subformer"): a SwiGLU of width F is the sum of two whose widths add up to F.
+One of them is the same in all layers, the other a layer's own:
+
+    y = own(x) + a * shared(x)
+
+The scale a, a number for each channel and layer, lets layers differ; and a layer that a grown model did not have begins with 0.
+
+Sizes: B batch, T time, D hidden.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lm.preset.switches import Preset
+from lm.units.swiglu import SwiGLU
+from lm.units.unit import Context, Mixed, Unit
+
+
+class GatedLinear(nn.Linear):
+    """A matrix without a bias, and a gate for each group of what goes into it."""
+
+    def __init__(self, width: int, size: int, groups: int) -> None:
+        super().__init__(width, size, bias=False)
+        self.gate = nn.Linear(width, groups)
+        nn.init.zeros_(self.gate.weight)
+        nn.init.zeros_(self.gate.bias)
+
+    def gates(self, z: Tensor) -> Tensor:
+        """From 0 to 2, in at least float32: (..., width) -> (..., groups)."""
+        exact = torch.promote_types(z.dtype, torch.float32)
+        with torch.autocast(z.device.type, enabled=False):
+            scaled = F.rms_norm(z.to(exact), z.shape[-1:], eps=1e-6)
+            return 2 * torch.sigmoid(F.linear(scaled, self.gate.weight.to(exact), self.gate.bias.to(exact)))
+
+    def forward(self, z: Tensor) -> Tensor:
+        gates = self.gates(z).to(z.dtype)
+        return super().forward((z.unflatten(-1, (gates.shape[-1], -1)) * gates[..., None]).flatten(-2))
+
+
+def with_gates(unit: Unit, groups: int) -> Unit:
+    """`unit` with that many gates before its output matrix, which keeps its name; 0: as it is."""
+    if groups:
+        unit.output = GatedLinear(unit.output.in_features, unit.output.out_features, groups)
+    return unit
+
+
+class AllShared(Unit):
+    """A feed-forward that has nothing for itself but how much of the shared one it takes."""
+
+    def __init__(self, preset: Preset, shared: SwiGLU) -> None:
+        super().__init__()
+        self.shared_scale = nn.Parameter(torch.ones(preset.model.hidden_size))
+        self._elsewhere = (shared,)  # in a tuple, so that its parameters are the model's and not this unit's too
+
+    def initial_state(self, batch_size: int) -> tuple[()]:
+        return ()
+
+    def forward(self, x: Tensor, state: tuple[()], context: Context) -> Mixed:
+        return Mixed(self.shared_scale * self._elsewhere[0](x, state, context).y, state)
+
+
+class PartlyShared(SwiGLU):
+    """A feed-forward of its own, and beside it the shared one."""
+
+    def __init__(self, preset: Preset, shared: SwiGLU) -> None:
+        super().__init__(preset)
+        self.beside = AllShared(preset, shared)
+
+    def forward(self, x: Tensor, state: tuple[()], context: Context) -> Mixed:
+        return Mixed(super().forward(x, state, context).y + self.beside(x, state, context).y, state)
+
+
+def feed_forward(preset: Preset, shared: SwiGLU) -> Unit:
+    """The feed-forward of a layer that takes part in `shared`. `preset`: as it is for the layer."""
+    return (PartlyShared if preset.model.feed_forward_size else AllShared)(preset, shared)
