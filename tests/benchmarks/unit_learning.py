@@ -66,7 +66,7 @@ def preset_of(name: str, vocab_size: int) -> Preset:
 
 
 def alike(learner: Learner, first: Learner | None) -> Learner:
-    """`learner` with the first weights of `first` wherever name and shape agree: other ones alone make a difference of 0.08 bits per byte."""
+    """`learner` with the first weights of `first` wherever name and shape agree: others alone may make as large a difference as what is measured."""
     own = learner.state_dict()
     same = {name: value for name, value in (first.state_dict() if first else {}).items() if name in own and own[name].shape == value.shape}
     learner.load_state_dict(same, strict=False)
