@@ -64,6 +64,16 @@ VARIANTS: dict[str, list[Sections]] = {
         {"mamba2": {"state_size": 7, "expand": 1, "head_size": 2, "groups": 3, "kernel_size": 1}},
         {"mamba2": {"state_size": 1, "head_size": 1, "groups": 2, "kernel_size": 31}},
     ],
+    "colt5": [
+        {"colt5": {"light_size": 5, "heavy_size": 11, "router_size": 7}},
+        {"colt5": {"router_type": "threshold"}},
+        {"colt5": {"routing_strategy": "sequence_level", "light_size": 1}},
+    ],
+    "colt5_attention": [
+        {"colt5_attention": {"window": 5, "light_heads": 2, "router_size": 7}},
+        {"colt5_attention": {"window": 1, "router_type": "threshold"}, "model": {"num_kv_heads": 1, "qk_norm": False}},
+        {"colt5_attention": {"window": 29, "routing_strategy": "sequence_level"}, "model": {"position": "learned"}},
+    ],
     "gla": [{"gla": {"decay_rank": 5}}, {"gla": {"decay_rank": 1, "key_size": 7, "decay_temperature": 0.5}}, {"model": {"num_heads": 1}}],
 }
 MODELS: dict[str, Sections] = {
@@ -80,6 +90,33 @@ MODELS: dict[str, Sections] = {
         "deltanet": {"enabled": True, "layers": [0, 1, 2], "key_size": 5, "value_size": 7},
     },
     "rwkv": {"rwkv": {"enabled": True, "mix_rank": 5, "decay_rank": 7}, "rwkv_channel": {"enabled": True}},
+    "heavy tokens": {"colt5": {"enabled": True}, "colt5_attention": {"enabled": True, "layers": "odd", "window": 4}},
+    "depths: attention": {"mixture_of_depths": {"enabled": True, "router_size": 7}},
+    "depths: state space, window": {
+        "s5": {"enabled": True, "layers": "even", "state_size": 6},
+        "longformer": {"enabled": True, "layers": "odd", "window": 3, "global_tokens": 2},
+        "mixture_of_depths": {"enabled": True, "router_type": "threshold"},
+    },
+    "depths: rwkv": {"rwkv": {"enabled": True, "mix_rank": 5, "decay_rank": 7}, "rwkv_channel": {"enabled": True}, "mixture_of_depths": {"enabled": True}},
+    "depths by sequence: matrix memories": {
+        "mamba2": {"enabled": True, "layers": "even", "state_size": 5},
+        "gla": {"enabled": True, "layers": "odd", "decay_rank": 7},
+        "mixture_of_depths": {"enabled": True, "routing_strategy": "sequence_level"},
+    },
+    "depths: delta rule, convolution": {
+        "deltanet": {"enabled": True, "layers": "even", "key_size": 5, "value_size": 7},
+        "hyena": {"enabled": True, "layers": "odd", "filter_order": 7, "embedding_dim": 5},
+        "mixture_of_depths": {"enabled": True},
+    },
+    "a window sees what the feed-forward before leaves": {
+        "longformer": {"enabled": True, "layers": "odd", "window": 3},
+        "mixture_of_depths": {"enabled": True, "layers": "odd", "select": "previous_ffn"},
+    },
+    "depths of heavy tokens": {
+        "colt5": {"enabled": True, "light_size": 5},
+        "colt5_attention": {"enabled": True, "window": 3},
+        "mixture_of_depths": {"enabled": True, "layers": "odd"},
+    },
     "matrix memories": {"mamba2": {"enabled": True, "layers": "even", "state_size": 5}, "gla": {"enabled": True, "layers": "odd", "decay_rank": 7}},
 }
 
@@ -217,7 +254,8 @@ def test_gradients_equal(make: Callable[..., Reading], arguments: tuple[Any, ...
         text = it.text.clone().requires_grad_(it.text.is_floating_point())
         y, _ = in_pieces(it, text, cuts, restart)
         weight = torch.randn(y.shape, dtype=y.dtype, generator=torch.Generator().manual_seed(4))
-        inputs = [*it.module.parameters(), *([text] if text.requires_grad else [])]
+        learned = [parameter for name, parameter in it.module.named_parameters() if not name.endswith("router.threshold")]  # by its budget alone
+        inputs = [*learned, *([text] if text.requires_grad else [])]
         return list(torch.autograd.grad((y * weight).sum(), inputs))
 
     whole = gradients([T])

@@ -5,7 +5,7 @@ import textwrap
 from data_sources.config import AnySource, DataConfig
 from lm.app.shelf import Shelved
 from lm.app.words import counted, one_line
-from lm.preset import Preset, count_parameters, layer_plan, plan_in_words
+from lm.preset import Preset, count_parameters, plan_in_words, told_plan
 
 Fragments = list[tuple[str, str]]  # (style, text), as prompt_toolkit takes them
 
@@ -24,7 +24,7 @@ def details(shelved: Shelved, width: int, vocab_size: int | None) -> Fragments:
     out += paragraph("", one_line(preset.about), width) if preset.about else []
     out += [("", "\n")]
     out += row("model", _size(preset, vocab_size), width)
-    out += row("layers", plan_in_words(layer_plan(preset)), width)
+    out += row("layers", plan_in_words(told_plan(preset)), width)
     out += _sources(preset.data, width)
     for notice in preset.notices:
         out += row("note", one_line(notice), width)

@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from data_sources.config import HubSource
-from lm.preset import Preset, plan_in_words
-from lm.preset.plan import layer_plan
+from lm.preset import Preset, plan_in_words, told_plan
 from lm.training.snapshots import Snapshot
 
 IMPORTS = "from transformers import AutoModelForCausalLM, AutoTokenizer"
@@ -63,7 +62,7 @@ def _facts(snapshot: Snapshot) -> str:
     rows = [
         ("preset", plain(preset.name)),
         ("parameters", f"{parameters:,}"),
-        ("layers", plan_in_words(layer_plan(preset))),
+        ("layers", plan_in_words(told_plan(preset))),
         ("tokens in a row of training", f"{preset.model.seq_length:,}"),
         ("vocabulary", f"{len(weights['embedding.weight']):,}"),
         ("tokens read", f"{snapshot.life['tokens']:,}"),

@@ -7,7 +7,7 @@ from tokenizers import Tokenizer, processors
 
 from data_sources.config import Config
 from lm.export.sources import ENTRIES
-from lm.preset import Preset, layer_plan
+from lm.preset import Preset, depths_layers, layer_plan
 from lm.preset.plan import claimed_layers
 from lm.preset.switches import GenerationConfig, LayerMechanism, ModelConfig
 from lm.training.snapshots import Snapshot
@@ -37,6 +37,7 @@ def sections(preset: Preset) -> dict[str, dict[str, Any]]:
     found = {name: getattr(preset, name) for name in type(preset).model_fields}
     shaping = {name: resolved(section) for name, section in found.items() if isinstance(section, ModelConfig | LayerMechanism)}
     shaping["model"]["position_interpolation_layers"] = claimed_layers(preset.model.position_interpolation_layers, preset.model.num_layers)
+    shaping["mixture_of_depths"]["layers"] = depths_layers(preset)
     return shaping
 
 

@@ -2,7 +2,7 @@
 
 from lm.preset.counting import ParameterCount, count_parameters
 from lm.preset.decode import PresetError, load_preset, preset_from_json
-from lm.preset.plan import MECHANISMS, at_layer, layer_plan, plan_in_words
+from lm.preset.plan import MECHANISMS, at_layer, depths_layers, layer_plan, plan_in_words, told_plan
 from lm.preset.switches import RUN_TOKENS, Preset
 
 __all__ = [
@@ -13,8 +13,10 @@ __all__ = [
     "PresetError",
     "at_layer",
     "count_parameters",
+    "depths_layers",
     "layer_plan",
     "load_preset",
     "plan_in_words",
     "preset_from_json",
+    "told_plan",
 ]

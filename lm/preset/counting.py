@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-from lm.preset.plan import layer_plan
-from lm.preset.switches import Preset
+from lm.preset.plan import depths_layers, layer_plan
+from lm.preset.switches import Preset, RoutedMechanism
 
 
 class ParameterCount(NamedTuple):
@@ -19,9 +19,12 @@ class ParameterCount(NamedTuple):
 
 
 def _attention(preset: Preset) -> int:
+    return _heads(preset, preset.model.num_heads, preset.model.kv_heads)
+
+
+def _heads(preset: Preset, heads: int, kv_heads: int) -> int:
     model = preset.model
-    projections = 2 * model.hidden_size * (model.num_heads + model.kv_heads) * model.head_size
-    return projections + (2 * model.head_size if model.qk_norm else 0)
+    return 2 * model.hidden_size * (heads + kv_heads) * model.head_size + (2 * model.head_size if model.qk_norm else 0)
 
 
 def _swiglu(preset: Preset) -> int:
@@ -74,6 +77,24 @@ def _gla(preset: Preset) -> int:
     return 3 * size * size + 2 * size * keys + (size + keys) * config.decay_rank + keys + size
 
 
+def _router(preset: Preset, section: RoutedMechanism) -> int:
+    size = preset.model.hidden_size
+    width = section.router_size or -(-size // 8)
+    return 1 + (size + 1) * width if section.router_type == "mlp" else 1 + size
+
+
+def _colt5(preset: Preset) -> int:
+    section, width = preset.colt5, preset.model.feed_forward_size
+    widths = (section.light_size or -(-width // 2)) + (section.heavy_size or 2 * width)
+    return 3 * preset.model.hidden_size * widths + _router(preset, section)
+
+
+def _colt5_attention(preset: Preset) -> int:
+    section = preset.colt5_attention
+    light = section.light_heads or -(-preset.model.num_heads // 4)
+    return _attention(preset) + _heads(preset, light, light) + _router(preset, section)
+
+
 UNIT_COUNTS: dict[str, Callable[[Preset], int]] = {
     "attention": _attention,
     "longformer": _attention,
@@ -84,6 +105,8 @@ UNIT_COUNTS: dict[str, Callable[[Preset], int]] = {
     "deltanet": _deltanet,
     "mamba2": _mamba2,
     "gla": _gla,
+    "colt5_attention": _colt5_attention,
+    "colt5": _colt5,
     "swiglu": _swiglu,
 }
 
@@ -97,4 +120,5 @@ def count_parameters(preset: Preset, vocab_size: int) -> ParameterCount | None:
     norms = (len(units) + 1) * model.hidden_size
     positions = model.seq_length * model.hidden_size if model.position == "learned" else 0
     vocabulary = vocab_size * model.hidden_size * (1 if model.tie_embeddings else 2)
-    return ParameterCount(vocabulary, sum(UNIT_COUNTS[name](preset) for name in units) + norms + positions)
+    routers = len(depths_layers(preset)) * _router(preset, preset.mixture_of_depths)
+    return ParameterCount(vocabulary, sum(UNIT_COUNTS[name](preset) for name in units) + routers + norms + positions)

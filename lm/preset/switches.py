@@ -232,17 +232,40 @@ class MoeConfig(LayerMechanism):
         return self
 
 
-class Colt5Config(LayerMechanism):
-    """A light branch for all tokens, a heavy one for some."""
+class RoutedMechanism(LayerMechanism):
+    """A mechanism that is for some tokens only: those whose score is above a threshold, which learns to keep to a budget."""
 
-    routing_strategy: Literal["token_level", "sequence_level"] = Field("token_level", description="What is routed.")
-    router_type: Literal["mlp", "threshold"] = Field("mlp", description="What decides.")
+    routing_strategy: Literal["token_level", "sequence_level"] = Field(
+        "token_level", description="What decides for a token: its own score, or the mean score of its document's tokens before it."
+    )
+    router_type: Literal["mlp", "threshold"] = Field("mlp", description="What gives scores: a small network, or one direction.")
+    router_size: int | None = Field(None, ge=1, le=65_536, description="Width of that network; an eighth of hidden_size, rounded up, when null.")
+    budget_weight: Weight = Field(1.0, description="Weight of the loss by which the threshold learns; at 0 it stays where it is.")
 
 
-class MixtureOfDepthsConfig(LayerMechanism):
-    """Tokens that skip a layer."""
+class Colt5Config(RoutedMechanism):
+    """A light feed-forward for all tokens, a heavy one for some."""
 
-    share: Share = Field(0.5, description="Share of tokens that pass through.")
+    budget: float = Field(0.25, gt=0, le=1, description="Share of tokens that are heavy.")
+    light_size: int | None = Field(None, ge=1, le=1_048_576, description="Width of the light branch; half of the model's feed-forward when null.")
+    heavy_size: int | None = Field(None, ge=1, le=1_048_576, description="Width of the heavy branch; twice the model's feed-forward when null.")
+
+
+class Colt5AttentionConfig(RoutedMechanism):
+    """Attention within a window for all tokens, to all picked ones among those that are picked. Its heavy heads are the model's (num_heads)."""
+
+    budget: float = Field(0.25, gt=0, le=1, description="Share of tokens that are heavy.")
+    window: int = Field(64, ge=1, le=1_048_576, description="Tokens that the light branch sees: the token itself and those just before it.")
+    light_heads: int | None = Field(None, ge=1, le=1024, description="Heads of the light branch; a quarter of num_heads, rounded up, when null.")
+
+
+class MixtureOfDepthsConfig(RoutedMechanism):
+    """Layers that only some tokens read; the others pass them by."""
+
+    share: float = Field(0.5, gt=0, le=1, description="Share of tokens that read them.")
+    select: Literal["router", "previous_ffn"] = Field(
+        "router", description="What scores are made of: the residual stream before the layer, or what the feed-forward of the layer before wrote into it."
+    )
 
 
 class Ul2Config(Mechanism):
@@ -275,6 +298,7 @@ class Preset(Config):
     shared_attention: SharedAttentionConfig = Field(default_factory=SharedAttentionConfig)
     retro: RetroConfig = Field(default_factory=RetroConfig)
     moe: MoeConfig = Field(default_factory=MoeConfig)
+    colt5_attention: Colt5AttentionConfig = Field(default_factory=Colt5AttentionConfig)
     colt5: Colt5Config = Field(default_factory=Colt5Config)
     mixture_of_depths: MixtureOfDepthsConfig = Field(default_factory=MixtureOfDepthsConfig)
     ul2: Ul2Config = Field(default_factory=Ul2Config)
@@ -327,7 +351,8 @@ class Preset(Config):
     @property
     def loss_weights(self) -> dict[str, float]:
         """What each named loss of the units counts beside that of the next token, which counts once."""
-        return {}
+        sections = {"colt5": self.colt5, "colt5_attention": self.colt5_attention, "depths": self.mixture_of_depths}
+        return {f"{name}_budget": section.budget_weight for name, section in sections.items() if section.enabled}
 
     @property
     def step_rows(self) -> int:

@@ -17,7 +17,7 @@ from data_sources.prefetch import Prefetch
 from data_sources.stream import Options, Stream
 from data_sources.tokenizer import build_tokenizer, tokenizer_from_json, tokenizer_to_json
 from lm.model import build_model
-from lm.preset import Preset, at_layer, plan_in_words
+from lm.preset import Preset, at_layer, plan_in_words, told_plan
 from lm.training.adaptive import AdaptiveSources
 from lm.training.carried import Carried
 from lm.training.certificate import certified, differences
@@ -240,7 +240,7 @@ def _tell_resume(run: Run, snapshot: Snapshot, under_way: bool, fits: bool, chan
 
 def _tell_run(run: Run, ranks: Ranks, report: Reporter) -> None:
     model = run.learner.model
-    about = {"preset": run.preset.name, "parameters": sum(p.numel() for p in model.parameters()), "plan": plan_in_words(model.plan)}
+    about = {"preset": run.preset.name, "parameters": sum(p.numel() for p in model.parameters()), "plan": plan_in_words(told_plan(run.preset))}
     about |= {"device": device_in_words(ranks), "world_size": ranks.size, "budget": run.budget, "tokens": run.tokens, "life_tokens": run.life["tokens"]}
     report({"event": "run", **about, "sources": [source.name for source in run.preset.data.sources]})
 

@@ -10,9 +10,10 @@ from lm.units.unit import Context, Mixed, Unit
 class SwiGLU(Unit):
     """The feed-forward of a layer that no mechanism claims."""
 
-    def __init__(self, preset: Preset) -> None:
+    def __init__(self, preset: Preset, width: int | None = None) -> None:
+        """width: the preset's where none is given."""
         super().__init__()
-        width = preset.model.feed_forward_size
+        width = width or preset.model.feed_forward_size
         self.gate_up = nn.Linear(preset.model.hidden_size, 2 * width, bias=False)
         self.output = nn.Linear(width, preset.model.hidden_size, bias=False)
 
@@ -20,5 +21,9 @@ class SwiGLU(Unit):
         return ()
 
     def forward(self, x: Tensor, state: tuple[()], context: Context) -> Mixed:
+        return Mixed(self.mapped(x), state)
+
+    def mapped(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., D)."""
         gate, up = self.gate_up(x).chunk(2, -1)
-        return Mixed(self.output(F.silu(gate) * up), state)
+        return self.output(F.silu(gate) * up)

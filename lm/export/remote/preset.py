@@ -5,6 +5,9 @@ from types import SimpleNamespace
 from typing import Any
 
 
+RoutedMechanism = SimpleNamespace  # a section, as the model sees it
+
+
 class Preset(SimpleNamespace):
     """`sections`: switches by section, every default written out; `plan`: the unit names of each layer."""
 
@@ -21,6 +24,11 @@ def at_layer(preset: Preset, layer: int) -> Any:
     if layer in preset.model.position_interpolation_layers:
         return preset
     return SimpleNamespace(**{**vars(preset), "model": SimpleNamespace(**{**vars(preset.model), "position_interpolation": 1.0})})
+
+
+def depths_layers(preset: Preset) -> tuple[int, ...]:
+    """The layers that only some tokens read."""
+    return preset.mixture_of_depths.layers if preset.mixture_of_depths.enabled else ()
 
 
 def layer_plan(preset: Preset) -> tuple[tuple[str, ...], ...]:
