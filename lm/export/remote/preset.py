@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
-
 RoutedMechanism = SimpleNamespace  # a section, as the model sees it
 
 
