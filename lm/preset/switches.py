@@ -239,7 +239,7 @@ class RoutedMechanism(LayerMechanism):
         "token_level", description="What decides for a token: its own score, or the mean score of its document's tokens before it."
     )
     router_type: Literal["mlp", "threshold"] = Field("mlp", description="What gives scores: a small network, or one direction.")
-    router_size: int | None = Field(None, ge=1, le=65_536, description="Width of that network; an eighth of hidden_size, rounded up, when null.")
+    router_size: int | None = Field(None, ge=1, le=65_536, description="Width of that network; an eighth of hidden_size, and at least 8, when null.")
     budget_weight: Weight = Field(1.0, description="Weight of the loss by which the threshold learns; at 0 it stays where it is.")
 
 

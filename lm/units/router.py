@@ -47,7 +47,7 @@ class Router(nn.Module):
     def __init__(self, preset: Preset, section: RoutedMechanism, budget: float) -> None:
         super().__init__()
         size = preset.model.hidden_size
-        width = section.router_size or -(-size // 8)
+        width = section.router_size or max(8, -(-size // 8))
         self.eps, self.budget, self.by_sequence = preset.model.norm_eps, budget, section.routing_strategy == "sequence_level"
         self.inner = nn.Linear(size, width, bias=False) if section.router_type == "mlp" else None
         self.score = nn.Linear(size if self.inner is None else width, 1, bias=False)

@@ -34,10 +34,10 @@ def alone(case: str, micro_rows: int) -> Taught:
     return taught(preset, whole, micro_rows, Ranks(preset.train), whole.valid)
 
 
-def close(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+def close(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], absolute: float = 1e-6) -> None:
     assert one.keys() == other.keys()
     for name in one:
-        torch.testing.assert_close(one[name], other[name], rtol=1e-4, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(one[name], other[name], rtol=1e-4, atol=absolute, msg=lambda text, name=name: f"{name}: {text}")
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -47,7 +47,7 @@ def test_two_ranks_learn_what_one_learns(two: list[dict[str, Any]], case: str) -
     for micro_rows in (4, 1):
         for rank in two:
             close(rank[f"{case}, {micro_rows}"]["summed"], whole.summed)
-            close(rank[f"{case}, {micro_rows}"]["weights"], whole.weights)
+            close(rank[f"{case}, {micro_rows}"]["weights"], whole.weights, 1e-4)  # of steps of 1e-2
     close(alone(case, 1).summed, whole.summed)
     thresholds = [gradient for name, gradient in whole.summed.items() if name.endswith("threshold")]
     assert sum(map(bool, thresholds)) == (3 if case == "none picks" else 4), "a budget has no say; one is of a unit in a layer that may not be read"

@@ -9,6 +9,7 @@ from torch import Tensor
 from lm.model import Model, build_model
 from lm.preset import Preset, PresetError, count_parameters, plan_in_words, preset_from_json, told_plan
 from lm.units.mixture_of_depths import WRITTEN
+from lm.units.router import Router
 from lm.units.unit import Context
 
 B, T, V = 2, 15, 11
@@ -21,14 +22,16 @@ def preset_of(**sections: Any) -> Preset:
 
 
 def model_of(preset: Preset) -> Model:
+    """All parameters random, those of the units the same with and without routers; these pick the tokens that score above the mean."""
     model = build_model(preset, V).double()
     generator = torch.Generator().manual_seed(1)
-    for name, parameter in sorted(model.named_parameters()):
-        if not name.startswith("depths."):
-            parameter.data.normal_(std=0.4, generator=generator)
-    for name, parameter in sorted(model.named_parameters()):
-        if name.startswith("depths."):
-            parameter.data.normal_(std=0.4, generator=generator)
+    for _, parameter in sorted(model.named_parameters(), key=lambda named: (named[0].startswith("depths."), named[0])):
+        parameter.data.normal_(std=0.4, generator=generator)
+    routers = [part for part in model.modules() if isinstance(part, Router)]
+    hooks = [router.register_forward_pre_hook(lambda router, inputs: router.threshold.data.copy_(router.scores(inputs[0]).mean())) for router in routers]
+    model(tokens())
+    for hook in hooks:
+        hook.remove()
     return model
 
 
@@ -77,7 +80,7 @@ def test_equals_a_loop_over_tokens(name: str) -> None:
             for depth, layer in enumerate(model.layers):
                 router = model.depths[str(depth)].router
                 began[depth] |= bool(restarts()[row, t])
-                logit = float(router.scores(x) - router.threshold)
+                logit = (router.scores(x) - router.threshold).item()
                 shares.append(logit > 0)
                 if logit <= 0:
                     continue
