@@ -28,11 +28,16 @@ def model_of(preset: Preset) -> Model:
     for _, parameter in sorted(model.named_parameters(), key=lambda named: (named[0].startswith("depths."), named[0])):
         parameter.data.normal_(std=0.4, generator=generator)
     routers = [part for part in model.modules() if isinstance(part, Router)]
-    hooks = [router.register_forward_pre_hook(lambda router, inputs: router.threshold.data.copy_(router.scores(inputs[0]).mean())) for router in routers]
+    hooks = [router.register_forward_pre_hook(settle) for router in routers]
     model(tokens())
     for hook in hooks:
         hook.remove()
     return model
+
+
+@torch.no_grad()
+def settle(router: Router, inputs: tuple[Any, ...]) -> None:
+    router.threshold.copy_(router.scores(inputs[0]).mean())
 
 
 def tokens(seed: int = 2) -> Tensor:
