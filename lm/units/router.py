@@ -7,12 +7,13 @@ CoLT5 (Ainslie et al. 2023) and mixture of depths (Raposo et al. 2024), where wh
 At the level of sequences the mean score of the document's tokens before t stands in for score_t (0 where there is none), so that what a
 document was like so far decides for it as a whole, and the state is the sum of its scores; else the state is empty.
 
-Scores learn by what the weight did to the model's loss, the threshold by the budget alone, with the scores held fixed:
+Beside what the weight did to the model's loss there is a loss of the budget, linear in tokens, however a step is cut:
 
     loss_t = (share - budget) sigmoid(score_t - threshold)
 
-where `share` was picked in the step before, by all ranks. While it is too large the threshold rises, and it rests only where the share is the
-budget: a threshold that the model's loss pulled at, too, would rest beside it. The loss is linear in tokens, however a step is cut.
+where `share` was picked in the step before, by all ranks. While it is too large scores fall and the threshold rises. Scores learn by both
+losses and are quick, being made of many weights; the threshold learns by this one alone, so that it rests only where the share is the budget.
+With scores that learned by the model's loss alone the share strayed from 0.5 to 0.03: they moved faster than the threshold could follow.
 
 Sizes: B batch, T time, D hidden, R width of the network.
 """
@@ -84,7 +85,7 @@ class Router(nn.Module):
             scores, state = mean_before(scores, state, context)
         weight = torch.sigmoid(scores - self.threshold.detach())
         picked = scores > self.threshold
-        loss = context.mean((self.share - self.budget) * torch.sigmoid(scores.detach() - self.threshold))
+        loss = context.mean((self.share - self.budget) * torch.sigmoid(scores - self.threshold))
         share = torch.stack([context.total(picked.to(scores.dtype)), context.total(torch.ones_like(scores))])
         return Routed(picked, weight, state, loss, share.detach())
 

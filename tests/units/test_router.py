@@ -80,12 +80,12 @@ def test_first_weights_keep_to_the_budget(kind: str, budget: float) -> None:
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_the_threshold_learns_the_budget_and_scores_what_they_did(strategy: str) -> None:
+def test_the_threshold_learns_the_budget_alone_and_scores_also_what_they_did(strategy: str) -> None:
     router, x = router_of(routing_strategy=strategy), drawn(B, T, D, seed=1)
     router.share.fill_(0.7)
     routed = router(x, router.initial_state(B), context_of())
     loss = torch.autograd.grad(routed.loss, [router.threshold, router.score.weight], allow_unused=True, retain_graph=True)
-    assert loss[0] < 0 and loss[1] is None  # down the gradient it rises: too many were picked
+    assert loss[0] < 0 and bool(loss[1].any())  # down the gradient it rises: too many were picked
     weight = torch.autograd.grad(routed.weight.sum(), [router.threshold, router.score.weight], allow_unused=True)
     assert weight[0] is None and bool(weight[1].abs().sum() > 0)
     router.share.fill_(0.3)
