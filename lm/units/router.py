@@ -78,16 +78,20 @@ class Router(nn.Module):
             hidden = x if self.inner is None else F.silu(F.linear(x, self.inner.weight.to(x.dtype)))
             return F.linear(hidden, self.score.weight.to(x.dtype))[..., 0]
 
+    def decisive(self, x: Tensor, state: State, context: Context) -> tuple[Tensor, State]:
+        """What is held against the threshold (B, T), and the state after."""
+        scores = self.scores(x)
+        return mean_before(scores, state, context) if self.by_sequence else (scores, state)
+
     def forward(self, x: Tensor, state: State, context: Context) -> Routed:
         """Decide for each token of `x` (B, T, D)."""
-        scores = self.scores(x)
-        if self.by_sequence:
-            scores, state = mean_before(scores, state, context)
+        scores, after = self.decisive(x, state, context)
         weight = torch.sigmoid(scores - self.threshold.detach())
         picked = scores > self.threshold
-        loss = context.mean((self.share - self.budget) * torch.sigmoid(scores - self.threshold))
+        held, _ = self.decisive(x.detach(), state.detach() if self.by_sequence else (), context)
+        loss = context.mean((self.share - self.budget) * torch.sigmoid(held - self.threshold))
         share = torch.stack([context.total(picked.to(scores.dtype)), context.total(torch.ones_like(scores))])
-        return Routed(picked, weight, state, loss, share.detach())
+        return Routed(picked, weight, after, loss, share.detach())
 
     @torch.no_grad()
     def after_step(self, stats: Mapping[str, Tensor]) -> None:
