@@ -17,7 +17,7 @@ from lm.model import Context, build_model
 from lm.preset import MECHANISMS, Preset, layer_plan, load_preset
 from lm.preset.plan import state_grows
 from lm.units import UNITS
-from lm.units.router import Routed, Router, mean_before
+from lm.units.router import QUICK, Routed, Router, mean_before
 
 B, T, V = 2, 23, 5
 SEQ_LENGTH = 9  # shorter than half of T: the law holds past what was trained
@@ -152,7 +152,7 @@ def with_thresholds_between(it: Reading) -> Reading:
 
     def settle(router: Router, inputs: tuple[Tensor, Any, Context]) -> None:
         scores = router.scores(inputs[0])
-        router.threshold.copy_((mean_before(scores, *inputs[1:])[0] if router.by_sequence else scores).mean())
+        router.threshold.copy_((mean_before(scores, *inputs[1:])[0] if router.by_sequence else scores).mean() / QUICK)
 
     hooks = [router.register_forward_pre_hook(settle) for router in routers_of(it.module)]
     if hooks:

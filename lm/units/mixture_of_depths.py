@@ -46,12 +46,12 @@ class MixtureOfDepths(nn.Module):
         return DepthsState(self.router.initial_state(batch_size), initial_subsequence(layer, batch_size, self.router.threshold.device))
 
     def forward(self, layer: Reader, x: Tensor, state: DepthsState, context: Context) -> Mixed:
-        """Read `x` (B, T, D) by `layer` where it is picked. The stats of this router are called "depths.share"."""
+        """Read `x` (B, T, D) by `layer` where it is picked. The stats of its router are called "depths.share" and so on."""
         routed = self.router(context.shared[WRITTEN] if self.by_previous else x, state.router, context)
         index, text, read = read_picked(layer, x, routed.picked, state.text, context)
         weight = gathered(routed.weight, index)[:, None]
         y = added_at(x, index, weight.to(x.dtype) * (read.y - text))
-        losses, stats = {**read.losses, "depths_budget": routed.loss}, {**read.stats, "depths.share": routed.share}
+        losses, stats = {**read.losses, "depths_budget": routed.loss}, {**read.stats, **{f"depths.{key}": value for key, value in routed.stats.items()}}
         return Mixed(y, DepthsState(routed.state, read.state), losses, stats=stats)
 
     def after_step(self, stats: Mapping[str, Tensor]) -> None:

@@ -24,7 +24,7 @@ from lm.preset import Preset, count_parameters, load_preset
 from lm.training.learner import Learner, weighted_sum
 from lm.units import UNITS, Unit
 from lm.units.mixture_of_depths import MixtureOfDepths
-from lm.units.router import Router
+from lm.units.router import QUICK, Router
 from lm.units.swiglu import SwiGLU
 from tests.benchmarks.learning import bits_per_byte, factor
 from tests.benchmarks.peers import stepper
@@ -83,7 +83,7 @@ def picking(module: nn.Module, share: float) -> None:
     @torch.no_grad()
     def settle(router: Router, inputs: tuple[Tensor, Any, Context]) -> None:
         scores = router.scores(inputs[0]).flatten()
-        router.threshold.copy_(scores.sort().values[round((1 - share) * len(scores)) - 1] if share < 1 else scores.min() - 1)
+        router.threshold.copy_((scores.sort().values[round((1 - share) * len(scores)) - 1] if share < 1 else scores.min() - 1) / QUICK)
 
     for router in (part for part in module.modules() if isinstance(part, Router)):
         router.register_forward_pre_hook(settle)
@@ -157,7 +157,7 @@ def quality() -> None:
                 print(f"seed {SEED}, {(index + 1) * ROWS * length:,} tokens:", flush=True)
                 for name in names:
                     bits, _ = bits_per_byte(losses[name], learners[name], held, sizes)
-                    shares = ", ".join(f"{key} {float(picked / of):.4f}" for key, (picked, of) in sums[name].items())
+                    shares = ", ".join(f"{key} {float(picked / of):.4f}" for key, (picked, of) in sums[name].items() if key.endswith("share"))
                     print(f"    {name:22} {bits:.4f} bits per byte after {taken[name]:6.1f} s; picked since: {shares or 'all'}", flush=True)
                     sums[name] = {}
 

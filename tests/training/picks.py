@@ -54,7 +54,7 @@ def learner_of(preset: Preset) -> Learner:
         if "norm" in name:
             parameter.data.fill_(1)
         if "router.score" in name:
-            parameter.data[0, 0] = 2
+            parameter.data[0, 0] = 8
     learner.model.embedding.weight.data[:, 0] = torch.where(torch.arange(V) < V // 2, 3.0, -3.0)
     for name, buffer in learner.named_buffers():
         if name.endswith("share"):
@@ -74,7 +74,7 @@ def taught(preset: Preset, mine: Batch, micro_rows: int, ranks: Ranks, scored: i
     for _ in range(STEPS):
         assert teacher.step(mine, 1, 100, 1000).sound
     weights = {name: tensor.clone() for name, tensor in learner.state_dict().items()}
-    return Taught(own, {name: float(value[0]) for name, value in found.stats.items()}, summed, weights)
+    return Taught(own, {name: float(value[0]) for name, value in found.stats.items() if name.endswith("share")}, summed, weights)
 
 
 def main() -> None:

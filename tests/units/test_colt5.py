@@ -10,6 +10,7 @@ from lm.preset import Preset
 from lm.units.colt5 import Colt5, colt5_parallel, colt5_step
 from lm.units.colt5_attention import Colt5Attention
 from lm.units.longformer import Longformer
+from lm.units.router import QUICK
 from lm.units.swiglu import SwiGLU
 from lm.units.unit import Context, Unit
 
@@ -33,7 +34,7 @@ def unit_of(kind: type[Unit], **sections: Any) -> Unit:
     for parameter in unit.parameters():
         parameter.data.normal_(std=0.4, generator=generator)
     with torch.no_grad():
-        unit.router.threshold.copy_(unit.router.scores(drawn(B, T, D, seed=2)).mean())
+        unit.router.threshold.copy_(unit.router.scores(drawn(B, T, D, seed=2)).mean() / QUICK)
     return unit
 
 
@@ -63,7 +64,7 @@ def test_parallel_equals_the_definition(seed: int) -> None:
 
 def test_the_feed_forward_equals_its_equation() -> None:
     unit, x = unit_of(Colt5), drawn(B, T, D, seed=2)
-    logit = unit.router.scores(x) - unit.router.threshold
+    logit = unit.router.scores(x) - QUICK * unit.router.threshold
     assert 0.2 < (logit > 0).double().mean() < 0.8
 
     def branch(swiglu: SwiGLU, x: Tensor) -> Tensor:
@@ -79,7 +80,7 @@ def test_heavy_attention_equals_a_mask_over_all_tokens(with_restarts: bool) -> N
     """In place of a shorter text: every token in its place, and a mask under which a heavy token sees the heavy ones of its document."""
     unit, x = unit_of(Colt5Attention, colt5_attention={"window": 3}, model={"position": "learned"}), drawn(B, T, D, seed=2)
     restart = restarts() if with_restarts else torch.zeros(B, T, dtype=torch.bool)
-    logit = unit.router.scores(x) - unit.router.threshold
+    logit = unit.router.scores(x) - QUICK * unit.router.threshold
     picked, document = logit > 0, restart.cumsum(1)
     assert 0.2 < picked.double().mean() < 0.8
     heads = unit.heavy.query_key_value(x).unflatten(-1, (9, 4))
@@ -127,7 +128,7 @@ def test_the_heavy_branch_is_given_the_picked_tokens_only(kind: type[Unit]) -> N
     for carry in (False, True):
         given.clear()
         mixed = unit(x, unit.initial_state(B), context_of(x, restarts(), carry))
-        picked = int((unit.router.scores(x) > unit.router.threshold).sum())
+        picked = int((unit.router.scores(x) > QUICK * unit.router.threshold).sum())
         assert sum(given) == picked == int(mixed.stats["share"][0]) < B * T == int(mixed.stats["share"][1])
 
 

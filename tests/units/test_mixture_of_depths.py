@@ -9,7 +9,7 @@ from torch import Tensor
 from lm.model import Model, build_model
 from lm.preset import Preset, PresetError, count_parameters, plan_in_words, preset_from_json, told_plan
 from lm.units.mixture_of_depths import WRITTEN
-from lm.units.router import Router
+from lm.units.router import QUICK, Router
 from lm.units.unit import Context
 
 B, T, V = 2, 15, 11
@@ -37,7 +37,7 @@ def model_of(preset: Preset) -> Model:
 
 @torch.no_grad()
 def settle(router: Router, inputs: tuple[Any, ...]) -> None:
-    router.threshold.copy_(router.scores(inputs[0]).mean())
+    router.threshold.copy_(router.scores(inputs[0]).mean() / QUICK)
 
 
 def tokens(seed: int = 2) -> Tensor:
@@ -85,7 +85,7 @@ def test_equals_a_loop_over_tokens(name: str) -> None:
             for depth, layer in enumerate(model.layers):
                 router = model.depths[str(depth)].router
                 began[depth] |= bool(restarts()[row, t])
-                logit = (router.scores(x) - router.threshold).item()
+                logit = (router.scores(x) - QUICK * router.threshold).item()
                 shares.append(logit > 0)
                 if logit <= 0:
                     continue
@@ -101,10 +101,10 @@ def test_a_token_that_is_not_picked_is_not_there_for_the_layer() -> None:
     """Neither as a key nor as a query: what it says changes nothing of others, and the layer changes nothing of it."""
     model = model_of(preset_of(model={"num_layers": 1}, **DEPTHS))
     router = model.depths["0"].router
-    picked = (router.scores(model.embedding(tokens())) > router.threshold)[0].tolist()
+    picked = (router.scores(model.embedding(tokens())) > QUICK * router.threshold)[0].tolist()
     skipped = picked.index(False)
     assert any(picked[skipped:])
-    others = [token for token in range(V) if not bool(router.scores(model.embedding(torch.tensor([[token]]))) > router.threshold)]
+    others = [token for token in range(V) if not bool(router.scores(model.embedding(torch.tensor([[token]]))) > QUICK * router.threshold)]
     other = tokens()
     other[0, skipped] = next(token for token in others if token != int(other[0, skipped]))
     before, after = model(tokens()).hidden, model(other).hidden
@@ -129,9 +129,11 @@ def test_stats_reach_the_routers_and_the_units_inside() -> None:
     model = model_of(preset_of(colt5={"enabled": True, "light_size": 5}, **DEPTHS))
     out = model(tokens())
     assert set(out.losses) == {"colt5_budget", "depths_budget"}
-    assert set(out.stats) == {f"{depth}.{name}.share" for depth in range(2) for name in ("depths", "colt5")}
+    assert set(out.stats) == {f"{depth}.{name}.{key}" for depth in range(2) for name in ("depths", "colt5") for key in ("share", "scores")}
     assert float(out.stats["1.colt5.share"][1]) == float(out.stats["1.depths.share"][0])  # the inner budget counts what the layer reads
-    model.after_step({"0.depths.share": torch.tensor([1.0, 4.0]), "1.colt5.share": torch.tensor([1.0, 8.0])})
+    scores = torch.tensor([0.0, 1.0])
+    told = {"0.depths.share": torch.tensor([1.0, 4.0]), "0.depths.scores": scores, "1.colt5.share": torch.tensor([1.0, 8.0]), "1.colt5.scores": scores}
+    model.after_step(told)
     assert float(model.depths["0"].router.share) == 0.25 and float(model.layers[1][1].unit.router.share) == 0.125
 
 
