@@ -2,6 +2,8 @@
 
     x = embedding[tokens];  for each unit of each layer: x = x + unit(norm(x));  logits = norm(x) @ output.T
 
+A layer may be for some tokens only (lm/units/mixture_of_depths.py).
+
 Sizes: B batch, T time, D hidden, V vocabulary.
 """
 
@@ -13,8 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lm.preset import Options, Preset, at_layer, layer_options, layer_plan
+from lm.preset import Options, Preset, at_layer, depths_layers, layer_options, layer_plan
 from lm.units import UNITS, Context, Mixed, State, Unit
+from lm.units.mixture_of_depths import WRITTEN, MixtureOfDepths
 from lm.units.options import feed_forward, with_gates
 from lm.units.swiglu import SwiGLU
 
@@ -25,7 +28,7 @@ class ModelState(NamedTuple):
     """What the model carries from one piece of text to the next."""
 
     position: Tensor  # (B,) int64: tokens of the document read so far
-    layers: tuple[tuple[State, ...], ...]  # one state a unit, by layer
+    layers: tuple[State, ...]  # by layer: one state a unit, or a DepthsState that holds them
 
 
 class Output:
@@ -60,6 +63,35 @@ class Residual(nn.Module):
         return mixed._replace(y=x + mixed.y)
 
 
+class Layer(nn.ModuleList):
+    """Residual units, one after the other. A reader of texts like each of them; its state has one state a unit."""
+
+    def __init__(self, names: Sequence[str], units: Sequence[Unit], size: int, eps: float, tells: bool) -> None:
+        """tells: whether it shares what its last unit writes into the residual stream."""
+        super().__init__(Residual(unit, size, eps) for unit in units)
+        self.names, self.tells = names, tells
+
+    def initial_state(self, batch_size: int) -> tuple[State, ...]:
+        return tuple(residual.unit.initial_state(batch_size) for residual in self)
+
+    def forward(self, x: Tensor, state: tuple[State, ...], context: Context) -> Mixed:
+        losses: dict[str, Tensor] = {}
+        stats: dict[str, Tensor] = {}
+        shared: dict[str, Tensor] = {}
+        after = []
+        for name, residual, unit_state in zip(self.names, self, state, strict=True):
+            before = x
+            mixed: Mixed = residual(x, unit_state, replace(context, shared={**context.shared, **shared}))
+            x = mixed.y
+            after.append(mixed.state)
+            losses |= {key: losses.get(key, 0) + loss for key, loss in mixed.losses.items()}
+            stats |= {f"{name}.{key}": value for key, value in mixed.stats.items()}
+            shared |= mixed.shared
+        if self.tells:
+            shared[WRITTEN] = x - before
+        return Mixed(x, tuple(after), losses, shared, stats)
+
+
 class Model(nn.Module):
     """A decoder whose layers are what the plan says. `model.plan`: the unit names of each layer."""
 
@@ -72,8 +104,10 @@ class Model(nn.Module):
         options = layer_options(preset)
         shared_width = max(option.shared_width for option in options)
         self.shared_ffn = SwiGLU(preset, shared_width) if shared_width else None
+        self.depths = nn.ModuleDict({str(depth): MixtureOfDepths(preset) for depth in depths_layers(preset)})  # of layers that only some tokens read
+        asked = {int(depth) - 1 for depth, router in self.depths.items() if router.by_previous}
         self.layers = nn.ModuleList(
-            nn.ModuleList(Residual(unit, config.hidden_size, config.norm_eps) for unit in self._units(at_layer(preset, depth), names, options[depth]))
+            Layer(names, [*self._units(at_layer(preset, depth), names, options[depth])], config.hidden_size, config.norm_eps, tells=depth in asked)
             for depth, names in enumerate(self.plan)
         )
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
@@ -93,7 +127,15 @@ class Model(nn.Module):
     def initial_state(self, batch_size: int) -> ModelState:
         """The state before the first token."""
         position = torch.zeros(batch_size, dtype=torch.int64, device=self.embedding.weight.device)
-        return ModelState(position, tuple(tuple(residual.unit.initial_state(batch_size) for residual in layer) for layer in self.layers))
+        return ModelState(position, tuple(self._first(depth, batch_size) for depth in range(len(self.layers))))
+
+    def _first(self, depth: int, batch_size: int) -> State:
+        layer, key = self.layers[depth], str(depth)
+        return self.depths[key].initial_state(layer, batch_size) if key in self.depths else layer.initial_state(batch_size)
+
+    def _read(self, depth: int, x: Tensor, state: State, context: Context) -> Mixed:
+        layer, key = self.layers[depth], str(depth)
+        return self.depths[key](layer, x, state, context) if key in self.depths else layer(x, state, context)
 
     def forward(self, tokens: Tensor, state: ModelState | None = None, context: Context | None = None) -> Output:
         """Read `tokens` (B, T) int64, any T >= 0, after what `state` holds.
@@ -109,28 +151,26 @@ class Model(nn.Module):
         losses: dict[str, Tensor] = {}
         stats: dict[str, Tensor] = {}
         after = []
-        for depth, (names, layer, states) in enumerate(zip(self.plan, self.layers, before.layers, strict=True)):
-            layer_after = []
-            for name, residual, unit_state in zip(names, layer, states, strict=True):
-                mixed: Mixed = residual(x, unit_state, context)
-                x = mixed.y
-                layer_after.append(mixed.state)
-                losses |= {key: losses.get(key, 0) + loss for key, loss in mixed.losses.items()}
-                stats |= {f"{depth}.{name}.{key}": value for key, value in mixed.stats.items()}
-                if mixed.shared:
-                    context = replace(context, shared={**context.shared, **mixed.shared})
-            after.append(tuple(layer_after))
+        for depth, layer_state in enumerate(before.layers):
+            mixed = self._read(depth, x, layer_state, context)
+            x = mixed.y
+            after.append(mixed.state)
+            losses |= {key: losses.get(key, 0) + loss for key, loss in mixed.losses.items()}
+            stats |= {f"{depth}.{key}": value for key, value in mixed.stats.items()}
+            if mixed.shared:
+                context = replace(context, shared={**context.shared, **mixed.shared})
         position = context.position[:, -1] + 1 if tokens.shape[1] else before.position
         return Output(self.norm(x), ModelState(position, tuple(after)) if state else None, losses, stats, self.output_weight)
 
     def after_step(self, stats: Mapping[str, Tensor]) -> None:
-        """Tell each unit what its stats came to over an optimizer step of all ranks; every rank does so with the same numbers."""
+        """Tell each unit and router what its stats came to over an optimizer step of all ranks; every rank does so with the same numbers."""
         of_units: dict[tuple[int, str], dict[str, Tensor]] = {}
         for path, value in stats.items():
             depth, name, key = path.split(".")
             of_units.setdefault((int(depth), name), {})[key] = value
         for (depth, name), own in of_units.items():
-            self.layers[depth][self.plan[depth].index(name)].unit.after_step(own)
+            told = self.depths[str(depth)] if name == "depths" else self.layers[depth][self.plan[depth].index(name)].unit
+            told.after_step(own)
 
     def extend_max_seq_len(self, length: int) -> None:
         """Give learned positions `length` places; new ones begin as copies of the old, in order. Rotary positions need nothing."""
@@ -151,4 +191,6 @@ def build_model(preset: Preset, vocab_size: int) -> Model:
         nn.init.normal_(table.weight, std=0.02)
     for unit in filter(None, (model.shared_ffn, *(residual.unit for layer in model.layers for residual in layer))):
         unit.initialise()
+    for router in model.depths.values():
+        router.initialise()
     return model

@@ -17,6 +17,7 @@ from lm.model import Context, build_model
 from lm.preset import MECHANISMS, Preset, layer_plan, load_preset
 from lm.preset.plan import state_grows
 from lm.units import UNITS
+from lm.units.router import QUICK, Routed, Router, mean_before
 
 B, T, V = 2, 23, 5
 SEQ_LENGTH = 9  # shorter than half of T: the law holds past what was trained
@@ -65,6 +66,16 @@ VARIANTS: dict[str, list[Sections]] = {
         {"mamba2": {"state_size": 1, "head_size": 1, "groups": 2, "kernel_size": 31}},
     ],
     "shared_attention": [{}, {"model": {"num_kv_heads": 1}}, {"model": {"qk_norm": False}}, {"model": {"position": "learned"}}],
+    "colt5": [
+        {"colt5": {"light_size": 5, "heavy_size": 11, "router_size": 7}},
+        {"colt5": {"router_type": "threshold"}},
+        {"colt5": {"routing_strategy": "sequence_level", "router_type": "threshold", "light_size": 1}},
+    ],
+    "colt5_attention": [
+        {"colt5_attention": {"window": 5, "light_heads": 2, "router_size": 7}},
+        {"colt5_attention": {"window": 1, "router_type": "threshold"}, "model": {"num_kv_heads": 1, "qk_norm": False}},
+        {"colt5_attention": {"window": 29, "routing_strategy": "sequence_level", "router_type": "threshold"}, "model": {"position": "learned"}},
+    ],
     "gla": [{"gla": {"decay_rank": 5}}, {"gla": {"decay_rank": 1, "key_size": 7, "decay_temperature": 0.5}}, {"model": {"num_heads": 1}}],
     "moe": [
         {"moe": {"experts": 3, "experts_per_token": 1}},
@@ -108,6 +119,33 @@ MODELS: dict[str, Sections] = {
         "shared_attention": {"enabled": True, "layers": "last_half"},
         "rwkv_channel": {"enabled": True, "layers": [3]},
     },
+    "heavy tokens": {"colt5": {"enabled": True}, "colt5_attention": {"enabled": True, "layers": "odd", "window": 4}},
+    "depths: attention": {"mixture_of_depths": {"enabled": True, "router_size": 7}},
+    "depths: state space, window": {
+        "s5": {"enabled": True, "layers": "even", "state_size": 6},
+        "longformer": {"enabled": True, "layers": "odd", "window": 3, "global_tokens": 2},
+        "mixture_of_depths": {"enabled": True, "router_type": "threshold"},
+    },
+    "depths: rwkv": {"rwkv": {"enabled": True, "mix_rank": 5, "decay_rank": 7}, "rwkv_channel": {"enabled": True}, "mixture_of_depths": {"enabled": True}},
+    "depths by sequence: matrix memories": {
+        "mamba2": {"enabled": True, "layers": "even", "state_size": 5},
+        "gla": {"enabled": True, "layers": "odd", "decay_rank": 7},
+        "mixture_of_depths": {"enabled": True, "routing_strategy": "sequence_level", "router_type": "threshold"},
+    },
+    "depths: delta rule, convolution": {
+        "deltanet": {"enabled": True, "layers": "even", "key_size": 5, "value_size": 7},
+        "hyena": {"enabled": True, "layers": "odd", "filter_order": 7, "embedding_dim": 5},
+        "mixture_of_depths": {"enabled": True},
+    },
+    "a window sees what the feed-forward before leaves": {
+        "longformer": {"enabled": True, "layers": "odd", "window": 3},
+        "mixture_of_depths": {"enabled": True, "layers": "odd", "select": "previous_ffn", "router_type": "threshold"},
+    },
+    "depths of heavy tokens": {
+        "colt5": {"enabled": True, "light_size": 5},
+        "colt5_attention": {"enabled": True, "window": 3},
+        "mixture_of_depths": {"enabled": True, "layers": "odd"},
+    },
     "matrix memories": {"mamba2": {"enabled": True, "layers": "even", "state_size": 5}, "gla": {"enabled": True, "layers": "odd", "decay_rank": 7}},
     "experts": {"moe": {"enabled": True, "layers": "odd", "experts": 4, "experts_per_token": 2, "expert_size": 5}, "s5": {"enabled": True, "state_size": 6}},
 }
@@ -133,6 +171,26 @@ def randomised(module: nn.Module, dtype: torch.dtype) -> nn.Module:
     return module.to(dtype)
 
 
+def routers_of(module: nn.Module) -> list[Router]:
+    return [part for part in module.modules() if isinstance(part, Router)]
+
+
+@torch.no_grad()
+def with_thresholds_between(it: Reading) -> Reading:
+    """Each router picks the tokens of its text that score above the mean, which is no token's own score."""
+
+    def settle(router: Router, inputs: tuple[Tensor, Any, Context]) -> None:
+        scores = router.scores(inputs[0])
+        router.threshold.copy_((mean_before(scores, *inputs[1:])[0] if router.by_sequence else scores).mean() / QUICK)
+
+    hooks = [router.register_forward_pre_hook(settle) for router in routers_of(it.module)]
+    if hooks:
+        it.read(it.text, it.state(B), restarts(it.text.shape[1]))
+    for hook in hooks:
+        hook.remove()
+    return it
+
+
 def unit_reading(name: str, variant: Sections, dtype: torch.dtype, time: int = T) -> Reading:
     unit = randomised(UNITS[name](preset_of(variant)), dtype)
 
@@ -143,7 +201,7 @@ def unit_reading(name: str, variant: Sections, dtype: torch.dtype, time: int = T
         return mixed.y, (context.position[:, -1] + 1 if x.shape[1] else start, mixed.state)
 
     text = torch.randn(B, time, MODEL["hidden_size"], dtype=dtype, generator=torch.Generator().manual_seed(2))
-    return Reading(read, lambda rows: (torch.zeros(rows, dtype=torch.int64), unit.initial_state(rows)), unit, text)
+    return with_thresholds_between(Reading(read, lambda rows: (torch.zeros(rows, dtype=torch.int64), unit.initial_state(rows)), unit, text))
 
 
 def model_reading(variant: Sections, dtype: torch.dtype, time: int = T) -> Reading:
@@ -155,7 +213,8 @@ def reading_of(model: nn.Module, time: int) -> Reading:
         out = model(tokens, state, Context(restart=restart))
         return out.logits, out.state
 
-    return Reading(read, model.initial_state, model, torch.randint(V, (B, time), generator=torch.Generator().manual_seed(3)))
+    text = torch.randint(V, (B, time), generator=torch.Generator().manual_seed(3))
+    return with_thresholds_between(Reading(read, model.initial_state, model, text))
 
 
 CASES = [pytest.param(unit_reading, (name, variant), id=f"{name}-{variant}") for name in UNITS for variant in VARIANTS[name]]
@@ -174,8 +233,8 @@ def in_pieces(it: Reading, text: Tensor, cuts: list[int], restart: Tensor | None
     return torch.cat(pieces, 1), state
 
 
-def restarts() -> Tensor:
-    restart = torch.zeros(B, T, dtype=torch.bool)
+def restarts(time: int = T) -> Tensor:
+    restart = torch.zeros(B, time, dtype=torch.bool)
     restart[0, [0, 4, 5, 17]] = True
     restart[1, [7, 22]] = True
     return restart
@@ -187,7 +246,7 @@ def close(a: Any, b: Any, dtype: torch.dtype) -> None:
     leaves_b, structure_b = tree_flatten(b)
     assert structure_a == structure_b
     for left, right in zip(leaves_a, leaves_b, strict=True):
-        torch.testing.assert_close(left, right, rtol=tolerance, atol=tolerance * max(1.0, float(right.detach().abs().max()) if right.numel() else 1.0))
+        torch.testing.assert_close(left, right, rtol=tolerance, atol=tolerance * max(1.0, float(right.detach().double().abs().max()) if right.numel() else 1.0))
 
 
 def test_every_unit_is_under_the_law() -> None:
@@ -246,7 +305,8 @@ def test_gradients_equal(make: Callable[..., Reading], arguments: tuple[Any, ...
         text = it.text.clone().requires_grad_(it.text.is_floating_point())
         y, _ = in_pieces(it, text, cuts, restart)
         weight = torch.randn(y.shape, dtype=y.dtype, generator=torch.Generator().manual_seed(4))
-        inputs = [*it.module.parameters(), *([text] if text.requires_grad else [])]
+        learned = [parameter for name, parameter in it.module.named_parameters() if not name.endswith("router.threshold")]  # by its budget alone
+        inputs = [*learned, *([text] if text.requires_grad else [])]
         return list(torch.autograd.grad((y * weight).sum(), inputs))
 
     whole = gradients([T])
@@ -297,6 +357,22 @@ def test_empty_pieces_and_empty_states(make: Callable[..., Reading], arguments: 
     assert y.shape[:2] == (B, 0)
     close(it.read(it.text, state, None)[0], it.read(it.text, it.state(B), None)[0], torch.float64)
     assert all(isinstance(leaf, Tensor) for leaf in tree_leaves(state))
+
+
+@under_the_law
+def test_routers_pick_some_tokens_and_not_others(make: Callable[..., Reading], arguments: tuple[Any, ...]) -> None:
+    """Else what is said of picked tokens here would say nothing. Documents begin with tokens that are not picked, too."""
+    it, shares, skipped = make(*arguments, torch.float64), [], []
+
+    def look(router: Router, inputs: tuple[Tensor, Any, Context], routed: Routed) -> None:
+        shares.append(float(routed.picked.double().mean()))
+        skipped.append(router.by_sequence or bool(inputs[2].restart[~routed.picked].any()))
+
+    for router in routers_of(it.module):
+        router.register_forward_hook(look)
+    it.read(it.text, it.state(B), restarts())
+    assert all(0.1 < share < 0.9 for share in shares), shares
+    assert not skipped or any(skipped)
 
 
 BOUNDED = [name for name, variant in MODELS.items() if not any(state_grows(unit) for layer in layer_plan(preset_of(variant)) for unit in layer)]

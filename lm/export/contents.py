@@ -7,8 +7,9 @@ from tokenizers import Tokenizer, processors
 
 from data_sources.config import Config
 from lm.export.sources import ENTRIES
-from lm.preset import Preset, at_layer, layer_options, layer_plan
-from lm.preset.switches import GenerationConfig, LayerMechanism, ModelConfig
+from lm.preset import Preset, at_layer, depths_layers, layer_options, layer_plan
+from lm.preset.mechanisms import LayerMechanism
+from lm.preset.switches import GenerationConfig, ModelConfig
 from lm.training.snapshots import Snapshot
 
 
@@ -37,7 +38,9 @@ def config(snapshot: Snapshot) -> dict[str, Any]:
 def sections(preset: Preset) -> dict[str, dict[str, Any]]:
     """The sections that can shape a model: every switch, and what follows from them (the width of a head, say)."""
     found = {name: getattr(preset, name) for name in type(preset).model_fields}
-    return {name: resolved(section) for name, section in found.items() if isinstance(section, ModelConfig | LayerMechanism)}
+    shaping = {name: resolved(section) for name, section in found.items() if isinstance(section, ModelConfig | LayerMechanism)}
+    shaping["mixture_of_depths"]["layers"] = depths_layers(preset)
+    return shaping
 
 
 def changes(preset: Preset, layer: int) -> dict[str, dict[str, Any]]:

@@ -17,7 +17,7 @@ REMOTE = "lm.export.remote"
 ENTRIES = {"AutoConfig": "configuration_perennial.PerennialConfig", "AutoModelForCausalLM": "modeling_perennial.PerennialForCausalLM"}
 CONFIGURATION = "configuration_perennial.py"
 # A preset is decided at export: a plain record stands in for the types that read and check one.
-STANDS_IN = {"lm.preset": f"{REMOTE}.preset", "lm.preset.switches": f"{REMOTE}.preset"}
+STANDS_IN = {"lm.preset": f"{REMOTE}.preset", "lm.preset.switches": f"{REMOTE}.preset", "lm.preset.mechanisms": f"{REMOTE}.preset"}
 TABLE = "lm.units"
 LICENCE = "# Part of Perennial, MIT licence, Copyright (c) 2026 The Perennial authors: {origin}"
 

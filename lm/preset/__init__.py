@@ -3,7 +3,7 @@
 from lm.preset.counting import ParameterCount, count_parameters
 from lm.preset.decode import PresetError, load_preset, preset_from_json
 from lm.preset.options import Options, layer_options, model_in_words
-from lm.preset.plan import MECHANISMS, at_layer, layer_plan, plan_in_words
+from lm.preset.plan import MECHANISMS, at_layer, depths_layers, layer_plan, plan_in_words
 from lm.preset.switches import RUN_TOKENS, Preset
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "PresetError",
     "at_layer",
     "count_parameters",
+    "depths_layers",
     "layer_options",
     "layer_plan",
     "load_preset",

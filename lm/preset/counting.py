@@ -3,8 +3,9 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
+from lm.preset.mechanisms import RoutedMechanism
 from lm.preset.options import layer_options
-from lm.preset.plan import at_layer, layer_plan
+from lm.preset.plan import at_layer, depths_layers, layer_plan
 from lm.preset.switches import Preset
 from lm.preset.widths import OUTPUT_WIDTHS
 
@@ -27,9 +28,12 @@ class ParameterCount(NamedTuple):
 
 
 def _attention(preset: Preset) -> int:
+    return _heads(preset, preset.model.num_heads, preset.model.kv_heads)
+
+
+def _heads(preset: Preset, heads: int, kv_heads: int) -> int:
     model = preset.model
-    projections = 2 * model.hidden_size * (model.num_heads + model.kv_heads) * model.head_size
-    return projections + (2 * model.head_size if model.qk_norm else 0)
+    return 2 * model.hidden_size * (heads + kv_heads) * model.head_size + (2 * model.head_size if model.qk_norm else 0)
 
 
 def _swiglu(preset: Preset) -> int:
@@ -102,6 +106,24 @@ def _moe_expert(preset: Preset) -> int:
     return 3 * preset.model.hidden_size * width
 
 
+def _router(preset: Preset, section: RoutedMechanism) -> int:
+    size = preset.model.hidden_size
+    width = section.router_size or max(8, -(-size // 8))
+    return 1 + (size + 1) * width if section.router_type == "mlp" else 1 + size
+
+
+def _colt5(preset: Preset) -> int:
+    section, width = preset.colt5, preset.model.feed_forward_size
+    widths = (section.light_size or -(-width // 2)) + (section.heavy_size or 2 * width)
+    return 3 * preset.model.hidden_size * widths + _router(preset, section)
+
+
+def _colt5_attention(preset: Preset) -> int:
+    section = preset.colt5_attention
+    light = section.light_heads or -(-preset.model.num_heads // 4)
+    return _attention(preset) + _heads(preset, light, light) + _router(preset, section)
+
+
 UNIT_COUNTS: dict[str, Callable[[Preset], int]] = {
     "attention": _attention,
     "longformer": _attention,
@@ -114,6 +136,8 @@ UNIT_COUNTS: dict[str, Callable[[Preset], int]] = {
     "gla": _gla,
     "shared_attention": _shared_attention,
     "moe": _moe,
+    "colt5_attention": _colt5_attention,
+    "colt5": _colt5,
     "swiglu": _swiglu,
 }
 IDLE_COUNTS: dict[str, Callable[[Preset], int]] = {"moe": _moe_idle}  # what a token leaves aside
@@ -131,7 +155,8 @@ def count_parameters(preset: Preset, vocab_size: int) -> ParameterCount | None:
     vocabulary = vocab_size * model.hidden_size * (1 if model.tie_embeddings else 2)
     trunk = sum(UNIT_COUNTS[name](layers[depth]) for name, depth in units)
     idle = sum(IDLE_COUNTS[name](layers[depth]) for name, depth in units if name in IDLE_COUNTS)
-    return ParameterCount(vocabulary, trunk + norms + positions + _options(preset, layers), idle)
+    routers = len(depths_layers(preset)) * _router(preset, preset.mixture_of_depths)
+    return ParameterCount(vocabulary, trunk + norms + positions + routers + _options(preset, layers), idle)
 
 
 def _options(preset: Preset, layers: list[Preset]) -> int:

@@ -4,7 +4,7 @@ feed-forwards that layers share (shared_ffn).
 
 from typing import NamedTuple
 
-from lm.preset.plan import MECHANISMS, at_layer, layer_plan, layers_named, plan_in_words, private_width, sharing_layers
+from lm.preset.plan import MECHANISMS, at_layer, layer_plan, layers_named, plan_in_words, private_width, sharing_layers, told_plan
 from lm.preset.switches import Preset
 from lm.preset.widths import OUTPUT_WIDTHS
 
@@ -59,7 +59,7 @@ def _check_gates(preset: Preset, layer: int, unit: str, gates: int) -> None:
 
 def model_in_words(preset: Preset) -> str:
     """The plan in a line, and what options make of it."""
-    gating, words = preset.head_gating, [plan_in_words(layer_plan(preset))]
+    gating, words = preset.head_gating, [plan_in_words(told_plan(preset))]
     if gating.enabled and (gating.mixers or gating.ffn_groups):
         what = ["each head"] * gating.mixers + [f"{gating.ffn_groups} groups of each feed-forward"] * bool(gating.ffn_groups)
         words.append(f"gates on {' and '.join(what)}{_where(layers_named(preset, 'head_gating'), preset)}")

@@ -28,17 +28,18 @@ MECHANISMS: dict[str, Claim] = {
     "gla": Claim("mixer", built=True),
     "deltanet": Claim("mixer", built=True),
     "shared_attention": Claim("mixer", built=True),
+    "colt5_attention": Claim("mixer", built=True),
     "retro": Claim("mixer", built=False),
     "rwkv_channel": Claim("ffn", built=True),
     "moe": Claim("ffn", built=True),
-    "colt5": Claim("ffn", built=False),
+    "colt5": Claim("ffn", built=True),
 }
 
-GROWING = {"attention", "shared_attention"}  # units whose state holds every token of the document
+GROWING = {"attention", "shared_attention", "colt5_attention"}  # units whose state holds every token of the document, or a share of them
+OF_ALL_TOKENS = {"shared_attention", "retro"}  # units that share with other layers, or are given, something for every token
 
 # Switches that are read but have nothing behind them yet.
 NOT_BUILT = {
-    "mixture_of_depths.enabled": lambda preset: preset.mixture_of_depths.enabled,
     "ul2.enabled": lambda preset: preset.ul2.enabled,
     "train.objective": lambda preset: preset.train.objective != "clm",
     "auxiliary.enable_policy": lambda preset: preset.auxiliary.enable_policy,
@@ -79,6 +80,17 @@ def layer_plan(preset: Preset) -> tuple[tuple[str, ...], ...]:
     return tuple((units(i, "mixer") or ("attention",)) + (units(i, "ffn") or ("swiglu",)) for i in range(preset.model.num_layers))
 
 
+def depths_layers(preset: Preset) -> tuple[int, ...]:
+    """The layers that only some tokens read."""
+    return layers_named(preset, "mixture_of_depths") if preset.mixture_of_depths.enabled else ()
+
+
+def told_plan(preset: Preset) -> tuple[tuple[str, ...], ...]:
+    """The layer plan as a person is told of it: "swiglu at 50 %" ends a layer that half of the tokens read."""
+    some, share = depths_layers(preset), f"{100 * preset.mixture_of_depths.share:g} %"
+    return tuple((*units[:-1], f"{units[-1]} at {share}") if i in some else units for i, units in enumerate(layer_plan(preset)))
+
+
 def state_grows(unit: str) -> bool:
     """Whether a unit's state grows with the document, so that a text without end can't be read."""
     return unit in GROWING
@@ -93,12 +105,23 @@ def check_plan(preset: Preset) -> None:
         readers = layers_named(preset, "shared_attention")
         if len({at_layer(preset, layer).model.position_interpolation for layer in readers}) > 1:
             raise ValueError("model.position_interpolation_layers: the layers of shared_attention share their keys; name all of them or none")
+    _check_depths(preset, plan)
     if not preset.train.long_context.enabled:
         return
     for layer, units in enumerate(plan):
         for unit in filter(state_grows, units):
             others = ", ".join(name for name, claim in MECHANISMS.items() if claim.kind == "mixer" and claim.built and not state_grows(name))
             raise ValueError(f"train.long_context: {unit} in layer {layer} keeps every token of a text without end; let another claim the layer: {others}")
+
+
+def _check_depths(preset: Preset, plan: tuple[tuple[str, ...], ...]) -> None:
+    some = depths_layers(preset)
+    for layer in some:
+        for unit in filter(OF_ALL_TOKENS.__contains__, plan[layer]):
+            raise ValueError(f"mixture_of_depths: layer {layer} holds {unit}, which needs every token; leave the layer out of mixture_of_depths.layers")
+        if preset.mixture_of_depths.select == "previous_ffn" and (layer == 0 or layer - 1 in some):
+            before = "none before it" if layer == 0 else f"only layer {layer - 1} before it, which not every token reads"
+            raise ValueError(f'mixture_of_depths: select "previous_ffn" needs a layer that every token reads, but layer {layer} has {before}; use layers "odd"')
 
 
 def at_layer(preset: Preset, layer: int) -> Preset:

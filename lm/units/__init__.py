@@ -1,6 +1,8 @@
 """The table of units: one published mechanism a file. Adding one is a file here, its switches in lm/preset, and a line in UNITS."""
 
 from lm.units.attention import Attention
+from lm.units.colt5 import Colt5
+from lm.units.colt5_attention import Colt5Attention
 from lm.units.deltanet import Deltanet
 from lm.units.gla import Gla
 from lm.units.hyena import Hyena
@@ -26,6 +28,8 @@ UNITS: dict[str, type[Unit]] = {
     "gla": Gla,
     "shared_attention": SharedAttention,
     "moe": Moe,
+    "colt5_attention": Colt5Attention,
+    "colt5": Colt5,
     "swiglu": SwiGLU,
 }
 

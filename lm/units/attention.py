@@ -114,10 +114,11 @@ def grown(seen: Seen, state: AttentionState, context: Context) -> AttentionState
 class Attention(Unit):
     """Grouped-query attention over the whole document."""
 
-    def __init__(self, preset: Preset) -> None:
+    def __init__(self, preset: Preset, heads: int | None = None) -> None:
+        """heads: so many, each with a key and value of its own; the preset's where it is not given."""
         super().__init__()
         model = preset.model
-        self.heads, self.kv_heads, self.head_size = model.num_heads, model.kv_heads, model.head_size
+        self.heads, self.kv_heads, self.head_size = heads or model.num_heads, heads or model.kv_heads, model.head_size
         self.rotary = Rotary(self.head_size, model.rope_theta, model.position_interpolation) if model.position == "rope" else None
         width = (self.heads + 2 * self.kv_heads) * self.head_size
         self.query_key_value = nn.Linear(model.hidden_size, width, bias=False)

@@ -231,9 +231,11 @@ def _moved(key: Tensor, value: Tensor, state: LongformerState, place: Tensor) ->
 class Longformer(Attention):
     """Grouped-query attention within a window, and to the first tokens of the document."""
 
-    def __init__(self, preset: Preset) -> None:
-        super().__init__(preset)
-        self.window, self.global_tokens = preset.longformer.window, preset.longformer.global_tokens
+    def __init__(self, preset: Preset, window: int | None = None, heads: int | None = None) -> None:
+        """window: a window of this length and nothing else; the longformer section's where it is not given."""
+        super().__init__(preset, heads)
+        section = preset.longformer
+        self.window, self.global_tokens = (window, 0) if window else (section.window, section.global_tokens)
 
     def initial_state(self, batch_size: int) -> LongformerState:
         slots = self.output.weight.new_zeros(batch_size, self.kv_heads, self.window - 1, self.head_size)

@@ -11,6 +11,7 @@ class SwiGLU(Unit):
     """The feed-forward of a layer that no mechanism claims."""
 
     def __init__(self, preset: Preset, width: int | None = None) -> None:
+        """width: the preset's where none is given."""
         super().__init__()
         width = width or preset.model.feed_forward_size
         self.gate_up = nn.Linear(preset.model.hidden_size, 2 * width, bias=False)
@@ -20,5 +21,9 @@ class SwiGLU(Unit):
         return ()
 
     def forward(self, x: Tensor, state: tuple[()], context: Context) -> Mixed:
+        return Mixed(self.mapped(x), state)
+
+    def mapped(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., D)."""
         gate, up = self.gate_up(x).chunk(2, -1)
-        return Mixed(self.output(F.silu(gate) * up), state)
+        return self.output(F.silu(gate) * up)

@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
+RoutedMechanism = SimpleNamespace  # a section, as the model sees it
+
 
 class Options(NamedTuple):
     """What is made of one layer."""
@@ -39,6 +41,11 @@ def at_layer(preset: Preset, layer: int) -> Any:
 def layer_options(preset: Preset) -> tuple[Options, ...]:
     """Of each layer, first to last."""
     return preset.options
+
+
+def depths_layers(preset: Preset) -> tuple[int, ...]:
+    """The layers that only some tokens read."""
+    return preset.mixture_of_depths.layers if preset.mixture_of_depths.enabled else ()
 
 
 def layer_plan(preset: Preset) -> tuple[tuple[str, ...], ...]:

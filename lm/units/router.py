@@ -1,0 +1,127 @@
+"""Routing by a learned threshold: which tokens a part of the model is for. Token by token and causal, unlike the best k of a sequence, as in
+CoLT5 (Ainslie et al. 2023) and mixture of depths (Raposo et al. 2024), where whether a token is picked depends on those that follow.
+
+    score_t = w . silu(W x'_t)  or  w . x'_t,    x' = x / rms(x)
+    logit_t = (score_t - mean) / deviation - QUICK threshold
+    token t is picked if logit_t > 0, and what it is picked for is weighed by sigmoid(logit_t)
+
+Mean and deviation are those of the scores of the step before, over all ranks: what a text's vectors have in common changes fast at first,
+and moves all scores faster than any threshold follows. They are buffers, which a reading never changes.
+
+At the level of sequences the mean score of the document's tokens before t stands in for score_t (0 where there is none), so that what a
+document was like so far decides for it as a whole, and the state is the sum of its scores; else the state is empty.
+
+Scores learn by what the weight did to the model's loss, the threshold by a loss of the budget, linear in tokens, however a step is cut:
+
+    loss_t = (share - budget) sigmoid(standard score_t - QUICK threshold), with the scores held fixed
+
+where `share` was picked in the step before, by all ranks. While it is too large the threshold rises, and it rests only where the share is
+the budget: one that the model's loss pulled at, too, would rest beside it. QUICK lets it go ten times as fast as the learning rate.
+
+Sizes: B batch, T time, D hidden, R width of the network.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lm.ops.scan import decay_scan
+from lm.preset.mechanisms import RoutedMechanism
+from lm.preset.switches import Preset
+from lm.units.unit import Context, State
+
+QUICK = 10.0  # standard deviations of the scores that a threshold of 1 means
+LEAST_DEVIATION = 0.1
+SILU_OF_NORMAL = 0.596  # root mean square of silu(z), z normal
+
+
+class Routed(NamedTuple):
+    """What was decided."""
+
+    picked: Tensor  # (B, T) bool
+    weight: Tensor  # (B, T), at least float32: sigmoid of the logit
+    state: State
+    loss: Tensor  # of the budget, unweighted
+    stats: Mapping[str, Tensor]  # share (2,): picked tokens and all; scores (2,): their sum and that of their squares
+
+
+class Router(nn.Module):
+    """A score for each token, and a threshold."""
+
+    def __init__(self, preset: Preset, section: RoutedMechanism, budget: float) -> None:
+        super().__init__()
+        size = preset.model.hidden_size
+        width = section.router_size or max(8, -(-size // 8))
+        self.eps, self._budget, self.by_sequence = preset.model.norm_eps, budget, section.routing_strategy == "sequence_level"
+        self.inner = nn.Linear(size, width, bias=False) if section.router_type == "mlp" else None
+        self.score = nn.Linear(size if self.inner is None else width, 1, bias=False)
+        self.threshold = nn.Parameter(torch.zeros(()))
+        # Of the step before: what share was picked, and the mean and the deviation of the scores.
+        self.register_buffer("share", torch.tensor(budget))
+        self.register_buffer("mean", torch.tensor(0.0))
+        self.register_buffer("deviation", torch.tensor(1.0))
+
+    @torch.no_grad()
+    def initialise(self) -> None:
+        """Scores of deviation 1, and the threshold where they keep to the budget if they are normal."""
+        if self.inner is not None:
+            nn.init.normal_(self.inner.weight)
+        nn.init.normal_(self.score.weight, std=1 if self.inner is None else 1 / SILU_OF_NORMAL)
+        rest = torch.tensor(1 - self._budget).clamp(0.001, 0.999)
+        self.threshold.copy_(torch.zeros(()) if self.by_sequence else torch.special.ndtri(rest) / QUICK)
+        self.share.fill_(self._budget)
+
+    def initial_state(self, batch_size: int) -> State:
+        return self.threshold.new_zeros(batch_size) if self.by_sequence else ()
+
+    def scores(self, x: Tensor) -> Tensor:
+        """(B, T) of `x` (B, T, D), in at least float32 also under autocast."""
+        x = x.to(torch.promote_types(x.dtype, torch.float32))
+        with torch.autocast(x.device.type, enabled=False):
+            x = F.rms_norm(x, x.shape[-1:], eps=self.eps)
+            hidden = x if self.inner is None else F.silu(_scaled(x, self.inner))
+            return _scaled(hidden, self.score)[..., 0]
+
+    def forward(self, x: Tensor, state: State, context: Context) -> Routed:
+        """Decide for each token of `x` (B, T, D)."""
+        scores = self.scores(x)
+        decisive, state = mean_before(scores, state, context) if self.by_sequence else (scores, state)
+        standard = (decisive - self.mean) / self.deviation
+        threshold = QUICK * self.threshold
+        picked = standard > threshold
+        loss = context.mean((self.share - self._budget) * torch.sigmoid(standard.detach() - threshold))
+        with torch.no_grad():
+            stats = {
+                "share": torch.stack([context.total(picked.to(scores.dtype)), context.total(torch.ones_like(scores))]),
+                "scores": torch.stack([context.total(decisive), context.total(decisive.square())]),
+            }
+        return Routed(picked, torch.sigmoid(standard - threshold.detach()), state, loss, stats)
+
+    @torch.no_grad()
+    def after_step(self, stats: Mapping[str, Tensor]) -> None:
+        """The next step knows what this one picked, and what its scores were."""
+        (picked, tokens), (total, squares) = stats["share"].tolist(), stats["scores"].tolist()
+        if tokens:
+            mean = total / tokens
+            self.share.fill_(picked / tokens)
+            self.mean.fill_(mean)
+            self.deviation.fill_(max(squares / tokens - mean**2, LEAST_DEVIATION**2) ** 0.5)
+
+
+def _scaled(x: Tensor, layer: nn.Linear) -> Tensor:
+    """The layer's product over the root of its fan-in: weights are of deviation 1, so that a step of the optimizer, which is as large for each
+    of them, moves a score by little."""
+    return F.linear(x, layer.weight.to(x.dtype)) / layer.in_features**0.5
+
+
+def mean_before(scores: Tensor, total: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+    """The mean of `scores` (B, T) over the document's tokens before each, 0 where there is none, and the sum after the last.
+    `total` (B,): the sum over the document so far."""
+    total = total.to(scores.dtype)
+    sums = decay_scan(scores.new_zeros(1), scores[..., None], total[:, None], context.restart if context.any_restart else None)[..., 0]
+    before = torch.cat([total[:, None], sums], 1)
+    mean = torch.where(context.position > 0, before[:, :-1] / context.position.clamp(min=1), 0)
+    return mean, before[:, -1].clone()

@@ -1,0 +1,89 @@
+"""Training where some tokens are picked: whatever the number of processes, also where one picks nothing, and by the budget."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lm.preset import Preset
+from lm.training import train
+from lm.training.distribution import Ranks
+from tests.training.picks import SECTIONS, Taught, batch, taught
+
+CASES = {"one picks nothing": slice(1, None, 2), "none picks": slice(None), "both pick": slice(0)}
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What tests/training/picks.py left behind, by rank."""
+    folder = tmp_path_factory.mktemp("picks")
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", "-m", "tests.training.picks"]
+    environment = os.environ | {"PYTHONPATH": str(Path.cwd()), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [torch.load(folder / f"rank{rank}.pt") for rank in range(2)]
+
+
+def alone(case: str, micro_rows: int) -> Taught:
+    preset, whole = Preset.model_validate(SECTIONS), batch(CASES[case])
+    return taught(preset, whole, micro_rows, Ranks(preset.train), whole.valid)
+
+
+def close(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], absolute: float = 1e-6) -> None:
+    assert one.keys() == other.keys()
+    for name in one:
+        torch.testing.assert_close(one[name], other[name], rtol=1e-4, atol=absolute, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_ranks_learn_what_one_learns(two: list[dict[str, Any]], case: str) -> None:
+    """Gradients with the budgets' losses on, and the weights after three steps in which the shares are heard."""
+    whole = alone(case, 8)
+    for micro_rows in (4, 1):
+        for rank in two:
+            close(rank[f"{case}, {micro_rows}"]["summed"], whole.summed)
+            close(rank[f"{case}, {micro_rows}"]["weights"], whole.weights, 1e-4)  # of steps of 1e-2
+    close(alone(case, 1).summed, whole.summed)
+    thresholds = [gradient for name, gradient in whole.summed.items() if name.endswith("threshold")]
+    assert sum(map(bool, thresholds)) == (3 if case == "none picks" else 4), "a budget has no say; one is of a unit in a layer that may not be read"
+
+
+def test_a_rank_that_picks_nothing_has_a_gradient_of_zero_for_every_parameter(two: list[dict[str, Any]]) -> None:
+    for micro_rows in (4, 1):
+        busy, idle = (rank[f"one picks nothing, {micro_rows}"] for rank in two)
+        assert not any(idle["picked"].values()) and all(busy["picked"].values())
+        assert all(gradient is not None and bool(gradient.isfinite().all()) for gradient in idle["own"].values())
+        heavy = [name for name in idle["own"] if ".heavy." in name or "model.layers.1." in name]
+        assert len(heavy) > 10 and not any(bool(idle["own"][name].any()) for name in heavy) and all(bool(busy["own"][name].any()) for name in heavy)
+
+
+def test_without_a_pick_on_any_rank_heavy_weights_stay(two: list[dict[str, Any]]) -> None:
+    for rank in two:
+        found = rank["none picks, 4"]
+        assert all(gradient is not None for gradient in found["own"].values())
+        assert not any(bool(gradient.any()) for name, gradient in found["summed"].items() if ".heavy." in name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("budget", [0.1, 0.25, 0.5])
+def test_the_picked_share_follows_the_budget(budget: float, tiny: Callable[..., Preset], tmp_path: Path) -> None:
+    """Real text, 600 steps: over the last third the share is the budget within 0.02, for heavy tokens and for layers."""
+    preset = tiny(
+        train={"learning_rate": 0.003, "eval_tokens": 1000},
+        colt5={"enabled": True, "budget": budget, "layers": [0]},
+        colt5_attention={"enabled": True, "budget": budget, "layers": [0], "window": 16},
+        mixture_of_depths={"enabled": True, "share": budget, "layers": [1]},
+    )
+    told: list[Any] = []
+    train(preset, tmp_path, 600 * 4 * 64, observers=(told.append,))
+    units = [event["units"] for event in told if event["event"] == "step"][-200:]
+    for name in (name for name in units[0] if name.endswith("share")):
+        picked, tokens = (sum(step[name][place] for step in units) for place in range(2))
+        assert abs(picked / tokens - budget) < 0.02, f"{name}: {picked / tokens:.4f}"
+    losses = [event["loss"] for event in told if event["event"] == "step"]
+    assert sum(losses[-50:]) / 50 < losses[0] - 1

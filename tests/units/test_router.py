@@ -1,0 +1,137 @@
+"""Routing by a learned threshold: its definition token by token, and a threshold that learns nothing but its budget."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from lm.preset import Preset
+from lm.units.router import QUICK, Router
+from lm.units.unit import Context
+
+B, T, D = 2, 13, 6
+STRATEGIES = ["token_level", "sequence_level"]
+
+
+def drawn(*shape: int, seed: int) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def router_of(budget: float = 0.3, **switches: Any) -> Router:
+    preset = Preset.model_validate({"model": {"hidden_size": D, "num_heads": 3}, "data": {"sources": ["c4"]}, "colt5": switches})
+    torch.manual_seed(3)
+    router = Router(preset, preset.colt5, budget).double()
+    router.initialise()
+    return router
+
+
+def context_of(restart: Tensor | None = None, scored: Tensor | None = None, start: int = 0) -> Context:
+    return Context(restart=restart, scored=scored).derived(torch.zeros(B, T), torch.full((B,), start), carry=True)
+
+
+def restarts() -> Tensor:
+    restart = torch.zeros(B, T, dtype=torch.bool)
+    restart[0, [0, 3]] = True
+    restart[1, [5, 12]] = True
+    return restart
+
+
+@pytest.mark.parametrize("start", [0, 5])
+@pytest.mark.parametrize("with_restarts", [False, True])
+def test_by_sequence_the_mean_of_the_documents_past_decides(start: int, with_restarts: bool) -> None:
+    router, x = router_of(routing_strategy="sequence_level"), drawn(B, T, D, seed=1)
+    restart = restarts() if with_restarts else torch.zeros(B, T, dtype=torch.bool)
+    total = drawn(B, seed=2) if start else torch.zeros(B, dtype=torch.float64)
+    found = router(x, total, context_of(restart, start=start))
+    scores, weights, threshold = router.scores(x).tolist(), found.weight.tolist(), QUICK * router.threshold.item()
+    for row in range(B):
+        past = [float(total[row] / start)] * start
+        for t in range(T):
+            past = [] if restart[row, t] else past
+            mean = sum(past) / len(past) if past else 0.0
+            assert weights[row][t] == pytest.approx(1 / (1 + math.exp(threshold - mean)))
+            assert bool(found.picked[row, t]) == (mean > threshold)
+            past.append(scores[row][t])
+        assert found.state[row].item() == pytest.approx(sum(past))
+
+
+@pytest.mark.parametrize("kind", ["mlp", "threshold"])
+def test_scores_are_made_of_the_direction_alone(kind: str) -> None:
+    router, x = router_of(router_type=kind), drawn(B, T, D, seed=1)
+    torch.testing.assert_close(router.scores(1e3 * x), router.scores(x), rtol=1e-5, atol=1e-6)
+    if kind == "threshold":
+        unit = x / (x.square().mean(-1, keepdim=True) + router.eps).sqrt()
+        torch.testing.assert_close(router.scores(x), unit @ router.score.weight[0] / D**0.5)
+
+
+@pytest.mark.parametrize("budget", [0.1, 0.5, 1.0])
+@pytest.mark.parametrize("kind", ["mlp", "threshold"])
+def test_first_weights_keep_to_the_budget(kind: str, budget: float) -> None:
+    preset = Preset.model_validate({"model": {"hidden_size": 96}, "data": {"sources": ["c4"]}, "colt5": {"router_type": kind}})
+    shares = []
+    for seed in range(20):
+        torch.manual_seed(seed)
+        router = Router(preset, preset.colt5, budget)
+        router.initialise()
+        shares.append(float((router.scores(torch.randn(1, 2000, 96)) > QUICK * router.threshold).float().mean()))
+    assert sum(shares) / len(shares) == pytest.approx(budget, abs=0.07)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_the_threshold_learns_the_budget_and_scores_what_they_did(strategy: str) -> None:
+    router, x = router_of(routing_strategy=strategy), drawn(B, T, D, seed=1)
+    router.share.fill_(0.7)
+    routed = router(x, router.initial_state(B), context_of())
+    loss = torch.autograd.grad(routed.loss, [router.threshold, router.score.weight], allow_unused=True, retain_graph=True)
+    assert loss[0] < 0 and loss[1] is None  # down the gradient it rises: too many were picked
+    weight = torch.autograd.grad(routed.weight.sum(), [router.threshold, router.score.weight], allow_unused=True)
+    assert weight[0] is None and bool(weight[1].abs().sum() > 0)
+    router.share.fill_(0.3)
+    assert router(x, router.initial_state(B), context_of()).loss == 0
+
+
+def test_the_budget_counts_scored_tokens_however_they_are_cut() -> None:
+    router, x = router_of(), drawn(B, T, D, seed=1)
+    router.share.fill_(0.7)
+    scored = drawn(B, T, seed=2) > 0
+    whole = router(x, (), context_of(scored=scored))
+    parts = [router(x[:, part], (), Context(scored=scored[:, part]).derived(x[:, part, 0], torch.zeros(B), carry=True)) for part in (slice(4), slice(4, T))]
+    counts = [scored[:, :4].sum(), scored[:, 4:].sum()]
+    torch.testing.assert_close(whole.loss, sum(part.loss * count for part, count in zip(parts, counts, strict=True)) / scored.sum())
+    for key in ("share", "scores"):
+        torch.testing.assert_close(whole.stats[key], parts[0].stats[key] + parts[1].stats[key])
+    assert whole.stats["share"].tolist() == [float((whole.picked & scored).sum()), float(scored.sum())]
+
+
+def test_after_a_step_the_share_is_what_was_picked_in_it() -> None:
+    router = router_of()
+    router.after_step({"share": torch.tensor([3.0, 12.0]), "scores": torch.tensor([24.0, 156.0])})
+    assert [float(router.share), float(router.mean), float(router.deviation)] == [0.25, 2.0, 3.0]
+    router.after_step({"share": torch.tensor([0.0, 0.0]), "scores": torch.tensor([0.0, 0.0])})
+    assert float(router.share) == 0.25
+
+
+def test_scores_are_measured_by_those_of_the_step_before() -> None:
+    router, x = router_of(), drawn(B, T, D, seed=1)
+    plain = router(x, (), context_of())
+    router.after_step(plain.stats)
+    scores = router.scores(x)
+    standard = (scores - scores.mean()) / scores.std(correction=0)
+    found = router(x, (), context_of())
+    torch.testing.assert_close(found.weight, torch.sigmoid(standard - QUICK * router.threshold), rtol=1e-5, atol=1e-6)
+    assert torch.equal(found.picked, standard > QUICK * router.threshold)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_under_autocast_scores_are_float32(strategy: str) -> None:
+    router = router_of(routing_strategy=strategy).float()
+    x = drawn(B, T, D, seed=1).float()
+    plain = router(x, router.initial_state(B), context_of())
+    with torch.autocast("cpu", torch.bfloat16):
+        routed = router(x, router.initial_state(B), context_of())
+    assert torch.equal(routed.weight, plain.weight) and torch.equal(routed.picked, plain.picked)
+    half = router(x.bfloat16(), router.initial_state(B), context_of())
+    assert half.weight.dtype == torch.float32
+    torch.testing.assert_close(half.weight, plain.weight, rtol=0.05, atol=0.05)
