@@ -68,7 +68,36 @@ def test_shipped_presets_predict_unseen_text_better(path: Path, corpus: Path, tm
     train(preset, tmp_path, 100 * 256, observers=(told.append,))
     measured = [event["cross_entropy"] for event in told if event["event"] == "evaluation"]
     assert math.log(500) > measured[0] > measured[-1] + 0.2, measured
-    print(measured)
+
+
+EVERYTHING = {  # every mechanism that is built, and every option of the plan, in one model of twelve layers
+    "model": {"num_layers": 12},
+    "longformer": {"enabled": True, "layers": [1], "window": 16, "global_tokens": 2},
+    "s5": {"enabled": True, "layers": [2], "state_size": 8},
+    "hyena": {"enabled": True, "layers": [3]},
+    "rwkv": {"enabled": True, "layers": [4]},
+    "mamba2": {"enabled": True, "layers": [5], "state_size": 8},
+    "gla": {"enabled": True, "layers": [6]},
+    "deltanet": {"enabled": True, "layers": [7]},
+    "colt5_attention": {"enabled": True, "layers": [8], "window": 8},
+    "shared_attention": {"enabled": True, "layers": [9, 10, 11]},
+    "rwkv_channel": {"enabled": True, "layers": [4]},
+    "moe": {"enabled": True, "layers": [1, 5, 9]},
+    "colt5": {"enabled": True, "layers": [2, 6, 10]},
+    "mixture_of_depths": {"enabled": True, "layers": [3, 5, 7]},
+    "head_gating": {"enabled": True, "layers": [0, 3, 7], "ffn_groups": 0},
+    "shared_ffn": {"enabled": True, "layers": [0, 3, 7, 8, 11]},
+}
+
+
+@pytest.mark.slow
+def test_everything_at_once_stays_finite_and_learns(tiny: Callable[..., Preset], tmp_path: Path) -> None:
+    assert {name for layer in layer_plan(tiny(**EVERYTHING)) for name in layer} == {"attention", "swiglu", *BUILT}
+    train(tiny(**EVERYTHING, train={"eval_tokens": 1000, "learning_rate": 0.003}), tmp_path, 200 * STEP)
+    told = steps(tmp_path)
+    assert len(told) >= 200 and told[-1]["skipped"] == 0
+    assert all(math.isfinite(value) for step in told for value in (step["loss"], step["gradient_norm"], *step["losses"].values()))
+    assert sum(step["loss"] for step in told[-10:]) / 10 < told[0]["loss"] - 1
 
 
 def whole_and_halved(name: str, tiny: Callable[..., Preset], folder: Path, count: int) -> list[float]:
