@@ -8,6 +8,7 @@ PASSKEY_SEEDS say how much of it.
 """
 
 import json
+import math
 import os
 import random
 import tempfile
@@ -46,11 +47,11 @@ def document(draw: random.Random, tokens: float) -> tuple[str, str]:
 
 def documents(seed: int) -> Iterator[dict[str, str]]:
     draw = random.Random(seed)
-    far = FARTHEST / 2  # tokens of a far one, in the mean
+    far = (FARTHEST - NEAR) / math.log(FARTHEST / NEAR)  # tokens of a far one, in the mean
     of_far = FAR_TOKENS * NEAR / (FAR_TOKENS * NEAR + (1 - FAR_TOKENS) * far)  # a near one has about NEAR, its key and its question counted
     while True:
         is_far = draw.random() < of_far
-        question, answer = document(draw, draw.uniform(NEAR, FARTHEST) if is_far else draw.uniform(5, NEAR))
+        question, answer = document(draw, math.exp(draw.uniform(math.log(NEAR), math.log(FARTHEST))) if is_far else draw.uniform(5, NEAR))
         yield {"q": question, "a": answer}
 
 
