@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from data_sources.config import HubSource
-from lm.preset import Preset, model_in_words
+from lm.preset import Preset, count_parameters, model_in_words
 from lm.training.snapshots import Snapshot
 
 IMPORTS = "from transformers import AutoModelForCausalLM, AutoTokenizer"
@@ -58,10 +58,11 @@ def model_card(snapshot: Snapshot, place: str, begin: str) -> str:
 
 def _facts(snapshot: Snapshot) -> str:
     preset, weights = snapshot.preset, snapshot.model_weights
-    parameters = sum(tensor.numel() for tensor in weights.values())
+    count = count_parameters(preset, len(weights["embedding.weight"]))
+    assert count is not None, "what was trained is built"
     rows = [
         ("preset", plain(preset.name)),
-        ("parameters", f"{parameters:,}"),
+        ("parameters", f"{count.total:,}" + (f", of which a token uses {count.active:,}" if count.idle else "")),
         ("layers", model_in_words(preset)),
         ("tokens in a row of training", f"{preset.model.seq_length:,}"),
         ("vocabulary", f"{len(weights['embedding.weight']):,}"),

@@ -31,8 +31,13 @@ def config(snapshot: Snapshot) -> dict[str, Any]:
         "options": layer_options(snapshot.preset),
         "sections": sections(snapshot.preset),
         "at_layers": [changes(snapshot.preset, layer) for layer in range(snapshot.preset.model.num_layers)],
-        "loss_weights": snapshot.preset.loss_weights,
+        "loss_weights": loss_weights(snapshot.preset),
     }
+
+
+def loss_weights(preset: Preset) -> dict[str, float]:
+    """Those of training, but that thresholds of routers stay where they are: nobody tells them there what a step picked, and they would run away."""
+    return {name: 0.0 if name.endswith("_budget") else weight for name, weight in preset.loss_weights.items()}
 
 
 def sections(preset: Preset) -> dict[str, dict[str, Any]]:

@@ -48,7 +48,8 @@ def check_options(preset: Preset) -> None:
 
 def _check_gates(preset: Preset, layer: int, unit: str, gates: int) -> None:
     if unit not in OUTPUT_WIDTHS:
-        raise ValueError(f"head_gating: {unit} in layer {layer} has no single output matrix to gate; leave the layer out of head_gating.layers")
+        off = "head_gating.ffn_groups to 0" if _is_ffn(unit) else "head_gating.mixers to false"
+        raise ValueError(f"head_gating: {unit} in layer {layer} has no single output matrix to gate; leave the layer out of head_gating.layers, or set {off}")
     width = OUTPUT_WIDTHS[unit](preset)
     if not width:
         raise ValueError(f"head_gating: all of the feed-forward in layer {layer} is shared; set head_gating.ffn_groups to 0")

@@ -56,14 +56,15 @@ class Ranks:
         return self.accelerator.no_sync(wrapped)
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Add up the gradients of all ranks, in place. A parameter without one counts as zero."""
-        if self.size == 1:
-            return
+        """Add up the gradients of all ranks, in place. A parameter without one has zeros from then on, also with one rank, so that the
+        optimizer does the same on any number."""
         bucket: list[Tensor] = []
         size = 0
         for parameter in parameters:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
+            if self.size == 1:
+                continue
             bucket.append(parameter.grad)
             size += parameter.numel()
             if size >= BUCKET_ELEMENTS:

@@ -5,7 +5,8 @@ Grown parts leave what was learned as it is: tables get rows behind those they h
 matrix that another mechanism learned would fill the residual stream with noise, and so would one that learned to read what another part of
 the model shares, when that part is new. An output table of its own begins as a copy of the embedding that was the output until then.
 
-Gates are beside a unit: it is kept without those it had, and with new ones, which are open at first.
+Gates are beside a unit: it is kept without those it had, and with new ones, which are open at first. A layer that only some tokens read
+from now on (mixture of depths), or all of them again, keeps its units, and the model computes otherwise.
 
 A model whose tensors are all alike may still be another: attention that becomes Longformer, or other rotary angles. What its modules
 compute by is compared, too.

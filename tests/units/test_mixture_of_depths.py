@@ -154,6 +154,21 @@ def context_of() -> Context:
     return Context().derived(tokens(), torch.zeros(B, dtype=torch.int64), carry=True)
 
 
+def test_what_nobody_reads_takes_part_in_the_step_on_one_process_too() -> None:
+    """Else the optimizer would leave alone what it changes on two, where sums of gradients are never missing."""
+    from lm.training.distribution import Ranks
+
+    preset = preset_of(shared_ffn={"enabled": True, "private_share": 0.0}, **DEPTHS | {"mixture_of_depths": {**DEPTHS["mixture_of_depths"], "layers": "all"}})
+    model = build_model(preset, V)
+    for router in model.depths.values():
+        router.router.threshold.data.fill_(1e3)
+    model(tokens()).logits.sum().backward()
+    parameters = list(model.parameters())
+    assert any(parameter.grad is None for parameter in parameters)
+    Ranks(preset.train).sum_gradients(parameters)
+    assert all(parameter.grad is not None for parameter in parameters)
+
+
 def test_switching_it_on_keeps_the_units() -> None:
     from lm.training.growth import fit
 
