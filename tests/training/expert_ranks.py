@@ -14,7 +14,7 @@ from lm.training.distribution import Ranks
 from lm.training.learner import Learner
 from lm.training.optimizer import build_optimizer
 from lm.training.step import Teacher
-from tests.training.ranks import V, gradients, part_of, preset_of, rows
+from tests.training.ranks import V, gradients_by_part, part_of, preset_of, rows
 
 STEPS = 5
 
@@ -44,13 +44,7 @@ def main() -> None:
     preset = preset_of((folder / "preset.json").read_text(encoding="utf-8"))
     torch.set_num_threads(1)
     ranks = Ranks(preset.train)
-    out: dict[str, Any] = {}
-    for name, batch in {"full": rows(), "half padding": rows(padding_from=0)}.items():
-        mine = part_of(batch, ranks.rank, ranks.size)
-        if name == "half padding":  # rank 1 has padding only
-            mine = part_of(rows(), 0, 2) if ranks.rank == 0 else mine
-        out[name] = gradients(preset, mine, 4, ranks)
-        out[f"{name}, accumulated"] = gradients(preset, mine, 2, ranks)
+    out: dict[str, Any] = gradients_by_part(preset, ranks)
     out["taught"] = taught(preset, part_of(of_two_words(), ranks.rank, ranks.size), ranks)
     torch.save(out, folder / f"rank{ranks.rank}.pt")
 

@@ -67,6 +67,18 @@ def sharing(preset: Preset) -> Preset:
     return Preset.model_validate(preset.model_dump(mode="json") | sections)
 
 
+def gradients_by_part(preset: Preset, ranks: Ranks) -> dict[str, dict[str, torch.Tensor]]:
+    """Those of all rows, and of half of them with nothing for rank 1; in one micro-batch and in two."""
+    out = {}
+    for name, batch in {"full": rows(), "half padding": rows(padding_from=0)}.items():
+        mine = part_of(batch, ranks.rank, ranks.size)
+        if name == "half padding":  # rank 1 has padding only
+            mine = part_of(rows(), 0, 2) if ranks.rank == 0 else mine
+        out[name] = gradients(preset, mine, 4, ranks)
+        out[f"{name}, accumulated"] = gradients(preset, mine, 2, ranks)
+    return out
+
+
 def preset_of(text: str) -> Preset:
     return preset_from_json(text, "test")
 
@@ -81,13 +93,7 @@ def main() -> None:
     preset = preset_of((folder / "preset.json").read_text(encoding="utf-8"))
     torch.set_num_threads(1)
     ranks = Ranks(preset.train)
-    out: dict[str, Any] = {}
-    for name, batch in {"full": rows(), "half padding": rows(padding_from=0)}.items():
-        mine = part_of(batch, ranks.rank, ranks.size)
-        if name == "half padding":  # rank 1 has padding only
-            mine = part_of(rows(), 0, 2) if ranks.rank == 0 else mine
-        out[name] = gradients(preset, mine, 4, ranks)
-        out[f"{name}, accumulated"] = gradients(preset, mine, 2, ranks)
+    out: dict[str, Any] = gradients_by_part(preset, ranks)
     out["shared"] = gradients(sharing(preset), part_of(rows(), ranks.rank, ranks.size), 2, ranks)
     events: list[Any] = []
     summary = train(preset, folder / "checkpoints", budget_tokens=int(os.environ.get("BUDGET", "6144")), observers=(events.append,))
