@@ -84,8 +84,8 @@ def _read_row(reader: Reader, text: Tensor, begins: Tensor, scored: Tensor, stat
 
 
 def _unread(text: Tensor, reader: Reader) -> Tensor:
-    """`text` (0, D), as if the reader had read it: each of its parameters gets a gradient, which is zero. Who waits for the gradients of all
-    parameters, as other processes do, waits for these, too."""
+    """`text` (0, D), as if the reader had read it: each of its own parameters gets a gradient, which is zero. Who waits for the gradients of
+    all parameters, as other processes do, waits for these, too. What it reads of other parts of the model is left to them."""
     return text + sum(parameter.sum() for parameter in reader.parameters()) if torch.is_grad_enabled() else text
 
 
