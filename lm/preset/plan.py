@@ -8,6 +8,7 @@ from itertools import groupby
 from typing import Literal, NamedTuple
 
 from lm.preset.fields import Layers
+from lm.preset.mechanisms import LayerMechanism
 from lm.preset.switches import Preset
 
 
@@ -99,9 +100,9 @@ def state_grows(unit: str) -> bool:
 def check_plan(preset: Preset) -> None:
     """ValueError, one line, for a plan that can't be built or not be trained as the preset asks."""
     plan = layer_plan(preset)
-    for name in ("shared_attention", "mixture_of_depths"):
-        if getattr(preset, name).enabled and not layers_named(preset, name):
-            raise ValueError(f"{name}.layers: {getattr(preset, name).layers!r} names none of {preset.model.num_layers} layers")
+    for name, section in preset:
+        if isinstance(section, LayerMechanism) and section.enabled and not layers_named(preset, name):
+            raise ValueError(f"{name}.layers: {section.layers!r} names none of {preset.model.num_layers} layers")
     for layer in range(preset.model.num_layers):
         at_layer(preset, layer)
     if preset.shared_attention.enabled:

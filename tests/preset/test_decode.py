@@ -153,6 +153,7 @@ REFUSED = [
         {"model": {"num_layers": 4}, "mixture_of_depths": {"enabled": True, "layers": "every:9"}},
         "mixture_of_depths.layers: 'every:9' names none of 4 layers",
     ),
+    ({"model": {"num_layers": 1}, "s5": {"enabled": True, "layers": "odd"}}, "s5.layers: 'odd' names none of 1 layers"),
     (
         {"model": {"position_interpolation": 2.0, "position_interpolation_layers": "odd"}, "shared_attention": {"enabled": True}},
         "model.position_interpolation_layers: the layers of shared_attention share their keys; name all of them or none",
