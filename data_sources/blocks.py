@@ -20,7 +20,7 @@ class Block:
 
     def __init__(self, documents: Documents, shuffle: bool, *key: str | int):
         order = permutation(len(documents), *key, "documents") if shuffle else range(len(documents))
-        self.texts = [documents.texts[index] for index in order]
+        self._texts: list[str | None] = [documents.texts[index] for index in order]
         self.scored: list[Spans | None] = [documents.scored[index] for index in order]
         # The offset moves from block to block: without it small blocks would all go to the first lanes.
         self.offset = draw(*key, "lanes") % LANES
@@ -28,7 +28,22 @@ class Block:
         self.ids: dict[int, np.ndarray | None] = {}  # tokenised ahead; None once handed out
         self.marks: dict[int, np.ndarray] = {}  # which of those ids are scored, where not all are
         self.at: tuple[int, ...] | None = None  # epoch, shard and block as lanes count them, once a lane has come by
-        self.bytes = sum(map(len, self.texts)) + DOCUMENT_BYTES * (len(self.texts) + 1)
+        self.bytes = sum(map(len, documents.texts)) + DOCUMENT_BYTES * (len(documents) + 1)
+
+    def __len__(self) -> int:
+        return len(self._texts)
+
+    def text(self, index: int) -> str:
+        """Document `index`. LookupError once it was let go of."""
+        text = self._texts[index]
+        if text is None:
+            raise LookupError(f"document {index} was let go of")
+        return text
+
+    def let_go(self, index: int) -> None:
+        """Forget a document's text, which its lane has read."""
+        text, self._texts[index] = self._texts[index], None
+        self.bytes -= len(text or "")
 
     def index(self, lane: int, taken: int) -> int:
         """Number of the document that `lane` reads after `taken` others of this block."""
@@ -44,7 +59,7 @@ class BlockCache:
     normally read once."""
 
     def __init__(self, limit: int = CACHE_BYTES):
-        self._limit, self._bytes = limit, 0
+        self._limit = limit
         self._blocks: OrderedDict[Key, Block] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -54,12 +69,11 @@ class BlockCache:
         if block is None:
             return None
         with self._lock:
-            if key not in self._blocks:
-                self._blocks[key] = block
-                self._bytes += block.bytes
+            is_new = self._blocks.setdefault(key, block) is block
             self._blocks.move_to_end(key)
-            while self._bytes > self._limit and len(self._blocks) > 1:
-                self._bytes -= self._blocks.popitem(last=False)[1].bytes
+            held = sum(each.bytes for each in self._blocks.values()) if is_new else 0
+            while held > self._limit and len(self._blocks) > 1:
+                held -= self._blocks.popitem(last=False)[1].bytes
         return block
 
     def drop(self, source: int, before: tuple[int, ...]) -> None:
@@ -67,4 +81,4 @@ class BlockCache:
         with self._lock:
             passed = [key for key, block in self._blocks.items() if key[0] == source and block.at is not None and block.at < before]
             for key in passed:
-                self._bytes -= self._blocks.pop(key).bytes
+                del self._blocks[key]

@@ -61,10 +61,10 @@ class Encoder:
     def _encode_ahead(self, block: Block, ahead: Sequence[int]) -> None:
         self._made += len(ahead)
         whole = [number for number in ahead if block.scored[number] is None]
-        for number, ids in zip(whole, self.encode([block.texts[number] for number in whole]), strict=True):
+        for number, ids in zip(whole, self.encode([block.text(number) for number in whole]), strict=True):
             block.ids[number] = ids
         spans = {number: span for number in ahead if (span := block.scored[number]) is not None}
-        for number, tokens in zip(spans, self.encode_scored([block.texts[number] for number in spans], list(spans.values())), strict=True):
+        for number, tokens in zip(spans, self.encode_scored([block.text(number) for number in spans], list(spans.values())), strict=True):
             block.ids[number], block.marks[number] = tokens.ids, tokens.scored
 
     def _ahead(self, feed: Feed, found: Found) -> list[int]:
@@ -74,16 +74,16 @@ class Encoder:
         rows want one or two of each.
         """
         block, lanes = found.block, self._lanes_in_block(feed, found)
-        ahead, characters = [found.index], len(block.texts[found.index])
+        ahead, characters = [found.index], len(found.text)
         most = min(AHEAD, max(len(lanes), 2 * self._handed - self._made))
-        for taken in range(found.place.taken, -(-len(block.texts) // LANES)):
+        for taken in range(found.place.taken, -(-len(block) // LANES)):
             for lane in lanes:
                 if len(ahead) >= most or characters >= AHEAD_CHARACTERS:
                     return ahead
                 number = block.index(lane, taken)
-                if lanes[lane] <= taken and number < len(block.texts) and number != found.index and number not in block.ids and feed.chosen(block, number):
+                if lanes[lane] <= taken and number < len(block) and number != found.index and number not in block.ids and feed.chosen(block, number):
                     ahead.append(number)
-                    characters += len(block.texts[number])
+                    characters += len(block.text(number))
         return ahead
 
     def _lanes_in_block(self, feed: Feed, found: Found) -> dict[int, int]:

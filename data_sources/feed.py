@@ -45,7 +45,7 @@ class Found(NamedTuple):
 
     @property
     def text(self) -> str:
-        return self.block.texts[self.index]
+        return self.block.text(self.index)
 
 
 class Aside(Exception):
@@ -124,7 +124,7 @@ class Feed:
                 place = Place(place.epoch, place.shard + 1)
                 continue
             index = block.index(lane, place.taken)
-            if index >= len(block.texts):
+            if index >= len(block):
                 place = Place(place.epoch, place.shard, place.block + 1)
                 continue
             if self.chosen(block, index):
@@ -139,7 +139,7 @@ class Feed:
         """Whether this part of the data reads the document. What training meets of the held-out text is gathered."""
         known = block.chosen.get(index)
         if known is None:
-            text = block.texts[index]
+            text = block.text(index)
             long_enough = len(text) >= self.rules.shortest
             held = long_enough and self._holds_out(text)
             known = block.chosen[index] = held if self.rules.part == "held_out" else long_enough and not held
@@ -196,7 +196,7 @@ class Feed:
         if self.rules.part == "held_out":
             return
         if self._has_text is None:
-            self._has_text = any(self.chosen(block, index) for block in self._walk(epoch) for index in range(len(block.texts)))
+            self._has_text = any(self.chosen(block, index) for block in self._walk(epoch) for index in range(len(block)))
         if not self._has_text:
             self._give_up("holds no text" if self.rules.shortest <= 1 else f"holds no text of {self.rules.shortest} characters or more")
             raise Aside(self.number)
@@ -215,8 +215,8 @@ class Feed:
         self._shards = len(names)
         self.fingerprint = fingerprint(names, self._reader.content())
         if self.rules.local:
-            texts = (text for block in self._walk_unguarded() for text in block.texts if len(text) >= self.rules.shortest)
-            sample = list(islice(texts, SAMPLE))
+            texts = (block.text(index) for block in self._walk_unguarded() for index in range(len(block)))
+            sample = list(islice((text for text in texts if len(text) >= self.rules.shortest), SAMPLE))
             if not self._choice.extra:
                 self._choice = local_choice(sample)
             for text in sample:  # a short run may not come by them

@@ -103,14 +103,19 @@ class Lane:
         if state is not None:
             self._stand(state)
         self.begun: list[tuple[int, Found]] = []  # documents, with their sources, since `keep`
+        self._opened: list[tuple[int, Found]] = []  # those and the one that was under way then
         self._document: Document | None = None  # the one under way
         self._fresh = False  # whether its first position is still to be written
         self._kept: tuple[State, Document | None] = self._numbers(), None
 
     def keep(self) -> State:
-        """The lane's cursor, which is where `rewind` goes back to. Called between rows."""
+        """The lane's cursor, which is where `rewind` goes back to. Called between rows. What was read before leaves memory."""
         self._kept = self._numbers(), self._document
         self.begun = []
+        for source, found in self._opened:
+            if found.place < self.standings[source].place:
+                found.block.let_go(found.index)
+        self._opened = [each for each in self._opened if each[0] == self._under_way][-1:]
         return self._kept[0]
 
     def rewind(self) -> None:
@@ -197,6 +202,7 @@ class Lane:
         if found is None:
             return False
         assert self._encoder is not None
+        self._opened.append((source, found))
         document = Document.of(self._encoder.tokens(self._feeds[source], found))
         if found.place != standing.place or standing.offset >= len(document.tokens):
             standing.offset = 0

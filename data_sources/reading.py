@@ -172,7 +172,7 @@ class Reading:
             return []
         begun = [each for number in dict.fromkeys(rows.lane.tolist()) for each in self._lanes[number].begun]
         found = [
-            Read.of(self._seed, self._names[source], block.texts[index], block.scored[index])
+            Read.of(self._seed, self._names[source], block.text(index), block.scored[index])
             for source, (_, block, index) in begun
             if self._sources.feeds[source].rules.holds_out
         ]

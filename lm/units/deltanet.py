@@ -11,9 +11,7 @@ The state holds the last inputs of the short convolution, and the memory S of ea
 Sizes: B batch, T time, D hidden, H heads, K key size, V value size, S = H (2 K + V) streams, W kernel of the short convolution.
 """
 
-import functools
 import math
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -21,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lm.ops.delta_rule import delta_rule
+from lm.ops.fused import by_documents, fused_kernel
 from lm.ops.short_convolution import remembered, token_convolution
 from lm.preset.switches import Preset
 from lm.units.unit import Context, Mixed, Unit
@@ -50,19 +49,20 @@ def deltanet_step(
     return (query[..., None, :] @ memory)[..., 0, :], memory
 
 
-def deltanet_chunk(query: Tensor, key: Tensor, value: Tensor, beta: Tensor, log_decay: Tensor, memory: Tensor, context: Context) -> tuple[Tensor, Tensor]:
-    """All tokens at once: query, key (B, T, H, K), value (B, T, H, V), beta, log_decay (B, T, H or 1) -> (B, T, H, V), and the memory after them."""
-    return delta_rule(query, key, value, beta, log_decay, memory, context.restart if context.any_restart else None)
+def deltanet_chunk(
+    query: Tensor, key: Tensor, value: Tensor, beta: Tensor, log_decay: Tensor, memory: Tensor, context: Context, dtype: torch.dtype = torch.float32
+) -> tuple[Tensor, Tensor]:
+    """All tokens at once: query, key (B, T, H, K), value (B, T, H, V), beta, log_decay (B, T, H or 1) -> (B, T, H, V), and the memory after them.
 
-
-@functools.cache
-def _fused_kernel() -> Callable[..., tuple[Tensor, Tensor]] | None:
-    """flash-linear-attention's, where that package is there. It multiplies in bfloat16, so only what is in bfloat16 already goes there."""
-    try:
-        from fla.ops.gated_delta_rule import chunk_gated_delta_rule
-    except ImportError:
-        return None
-    return chunk_gated_delta_rule
+    dtype: in which the projections were computed.
+    """
+    restart = context.restart if context.any_restart else None
+    kernel = fused_kernel("fla.ops.gated_delta_rule.chunk_gated_delta_rule", key, dtype) if key.shape[-1] <= FUSED_KEY else None
+    if kernel is None:
+        return delta_rule(query, key, value, beta, log_decay, memory, restart)
+    streams = {"q": query.to(dtype), "k": key.to(dtype), "v": value.to(dtype), "g": log_decay.expand_as(beta), "beta": beta}
+    y, memory = by_documents(kernel, streams, memory, restart, context.cu_seqlens)
+    return y.to(memory.dtype), memory
 
 
 class Deltanet(Unit):
@@ -137,13 +137,7 @@ class Deltanet(Unit):
             restart = context.restart[:, 0] if context.any_restart else None
             y, memory = deltanet_step(query[:, 0], key[:, 0], value[:, 0], beta[:, 0], log_decay[:, 0], memory, restart)
             return y[:, None], memory
-        fits = key.device.type == "cuda" and dtype == torch.bfloat16 and not context.any_restart and key.shape[1] and self.key_size <= FUSED_KEY
-        kernel = _fused_kernel() if fits else None
-        if kernel is None:
-            return deltanet_chunk(query, key, value, beta, log_decay, memory, context)
-        short = (x.to(dtype).contiguous() for x in (query, key, value))
-        y, memory = kernel(*short, g=log_decay.expand_as(beta), beta=beta, scale=1.0, initial_state=memory, output_final_state=True)
-        return y.to(memory.dtype), memory
+        return deltanet_chunk(query, key, value, beta, log_decay, memory, context, dtype)
 
 
 def _of_length(x: Tensor, length: float) -> Tensor:

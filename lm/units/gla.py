@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lm.ops.fused import by_documents, fused_kernel
 from lm.ops.linear_attention import decaying_recurrence
 from lm.preset.switches import Preset
 from lm.units.unit import Context, Mixed, Unit
@@ -33,8 +34,14 @@ def gla_step(query: Tensor, key: Tensor, value: Tensor, log_decay: Tensor, memor
 
 
 def gla_chunk(query: Tensor, key: Tensor, value: Tensor, log_decay: Tensor, memory: Tensor, context: Context) -> tuple[Tensor, Tensor]:
-    """All tokens at once: (B, T, H, V), and the memory after them."""
-    return decaying_recurrence(query, key, value, log_decay, memory, restart=context.restart if context.any_restart else None)
+    """All tokens at once: (B, T, H, V) in the dtype of log_decay, and the memory after them."""
+    restart = context.restart if context.any_restart else None
+    kernel = fused_kernel("fla.ops.gla.chunk_gla", key, key.dtype)
+    if kernel is not None:
+        y, memory = by_documents(kernel, {"q": query, "k": key, "v": value, "g": log_decay}, memory, restart, context.cu_seqlens)
+        return y.to(log_decay.dtype), memory
+    query, key, value = (each.to(log_decay.dtype) for each in (query, key, value))
+    return decaying_recurrence(query, key, value, log_decay, memory, restart=restart)
 
 
 class Gla(Unit):
@@ -62,7 +69,7 @@ class Gla(Unit):
         with torch.autocast(x.device.type, enabled=False):
             exact = torch.promote_types(x.dtype, torch.float32)
             log_decay = F.logsigmoid(speed.to(exact) + self.decay.to(exact)) / self.temperature
-            query, key, value, log_decay = (each.to(exact).unflatten(-1, (self.heads, -1)) for each in (query, key, value, log_decay))
+            query, key, value, log_decay = (each.unflatten(-1, (self.heads, -1)) for each in (query, key, value, log_decay))
             y, memory = gla_chunk(query, key, value, log_decay, state.memory.to(exact), context)
             y = F.rms_norm(y, y.shape[-1:], eps=self.eps).flatten(2) * self.norm_weight.to(exact)
         gated = y * F.silu(self.gate(x))

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lm.ops.fused import by_documents, fused_kernel
 from lm.ops.linear_attention import scalar_decay_recurrence
 from lm.ops.short_convolution import remembered, token_convolution
 from lm.preset.switches import Preset
@@ -39,11 +40,27 @@ def mamba2_step(query: Tensor, key: Tensor, x: Tensor, step: Tensor, rate: Tenso
     return (query[..., None, :] @ memory)[..., 0, :] + skip[:, None] * x, memory
 
 
-def mamba2_chunk(query: Tensor, key: Tensor, x: Tensor, step: Tensor, rate: Tensor, skip: Tensor, memory: Tensor, context: Context) -> tuple[Tensor, Tensor]:
-    """All tokens at once: (B, T, H, P), and the memory after them."""
+def mamba2_chunk(
+    query: Tensor,
+    key: Tensor,
+    x: Tensor,
+    step: Tensor,
+    rate: Tensor,
+    skip: Tensor,
+    memory: Tensor,
+    context: Context,
+    dtype: torch.dtype = torch.float32,
+) -> tuple[Tensor, Tensor]:
+    """All tokens at once: (B, T, H, P), and the memory after them. dtype: in which the projections were computed."""
     restart = context.restart if context.any_restart else None
-    y, memory = scalar_decay_recurrence(query, key, x * step[..., None], -rate * step, memory, restart)
-    return torch.addcmul(y, skip[:, None], x), memory
+    value, log_decay = x * step[..., None], -rate * step
+    kernel = fused_kernel("fla.ops.simple_gla.chunk_simple_gla", key, dtype)
+    if kernel is None:
+        y, memory = scalar_decay_recurrence(query, key, value, log_decay, memory, restart)
+    else:
+        query, key = (each.to(dtype).repeat_interleave(x.shape[2] // each.shape[2], 2) for each in (query, key))
+        y, memory = by_documents(kernel, {"q": query, "k": key, "v": value.to(dtype), "g": log_decay}, memory, restart, context.cu_seqlens)
+    return torch.addcmul(y.to(x.dtype), skip[:, None], x), memory
 
 
 class Mamba2(Unit):
@@ -81,25 +98,26 @@ class Mamba2(Unit):
         return Mamba2State(recent, new(batch_size, self.heads, self.states, self.widths[0] // self.heads, dtype=exact))
 
     def forward(self, x: Tensor, state: Mamba2State, context: Context) -> Mixed:
-        gate, streams, step = self.input(x).split(self.widths, -1)
+        projected = self.input(x)
+        gate, streams, step = projected.split(self.widths, -1)
         with torch.autocast(x.device.type, enabled=False):
             exact = torch.promote_types(x.dtype, torch.float32)
             gate, streams, step = gate.to(exact), streams.to(exact), step.to(exact)
             recent, memory = state.recent.to(exact), state.memory.to(exact)
             position = context.position if context.any_restart else None
             mixed = F.silu(token_convolution(streams, self.kernel.to(exact), self.kernel_bias.to(exact), recent, position))
-            y, memory = self._read(mixed, step, memory, context)
+            y, memory = self._read(mixed, step, memory, context, projected.dtype)
             y = self._normed(y * F.silu(gate))
         after = Mamba2State(remembered(streams.mT, recent, position), memory) if context.carry else state
         return Mixed(self.output(y.to(x.dtype)), after)
 
-    def _read(self, mixed: Tensor, step: Tensor, memory: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+    def _read(self, mixed: Tensor, step: Tensor, memory: Tensor, context: Context, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """What the state space reads (B, T, H P), and its memory."""
         shared = self.groups * self.states
         values, key, query = mixed.split((self.widths[0], shared, shared), -1)
         key, query = (each.unflatten(-1, (self.groups, -1)) for each in (key, query))
         rate, bias, skip = (each.to(mixed.dtype) for each in (self.log_rate.exp(), self.step_bias, self.skip))
-        y, memory = mamba2_chunk(query, key, values.unflatten(-1, (self.heads, -1)), F.softplus(step + bias), rate, skip, memory, context)
+        y, memory = mamba2_chunk(query, key, values.unflatten(-1, (self.heads, -1)), F.softplus(step + bias), rate, skip, memory, context, dtype)
         return y.flatten(2), memory
 
     def _normed(self, y: Tensor) -> Tensor:

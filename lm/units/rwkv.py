@@ -11,13 +11,13 @@ Sizes: B batch, T time, D hidden, H heads, K head size, R rank.
 """
 
 import functools
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lm.ops.fused import by_documents, fused_kernel
 from lm.ops.linear_attention import decaying_recurrence
 from lm.ops.token_shift import token_shift
 from lm.preset.switches import Preset
@@ -43,22 +43,14 @@ def rwkv_step(receptance: Tensor, key: Tensor, value: Tensor, log_decay: Tensor,
 
 def rwkv_chunk(receptance: Tensor, key: Tensor, value: Tensor, log_decay: Tensor, bonus: Tensor, memory: Tensor, context: Context) -> tuple[Tensor, Tensor]:
     """All tokens at once: (B, T, H, K) in the dtype of log_decay, and the memory after them."""
-    kernel = _fused_kernel() if key.device.type == "cuda" and key.dtype == torch.bfloat16 and not context.any_restart and key.shape[1] else None
+    restart = context.restart if context.any_restart else None
+    kernel = fused_kernel("fla.ops.rwkv6.chunk_rwkv6", key, key.dtype)
     if kernel is not None:
-        y, memory = kernel(receptance, key, value, log_decay, bonus, scale=1.0, initial_state=memory, output_final_state=True)
+        streams = {"r": receptance, "k": key, "v": value, "w": log_decay}
+        y, memory = by_documents(functools.partial(kernel, u=bonus), streams, memory, restart, context.cu_seqlens)
         return y.to(log_decay.dtype), memory
     receptance, key, value = (x.to(log_decay.dtype) for x in (receptance, key, value))
-    return decaying_recurrence(receptance, key, value, log_decay, memory, bonus, context.restart if context.any_restart else None)
-
-
-@functools.cache
-def _fused_kernel() -> Callable[..., tuple[Tensor, Tensor]] | None:
-    """flash-linear-attention's, where that package is there. It multiplies in bfloat16, so only what is in bfloat16 already goes there."""
-    try:
-        from fla.ops.rwkv6 import chunk_rwkv6
-    except ImportError:
-        return None
-    return chunk_rwkv6
+    return decaying_recurrence(receptance, key, value, log_decay, memory, bonus, restart)
 
 
 class Rwkv(Unit):

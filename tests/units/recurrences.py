@@ -5,8 +5,9 @@ from collections.abc import Sequence
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
+from lm.ops.fused import installed
 from lm.units import Context, Mixed, State, Unit
 
 Starts = Sequence[tuple[int, int]]  # rows and places where documents begin
@@ -78,17 +79,19 @@ def is_near_in_bfloat16(unit: Unit, size: int) -> None:
     assert read(unit.bfloat16(), x.bfloat16()).dtype == torch.bfloat16
 
 
-def fused_equals_chunks(unit: Unit, size: int, kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a GPU that has fla: outputs, state and gradients by its kernel and by our chunks. kernel: the function that finds it."""
+def fused_equals_chunks(unit: Unit, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU that has fla: outputs, state and gradients by its kernel and by our chunks, as one document and as several, after a state."""
     pytest.importorskip("fla")
-    x, found = drawn(B, 200, size, seed=7).float().cuda(), []
-    for fused in (True, False):
-        if not fused:
-            monkeypatch.setattr(kernel, lambda: None)
-        unit.zero_grad()
-        with torch.autocast("cuda", torch.bfloat16):
-            out = mixed(unit.cuda(), x)
-        out.y.float().square().sum().backward()
-        found.append([out.y.float(), out.state.memory, *(parameter.grad for parameter in unit.parameters())])
-    for left, right in zip(*found, strict=True):
-        assert (left - right).norm() < 3e-2 * right.norm()
+    x = drawn(B, 200, size, seed=7).float().cuda()
+    before = mixed(unit.cuda(), x[:, :50]).state
+    for starts in ([], STARTS):
+        found = []
+        for kernel in (installed, lambda name: None):
+            monkeypatch.setattr("lm.ops.fused.installed", kernel)
+            unit.zero_grad()
+            with torch.autocast("cuda", torch.bfloat16):
+                out = mixed(unit, x, starts, tree_map(torch.detach, before))
+            (out.y.float().square().sum() + out.state.memory.square().sum()).backward()
+            found.append([out.y.float(), out.state.memory, *(parameter.grad for parameter in unit.parameters())])
+        for left, right in zip(*found, strict=True):
+            assert (left - right).norm() < 3e-2 * right.norm()

@@ -247,5 +247,4 @@ def test_first_weights_forget_at_many_speeds_and_write_nothing() -> None:
 
 @pytest.mark.gpu
 def test_the_fused_kernel_equals_the_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    unit = unit_of(0.2, 2, 128, key_size=64, value_size=64)
-    fused_equals_chunks(unit, 128, "lm.units.deltanet._fused_kernel", monkeypatch)
+    fused_equals_chunks(unit_of(0.2, 2, 128, key_size=64, value_size=64), 128, monkeypatch)

@@ -8,7 +8,20 @@ from numpy.typing import NDArray
 from lm.ops.linear_attention import decaying_recurrence
 from lm.preset import Preset
 from lm.units.gla import Gla, GlaState, gla_chunk, gla_step
-from tests.units.recurrences import STARTS, TEXTS, B, T, context_of, drawn, is_near_in_bfloat16, read, stays_finite, stays_finite_for_long, with_random_weights
+from tests.units.recurrences import (
+    STARTS,
+    TEXTS,
+    B,
+    T,
+    context_of,
+    drawn,
+    fused_equals_chunks,
+    is_near_in_bfloat16,
+    read,
+    stays_finite,
+    stays_finite_for_long,
+    with_random_weights,
+)
 
 H, K, V = 3, 7, 5
 SIZE = H * V
@@ -108,3 +121,8 @@ def test_first_weights_forget_slowly_and_write_nothing() -> None:
     assert not read(unit, x).any()
     unit.output.weight.data.normal_()
     assert read(unit, x).any()
+
+
+@pytest.mark.gpu
+def test_the_fused_kernel_equals_the_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    fused_equals_chunks(unit_of(0.2, 128, 2), 128, monkeypatch)

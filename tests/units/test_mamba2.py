@@ -11,7 +11,20 @@ from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer
 from lm.ops.linear_attention import scalar_decay_recurrence
 from lm.preset import Preset
 from lm.units.mamba2 import Mamba2, Mamba2State, mamba2_chunk, mamba2_step
-from tests.units.recurrences import STARTS, TEXTS, B, T, context_of, drawn, is_near_in_bfloat16, read, stays_finite, stays_finite_for_long, with_random_weights
+from tests.units.recurrences import (
+    STARTS,
+    TEXTS,
+    B,
+    T,
+    context_of,
+    drawn,
+    fused_equals_chunks,
+    is_near_in_bfloat16,
+    read,
+    stays_finite,
+    stays_finite_for_long,
+    with_random_weights,
+)
 
 SIZE, N, P, K = 15, 7, 5, 3
 H = 2 * SIZE // P
@@ -145,3 +158,8 @@ def test_sizes_that_do_not_fit_are_told(section: dict[str, float], told: str) ->
         Preset.model_validate(
             {"model": {"hidden_size": 15, "num_heads": 1, "position": "learned"}, "data": {"sources": ["c4"]}, "mamba2": {"enabled": True} | section}
         )
+
+
+@pytest.mark.gpu
+def test_the_fused_kernel_equals_the_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    fused_equals_chunks(with_random_weights(Mamba2(preset_of(2, 128, 32)), 0.2), 128, monkeypatch)

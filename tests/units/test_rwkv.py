@@ -104,4 +104,4 @@ def test_first_weights_forget_at_many_speeds() -> None:
 
 @pytest.mark.gpu
 def test_the_fused_kernel_equals_the_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    fused_equals_chunks(unit_of(0.2, 2, 128), 128, "lm.units.rwkv._fused_kernel", monkeypatch)
+    fused_equals_chunks(unit_of(0.2, 2, 128), 128, monkeypatch)

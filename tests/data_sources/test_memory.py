@@ -1,0 +1,41 @@
+"""What the stream holds in memory: no text that its lane has read."""
+
+from pathlib import Path
+
+import pytest
+
+from data_sources import open_stream, sources
+from data_sources.blocks import BlockCache
+from tests.data_sources.streams import byte_tokenizer, three_sources
+
+
+class SeenCache(BlockCache):
+    """The cache of the stream that was opened last, to be looked into."""
+
+    last: BlockCache
+
+    def __init__(self) -> None:
+        super().__init__()
+        SeenCache.last = self
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_a_text_leaves_memory_once_its_lane_has_read_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shuffle: bool) -> None:
+    monkeypatch.setattr(sources, "BlockCache", SeenCache)
+    let_go = 0
+    with open_stream(three_sources(tmp_path, shuffle=shuffle), byte_tokenizer(), 37, 48) as stream:
+        for (_, cursor), _ in zip(stream, range(200), strict=False):
+            for (source, *_), block in SeenCache.last._blocks.items():
+                for index in range(len(block)):
+                    lane = block.lane(index)
+                    standing = cursor["lanes"][str(lane)][2 + 9 * source :]
+                    passed = (*(block.at or ()), (index - (lane - block.offset) % 48) // 48) < tuple(standing[1:5])
+                    if block.at and passed and block.chosen[index]:
+                        let_go += 1
+                        with pytest.raises(LookupError):
+                            block.text(index)
+                    else:
+                        assert block.text(index)
+                held = sum(len(block.text(index)) for index in range(len(block)) if block._texts[index] is not None)
+                assert held <= block.bytes
+    assert let_go > 100

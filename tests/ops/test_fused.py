@@ -1,0 +1,44 @@
+"""Rows of documents are handed to a kernel that reads documents one behind the other, and come back as rows."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from lm.ops.fused import by_documents, fused_kernel, installed
+from lm.ops.linear_attention import decaying_recurrence
+from tests.units.recurrences import STARTS, B, Starts, T, context_of, drawn
+
+H, K, V = 3, 5, 7
+
+
+def read_documents(
+    q: Tensor, k: Tensor, v: Tensor, g: Tensor, scale: float, initial_state: Tensor, output_final_state: bool, cu_seqlens: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """As flash-linear-attention's gla kernel takes and gives: with `cu_seqlens` a single row, and a memory for each document."""
+    assert scale == 1.0 and output_final_state
+    if cu_seqlens is None:
+        return decaying_recurrence(q, k, v, g, initial_state)
+    assert len(q) == 1 and len(initial_state) == len(cu_seqlens) - 1
+    found = []
+    for number, (start, end) in enumerate(zip(cu_seqlens[:-1].tolist(), cu_seqlens[1:].tolist(), strict=True)):
+        found.append(decaying_recurrence(*(each[:, start:end] for each in (q, k, v, g)), initial_state[number, None]))
+    return torch.cat([y for y, _ in found], 1), torch.cat([memory for _, memory in found])
+
+
+@pytest.mark.parametrize("starts", [[], STARTS, [(0, 0)], [(row, at) for row in range(B) for at in range(T)]], ids=["none", "some", "the first", "all"])
+def test_documents_are_those_of_the_rows(starts: Starts) -> None:
+    query, key, value = drawn(B, T, H, K, seed=0), drawn(B, T, H, K, seed=1), drawn(B, T, H, V, seed=2)
+    log_decay, memory = -drawn(B, T, H, K, seed=3).exp(), drawn(B, H, K, V, seed=4)
+    context = context_of(query[..., 0], starts)
+    restart = context.restart if context.any_restart else None
+    wanted = decaying_recurrence(query, key, value, log_decay, memory, restart=restart)
+    found = by_documents(read_documents, {"q": query, "k": key, "v": value, "g": log_decay}, memory, restart, context.cu_seqlens)
+    for left, right in zip(found, wanted, strict=True):
+        torch.testing.assert_close(left, right)
+
+
+def test_only_what_a_kernel_is_for_goes_there() -> None:
+    """Not from the CPU; and where its package is not installed there is none."""
+    assert fused_kernel("torch.relu", torch.zeros(1, 1), torch.bfloat16) is None
+    assert installed("torch.relu") is torch.relu
+    assert installed("no_such_package.kernel") is None
