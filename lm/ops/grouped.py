@@ -2,9 +2,9 @@
 
 Rows are sorted by the matrix that they chose, each matrix multiplies the rows between two ends, and what comes out is put back in order:
 
-    order = by_group(chosen, groups);   y = gathered(grouped_linear(spread(x, order), weight, order), order)
+    order = by_group(chosen, groups);   y = combined(grouped_linear(dispatched(x, order), weight, order), order)
 
-`spread` and `gathered` are each other's transpose, so that the way back is sorting again and no scattered sum, and always of one order.
+`dispatched` and `combined` are each other's transpose, so that the way back is sorting again and no scattered sum, and always of one order.
 
 Sizes: N rows, K choices a row, G groups, I inner, O outer.
 """
@@ -35,12 +35,12 @@ def by_group(chosen: Tensor, groups: int) -> Order:
     return Order(choice, place, ends, chosen.shape[1])
 
 
-def spread(x: Tensor, order: Order) -> Tensor:
+def dispatched(x: Tensor, order: Order) -> Tensor:
     """(N, I) -> (N * K, I): at each place the row that chose it."""
     return _Spread.apply(x, order)
 
 
-def gathered(y: Tensor, order: Order) -> Tensor:
+def combined(y: Tensor, order: Order) -> Tensor:
     """(N * K, O) -> (N, O): for each row the sum of what stands at its choices' places."""
     return _Gathered.apply(y, order)
 
@@ -106,7 +106,7 @@ class _Spread(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return gathered(gradient, ctx.order), None
+        return combined(gradient, ctx.order), None
 
 
 class _Gathered(torch.autograd.Function):
@@ -117,4 +117,4 @@ class _Gathered(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return spread(gradient, ctx.order), None
+        return dispatched(gradient, ctx.order), None

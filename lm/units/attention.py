@@ -25,6 +25,12 @@ class AttentionState(NamedTuple):
     value: Tensor  # (B, G, S, K)
     length: Tensor  # (B,) int64
 
+    @classmethod
+    def empty(cls, like: Tensor, batch_size: int, kv_heads: int, head_size: int) -> "AttentionState":
+        """Nothing read yet; of the dtype and on the device of `like`."""
+        key = like.new_zeros(batch_size, kv_heads, 0, head_size)
+        return cls(key, key.clone(), torch.zeros(batch_size, dtype=torch.int64, device=like.device))
+
 
 def attention_step(query: Tensor, key: Tensor, value: Tensor, state: AttentionState, restart: Tensor) -> tuple[Tensor, AttentionState]:
     """The definition, for one token: query (B, H, 1, K), key and value (B, G, 1, K), restart (B,) -> (B, H, 1, K)."""
@@ -127,8 +133,7 @@ class Attention(Unit):
         self.output = nn.Linear(self.heads * self.head_size, model.hidden_size, bias=False)
 
     def initial_state(self, batch_size: int) -> AttentionState:
-        empty = self.output.weight.new_zeros(batch_size, self.kv_heads, 0, self.head_size)
-        return AttentionState(empty, empty.clone(), torch.zeros(batch_size, dtype=torch.int64, device=empty.device))
+        return AttentionState.empty(self.output.weight, batch_size, self.kv_heads, self.head_size)
 
     def projected(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor, Tensor]:
         """Query (B, H, T, K), key and value (B, G, T, K) of `x`, turned to their places."""

@@ -27,12 +27,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lm.ops.grouped import Order, by_group, gathered, grouped_linear, spread
+from lm.ops.grouped import Order, by_group, combined, dispatched, grouped_linear
 from lm.preset.switches import Preset
 from lm.units.unit import Context, Mixed, Unit
 
 
-class Routed(NamedTuple):
+class Assignment(NamedTuple):
     """What the router says of tokens."""
 
     chosen: Tensor  # (B, T, K) int64
@@ -41,36 +41,36 @@ class Routed(NamedTuple):
     log_sum: Tensor  # (B, T): of the exponentials of the scores
 
 
-def moe_step(x: Tensor, routed: Routed, gate_up: Tensor, output: Tensor) -> Tensor:
-    """The definition, for one token: x (D,), routed (K,), gate_up (G, 2 F, D), output (G, D, F) -> (D,)."""
+def moe_step(x: Tensor, assignment: Assignment, gate_up: Tensor, output: Tensor) -> Tensor:
+    """The definition, for one token: x (D,), assignment (K,), gate_up (G, 2 F, D), output (G, D, F) -> (D,)."""
     y = torch.zeros_like(x)
-    for expert, weight in zip(routed.chosen.tolist(), routed.weight, strict=True):
+    for expert, weight in zip(assignment.chosen.tolist(), assignment.weight, strict=True):
         gate, up = (gate_up[expert] @ x).chunk(2)
         y = y + weight * (output[expert] @ (F.silu(gate) * up))
     return y
 
 
-def moe_parallel(x: Tensor, routed: Routed, gate_up: Tensor, output: Tensor) -> Tensor:
+def moe_parallel(x: Tensor, assignment: Assignment, gate_up: Tensor, output: Tensor) -> Tensor:
     """All tokens at once: x (B, T, D) -> (B, T, D). The work is that of the chosen experts."""
-    order = by_group(routed.chosen.flatten(0, 1), len(gate_up))
-    gate, up = grouped_linear(spread(x.flatten(0, 1), order), gate_up, order).chunk(2, -1)
-    weight = _at_places(routed.weight.flatten(0, 1), order).to(gate.dtype)
-    return gathered(grouped_linear(F.silu(gate) * up * weight, output, order), order).view_as(x)
+    order = by_group(assignment.chosen.flatten(0, 1), len(gate_up))
+    gate, up = grouped_linear(dispatched(x.flatten(0, 1), order), gate_up, order).chunk(2, -1)
+    weight = _at_places(assignment.weight.flatten(0, 1), order).to(gate.dtype)
+    return combined(grouped_linear(F.silu(gate) * up * weight, output, order), order).view_as(x)
 
 
 def _at_places(weight: Tensor, order: Order) -> Tensor:
     """(N, K) -> (N K, 1), sorted."""
-    return spread(weight.flatten()[:, None], order._replace(choices=1))
+    return dispatched(weight.flatten()[:, None], order._replace(choices=1))
 
 
-def routed_by(scores: Tensor, bias: Tensor, count: int, normalise: bool) -> Routed:
+def routed_by(scores: Tensor, bias: Tensor, count: int, normalise: bool) -> Assignment:
     """What `scores` (B, T, G) come to when each token takes `count` experts."""
     log_sum = scores.logsumexp(-1)
     probability = (scores - log_sum[..., None]).exp()
     chosen = (probability.detach() + bias.to(scores.dtype)).topk(count, -1).indices
     # The softmax over the chosen is the same as dividing by their sum, and also holds where that is too small for a number.
     weight = scores.gather(-1, chosen).softmax(-1) if normalise else probability.gather(-1, chosen)
-    return Routed(chosen, weight, probability, log_sum)
+    return Assignment(chosen, weight, probability, log_sum)
 
 
 class Matrices(nn.Module):
@@ -109,7 +109,7 @@ class Moe(Unit):
     def initial_state(self, batch_size: int) -> tuple[()]:
         return ()
 
-    def route(self, x: Tensor) -> Routed:
+    def route(self, x: Tensor) -> Assignment:
         """What the router says of `x`, in at least float32: a rounded score would be another expert."""
         with torch.autocast(x.device.type, enabled=False):
             exact = torch.promote_types(x.dtype, torch.float32)
@@ -117,27 +117,27 @@ class Moe(Unit):
             return routed_by(scores, self.bias, self.experts_per_token, self.normalise)
 
     def forward(self, x: Tensor, state: tuple[()], context: Context) -> Mixed:
-        routed = self.route(x)
-        y = moe_parallel(x, routed, self.gate_up.weight, self.output.weight)
+        assignment = self.route(x)
+        y = moe_parallel(x, assignment, self.gate_up.weight, self.output.weight)
         if self.shared_output is not None:
             gate, up = self.shared_gate_up(x).chunk(2, -1)
             y = y + self.shared_output(F.silu(gate) * up)
         if not self.training:
             return Mixed(y, state)
-        return Mixed(y, state, losses=self.losses(routed, context), stats={"load": self.load(routed, context)})
+        return Mixed(y, state, losses=self.losses(assignment, context), stats={"load": self.load(assignment, context)})
 
-    def losses(self, routed: Routed, context: Context) -> dict[str, Tensor]:
+    def losses(self, assignment: Assignment, context: Context) -> dict[str, Tensor]:
         """Those that are switched on."""
         losses = {}
         if self._has_balance:
-            losses["moe_balance"] = context.mean(self.experts * (routed.probability @ self.share.to(routed.probability.dtype)))
+            losses["moe_balance"] = context.mean(self.experts * (assignment.probability @ self.share.to(assignment.probability.dtype)))
         if self._has_z:
-            losses["moe_z"] = context.mean(routed.log_sum.square())
+            losses["moe_z"] = context.mean(assignment.log_sum.square())
         return losses
 
-    def load(self, routed: Routed, context: Context) -> Tensor:
+    def load(self, assignment: Assignment, context: Context) -> Tensor:
         """(G,): scored tokens by expert."""
-        return context.total(torch.zeros_like(routed.probability).scatter_(-1, routed.chosen, 1))
+        return context.total(torch.zeros_like(assignment.probability).scatter_(-1, assignment.chosen, 1))
 
     def after_step(self, stats: Mapping[str, Tensor]) -> None:
         load = stats["load"].to(self.share)

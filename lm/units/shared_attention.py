@@ -11,7 +11,6 @@ these layers together is as large as that of one layer of attention.
 Sizes: B batch, T time, D hidden, H heads, G key and value heads, K head size, S slots of the state.
 """
 
-import torch
 from torch import Tensor, nn
 
 from lm.ops.rotary import Rotary, rotated
@@ -60,8 +59,7 @@ class SharedAttention(Unit):
     def initial_state(self, batch_size: int) -> AttentionState | tuple[()]:
         if self.shared_keys is None:
             return ()
-        empty = self.output.weight.new_zeros(batch_size, self.kv_heads, 0, self.head_size)
-        return AttentionState(empty, empty.clone(), torch.zeros(batch_size, dtype=torch.int64, device=empty.device))
+        return AttentionState.empty(self.output.weight, batch_size, self.kv_heads, self.head_size)
 
     def turned(self, heads: Tensor, context: Context) -> Tensor:
         """Queries or keys (B, T, H, K), turned to their places, as (B, H, T, K)."""

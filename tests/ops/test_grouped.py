@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lm.ops import grouped
-from lm.ops.grouped import by_group, by_segments, gathered, grouped_linear, spread
+from lm.ops.grouped import by_group, by_segments, combined, dispatched, grouped_linear
 
 N, K, G, INNER, OUTER = 29, 3, 5, 16, 24
 
@@ -38,13 +38,13 @@ def test_rows_stand_by_group_and_come_back(chosen: Tensor) -> None:
     assert torch.equal(stands, chosen.flatten().sort().values)
     assert order.ends.tolist() == [int((chosen <= group).sum()) for group in range(G)] and order.ends.dtype == torch.int32
     assert torch.equal(order.choice[order.place], torch.arange(chosen.numel()))
-    torch.testing.assert_close(gathered(spread(x, order), order), K * x)
+    torch.testing.assert_close(combined(dispatched(x, order), order), K * x)
 
 
 @choices
 def test_products_and_gradients_equal_a_loop_over_rows(chosen: Tensor) -> None:
     order, x, weight = by_group(chosen, G), drawn(len(chosen), INNER, seed=2).requires_grad_(), drawn(G, OUTER, INNER, seed=3).requires_grad_()
-    found = gathered(grouped_linear(spread(x, order), weight, order), order)
+    found = combined(grouped_linear(dispatched(x, order), weight, order), order)
     wanted = products_one_by_one(x, weight, chosen)
     torch.testing.assert_close(found, wanted)
     if not len(chosen):
@@ -57,7 +57,7 @@ def test_products_and_gradients_equal_a_loop_over_rows(chosen: Tensor) -> None:
 def test_gradients_are_those_of_differences() -> None:
     order = by_group(CHOICES["any"][:4], G)
     both = drawn(4, 3, seed=2).requires_grad_(), drawn(G, 2, 3, seed=3).requires_grad_()
-    assert torch.autograd.gradcheck(lambda x, weight: gathered(grouped_linear(spread(x, order), weight, order), order), both)
+    assert torch.autograd.gradcheck(lambda x, weight: combined(grouped_linear(dispatched(x, order), weight, order), order), both)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)

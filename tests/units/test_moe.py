@@ -10,7 +10,7 @@ from transformers import MixtralConfig
 from transformers.models.mixtral.modeling_mixtral import MixtralSparseMoeBlock
 
 from lm.preset import Preset
-from lm.units.moe import Moe, Routed, moe_parallel, moe_step, routed_by
+from lm.units.moe import Assignment, Moe, moe_parallel, moe_step, routed_by
 from lm.units.swiglu import SwiGLU
 from lm.units.unit import Context
 
@@ -58,7 +58,7 @@ def one_by_one(unit: Moe, x: Tensor) -> Tensor:
         p = (unit.router.weight @ token).softmax(0)
         chosen = (p + unit.bias).topk(unit.experts_per_token).indices
         weight = p[chosen] / p[chosen].sum() if unit.normalise else p[chosen]
-        y = moe_step(token, Routed(chosen, weight, p, p), unit.gate_up.weight, unit.output.weight)
+        y = moe_step(token, Assignment(chosen, weight, p, p), unit.gate_up.weight, unit.output.weight)
         if unit.shared_output is not None:
             gate, up = unit.shared_gate_up(token).chunk(2)
             y = y + unit.shared_output(F.silu(gate) * up)
