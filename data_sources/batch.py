@@ -11,6 +11,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from data_sources.chunks import Chunks
 from data_sources.packed import NOT_SCORED, Rows, bounds_of
 from data_sources.past import Read
 
@@ -29,13 +30,14 @@ class Batch:
     valid: int  # scored positions
     restarts: int  # how often a document begins. Known here, so that no device need be asked
     last: bool  # nothing but padding, now and from here on: this rank has read its share
+    chunks: Chunks | None = None  # of the documents that stand here, where the stream was asked for them
     begun: Sequence[Read] = ()  # documents that begin here and may be kept of the past, where the stream was asked to tell
 
     @classmethod
     def of(cls, rows: Rows) -> Self:
         """The filled rows as tensors."""
         arrays = (rows.tokens, rows.targets, rows.restart, rows.source, rows.lane, rows.row, bounds_of(rows.restart))
-        return cls(*map(torch.from_numpy, arrays), valid=rows.valid, restarts=int(rows.restart.sum()), last=rows.last, begun=rows.begun)
+        return cls(*map(torch.from_numpy, arrays), valid=rows.valid, restarts=int(rows.restart.sum()), last=rows.last, chunks=rows.chunks, begun=rows.begun)
 
     @property
     def any_restart(self) -> bool:

@@ -22,6 +22,7 @@ class Block:
         order = permutation(len(documents), *key, "documents") if shuffle else range(len(documents))
         self._texts: list[str | None] = [documents.texts[index] for index in order]
         self.scored: list[Spans | None] = [documents.scored[index] for index in order]
+        self.places = [documents.places[index] for index in order]
         # The offset moves from block to block: without it small blocks would all go to the first lanes.
         self.offset = draw(*key, "lanes") % LANES
         self.chosen: dict[int, bool] = {}  # whether a document is read by this part of the data; found out once

@@ -47,6 +47,11 @@ class Found(NamedTuple):
     def text(self) -> str:
         return self.block.text(self.index)
 
+    @property
+    def where(self) -> str:
+        """The document's place, in words."""
+        return self.block.places[self.index]
+
 
 class Aside(Exception):
     """Source number `source` can't be read for now: the order goes on without it."""

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from data_sources.chunks import Stretch
 from data_sources.encoder import Encoder, Tokens
 from data_sources.feed import Aside, Feed, Found, Place
 from data_sources.order import draw
@@ -73,15 +74,16 @@ class Mix(NamedTuple):
 
 
 class Document(NamedTuple):
-    """The document under way: what is read at each of its positions, and what is to be predicted there."""
+    """The document under way: what is read at each of its positions, what is to be predicted there, and where it comes from."""
 
     tokens: np.ndarray
     targets: np.ndarray
+    found: Found
 
     @classmethod
-    def of(cls, tokens: Tokens) -> "Document":
+    def of(cls, tokens: Tokens, found: Found) -> "Document":
         targets = tokens.ids[1:]
-        return cls(tokens.ids[:-1], targets if tokens.scored is None else np.where(tokens.scored[1:], targets, NOT_SCORED))
+        return cls(tokens.ids[:-1], targets if tokens.scored is None else np.where(tokens.scored[1:], targets, NOT_SCORED), found)
 
 
 class Lane:
@@ -104,6 +106,7 @@ class Lane:
             self._stand(state)
         self.begun: list[tuple[int, Found]] = []  # documents, with their sources, since `keep`
         self._opened: list[tuple[int, Found]] = []  # those and the one that was under way then
+        self.stretches: list[Stretch] = []  # what was written into rows since `keep`
         self._document: Document | None = None  # the one under way
         self._fresh = False  # whether its first position is still to be written
         self._kept: tuple[State, Document | None] = self._numbers(), None
@@ -111,7 +114,7 @@ class Lane:
     def keep(self) -> State:
         """The lane's cursor, which is where `rewind` goes back to. Called between rows. What was read before leaves memory."""
         self._kept = self._numbers(), self._document
-        self.begun = []
+        self.begun, self.stretches = [], []
         for source, found in self._opened:
             if found.place < self.standings[source].place:
                 found.block.let_go(found.index)
@@ -122,7 +125,7 @@ class Lane:
         """Stand where the lane stood when `keep` was called last."""
         state, self._document = self._kept
         self._stand(state)
-        self.begun = []
+        self.begun, self.stretches = [], []
 
     def _numbers(self) -> State:
         return [self.turn, self._under_way, *(number for standing in self.standings for number in standing.numbers())]
@@ -166,6 +169,7 @@ class Lane:
         row.tokens[to] = document.tokens[offset : offset + size]
         row.targets[to] = document.targets[offset : offset + size]
         row.source[to] = self._under_way
+        self.stretches.append(Stretch(row.number, position, self._under_way, document, offset, size))
         row.restart[position] |= self._fresh
         self._fresh = False
         if self._context_length:
@@ -203,7 +207,7 @@ class Lane:
             return False
         assert self._encoder is not None
         self._opened.append((source, found))
-        document = Document.of(self._encoder.tokens(self._feeds[source], found))
+        document = Document.of(self._encoder.tokens(self._feeds[source], found), found)
         if found.place != standing.place or standing.offset >= len(document.tokens):
             standing.offset = 0
         if standing.offset == 0:

@@ -9,6 +9,7 @@ from typing import NamedTuple, Self
 
 import numpy as np
 
+from data_sources.chunks import Chunks
 from data_sources.order import LANES
 from data_sources.past import Read
 
@@ -17,8 +18,9 @@ NO_SOURCE = -1
 
 
 class RowView(NamedTuple):
-    """One row of a batch, each (T,), written in place."""
+    """One row of a batch, each (T,), written in place; and its number."""
 
+    number: int
     tokens: np.ndarray
     targets: np.ndarray
     restart: np.ndarray
@@ -36,6 +38,7 @@ class Rows:
     row: np.ndarray  # (B,) int64
     last: bool = False  # nothing but padding, now and from here on
     begun: Sequence[Read] = ()  # documents that begin here and may be kept of the past
+    chunks: Chunks | None = None  # of the documents that stand here, where they are wanted
 
     @classmethod
     def blank(cls, numbers: Sequence[int], seq_length: int, pad: int) -> Self:
@@ -61,14 +64,15 @@ class Rows:
 
     def view(self, index: int) -> RowView:
         """Row `index`, to be written in place."""
-        return RowView(self.tokens[index], self.targets[index], self.restart[index], self.source[index])
+        return RowView(int(self.row[index]), self.tokens[index], self.targets[index], self.restart[index], self.source[index])
 
 
 def joined(parts: Sequence[Rows]) -> Rows:
     """The rows of several readers of one global batch, in the order of their numbers."""
     order = np.argsort(np.concatenate([part.row for part in parts]))
     columns = (np.concatenate([getattr(part, name) for part in parts])[order] for name in ("tokens", "targets", "restart", "source", "row"))
-    return Rows(*columns, last=all(part.last for part in parts), begun=[read for part in parts for read in part.begun])
+    begun = [read for part in parts for read in part.begun]
+    return Rows(*columns, last=all(part.last for part in parts), begun=begun, chunks=Chunks.joined([part.chunks for part in parts if part.chunks]))
 
 
 def bounds_of(restart: np.ndarray) -> np.ndarray:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from data_sources.chunks import Chunks
 from data_sources.config import DataConfig
 from data_sources.cursor import VERSION, Cursor, adapted, lanes_of
 from data_sources.documents import SourcesFailed
@@ -50,6 +51,7 @@ class Job:
     seed: int
     replay: Cursor | None
     keep: tuple[int, int] | None  # bytes of what is read that are kept, and the priority that ends them
+    chunk_size: int | None  # tokens of the chunks that are told, None for none
     endless: bool  # whether it goes on with padding at the end, since others may not be there yet
 
     @property
@@ -155,6 +157,7 @@ class Reading:
         if due:
             self._log = united([*self._log, *due])
         rows.begun = self._sifted(rows)
+        rows.chunks = self._chunked(rows)
         moved = self._lanes if due else rows.lane.tolist()
         self._states |= {str(number): self._lanes[number].keep() for number in moved}
         for source, feed in enumerate(self._sources.feeds):
@@ -177,6 +180,14 @@ class Reading:
             if self._sources.feeds[source].rules.holds_out
         ]
         return [read for read in found if self._sieve.offer(read.priority, read.size)[0]]
+
+    def _chunked(self, rows: Rows) -> Chunks | None:
+        """The chunks of what stands in `rows`, where they are wanted."""
+        if self._job.chunk_size is None:
+            return None
+        stretches = [stretch for number in dict.fromkeys(rows.lane.tolist()) for stretch in self._lanes[number].stretches]
+        stretches.sort(key=lambda stretch: (stretch.row, stretch.position))
+        return Chunks.of(stretches, self._names, self._job.chunk_size, self._job.context_length)
 
     def _live(self, first: int, stop: int) -> tuple[Rows, list[Event]]:
         """The batch, and what was decided at its beginning, where sources are taken back and set aside as the clock will have it."""

@@ -40,6 +40,7 @@ class Options(NamedTuple):
     restart, after so many positions of it.
     keep: have batches tell, as `begun`, which of their documents may belong to a sample of everything read (data_sources/past.py):
     its size in bytes, and the priority from which on it keeps nothing.
+    chunk_size: have batches tell the chunks, of so many tokens, of the documents that stand in them (data_sources/chunks.py).
     """
 
     workers: int = 0
@@ -50,6 +51,7 @@ class Options(NamedTuple):
     keep: tuple[int, int] | None = None
     lengths: RowLengths | None = None
     context_length: int | None = None
+    chunk_size: int | None = None
 
 
 def open_stream(
@@ -78,7 +80,8 @@ def open_stream(
         raise ValueError(f"lengths are of batches of {lengths.rows} rows, and these have {global_rows}")
     if part not in ("train", "held_out"):
         raise ValueError(f'part is "train" or "held_out", not "{part}"')
-    job = Job(data, lengths, options.context_length, global_rows, rank, world_size, cursor, part, seed, options.replay, options.keep, world_size > 1)
+    which = (rank, world_size, cursor, part, seed, options.replay, options.keep, options.chunk_size, world_size > 1)
+    job = Job(data, lengths, options.context_length, global_rows, *which)
     _check(job, options)
     if options.workers:
         return Stream(Workers(job, tokenizer, options.schedule, options.workers))
