@@ -6,7 +6,7 @@ B rows of this rank, T positions.
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -14,6 +14,31 @@ from torch import Tensor
 from data_sources.chunks import Chunks
 from data_sources.packed import NOT_SCORED, Rows, bounds_of
 from data_sources.past import Read
+
+
+class Arrivals(NamedTuple):
+    """What a memory answered, for B rows of T positions. N arrivals of k neighbours of R tokens."""
+
+    at: Tensor  # (N,) int64, ascending: flattened place in B * T from which on it may be seen
+    tokens: Tensor  # (N, k, R) int64
+    length: Tensor  # (N, k) int64; 0 where there is no such neighbour
+
+    @classmethod
+    def of(cls, rows: Rows) -> Self | None:
+        """Those of the filled rows, if a memory was asked."""
+        if rows.answers is None:
+            return None
+        row, at, tokens, length = map(torch.from_numpy, rows.answers)
+        index = torch.searchsorted(torch.from_numpy(rows.row), row)
+        return cls(index * rows.tokens.shape[1] + at, tokens.long(), length)
+
+    def part(self, rows: slice, time: slice, shape: tuple[int, int]) -> "Arrivals":
+        """Those within `rows` and `time` of the rows of `shape` (B, T) that these are for, as that part of them takes them."""
+        (top, bottom, _), (left, right, _) = (part.indices(size) for part, size in zip((rows, time), shape, strict=True))
+        row, column = self.at // max(shape[1], 1), self.at % max(shape[1], 1)
+        inside = (row >= top) & (row < bottom) & (column >= left) & (column < right)
+        at = (row - top) * (right - left) + column - left
+        return Arrivals(*(each[inside] for each in (at, self.tokens, self.length)))
 
 
 @dataclass(frozen=True)
@@ -31,13 +56,22 @@ class Batch:
     restarts: int  # how often a document begins. Known here, so that no device need be asked
     last: bool  # nothing but padding, now and from here on: this rank has read its share
     chunks: Chunks | None = None  # of the documents that stand here, where the stream was asked for them
+    answers: Arrivals | None = None  # of a memory, where the stream was given one
     begun: Sequence[Read] = ()  # documents that begin here and may be kept of the past, where the stream was asked to tell
 
     @classmethod
     def of(cls, rows: Rows) -> Self:
         """The filled rows as tensors."""
         arrays = (rows.tokens, rows.targets, rows.restart, rows.source, rows.lane, rows.row, bounds_of(rows.restart))
-        return cls(*map(torch.from_numpy, arrays), valid=rows.valid, restarts=int(rows.restart.sum()), last=rows.last, chunks=rows.chunks, begun=rows.begun)
+        return cls(
+            *map(torch.from_numpy, arrays),
+            valid=rows.valid,
+            restarts=int(rows.restart.sum()),
+            last=rows.last,
+            chunks=rows.chunks,
+            answers=Arrivals.of(rows),
+            begun=rows.begun,
+        )
 
     @property
     def any_restart(self) -> bool:
@@ -55,7 +89,8 @@ class Batch:
     def _part(self, rows: slice, time: slice) -> "Batch":
         tokens, targets, restart, source = (part[rows, time] for part in (self.tokens, self.targets, self.restart, self.source))
         bounds, valid = torch.from_numpy(bounds_of(restart.numpy())), int((targets != NOT_SCORED).sum())
-        return Batch(tokens, targets, restart, source, self.lane[rows], self.row[rows], bounds, valid, int(restart.sum()), self.last)
+        answers = self.answers.part(rows, time, (len(self.lane), self.tokens.shape[1])) if self.answers else None
+        return Batch(tokens, targets, restart, source, self.lane[rows], self.row[rows], bounds, valid, int(restart.sum()), self.last, answers=answers)
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch with what the model reads on `device`."""

@@ -12,6 +12,7 @@ import numpy as np
 from data_sources.chunks import Chunks
 from data_sources.order import LANES
 from data_sources.past import Read
+from data_sources.recall import Answers
 
 NOT_SCORED = -100
 NO_SOURCE = -1
@@ -39,6 +40,7 @@ class Rows:
     last: bool = False  # nothing but padding, now and from here on
     begun: Sequence[Read] = ()  # documents that begin here and may be kept of the past
     chunks: Chunks | None = None  # of the documents that stand here, where they are wanted
+    answers: Answers | None = None  # of a memory, where it was asked
 
     @classmethod
     def blank(cls, numbers: Sequence[int], seq_length: int, pad: int) -> Self:
@@ -72,7 +74,8 @@ def joined(parts: Sequence[Rows]) -> Rows:
     order = np.argsort(np.concatenate([part.row for part in parts]))
     columns = (np.concatenate([getattr(part, name) for part in parts])[order] for name in ("tokens", "targets", "restart", "source", "row"))
     begun = [read for part in parts for read in part.begun]
-    return Rows(*columns, last=all(part.last for part in parts), begun=begun, chunks=Chunks.joined([part.chunks for part in parts if part.chunks]))
+    chunks, answers = Chunks.joined([part.chunks for part in parts if part.chunks]), Answers.joined([part.answers for part in parts if part.answers])
+    return Rows(*columns, last=all(part.last for part in parts), begun=begun, chunks=chunks, answers=answers)
 
 
 def bounds_of(restart: np.ndarray) -> np.ndarray:

@@ -29,6 +29,7 @@ from data_sources.lengths import RowLengths
 from data_sources.order import LANES
 from data_sources.packed import Rows
 from data_sources.past import Read, Sieve
+from data_sources.recall import MemoryStates, Recall
 from data_sources.sources import Sources, SourceState
 from data_sources.weights import WeightSchedule, base_weights
 
@@ -62,8 +63,9 @@ class Job:
 class Reading:
     """An iterator over (rows, cursor). Used by one thread; what may be called from another says so."""
 
-    def __init__(self, job: Job, tokenizer: Any, schedule: WeightSchedule | None):
-        self._job, self._schedule = job, schedule
+    def __init__(self, job: Job, tokenizer: Any, schedule: WeightSchedule | None, recall: Recall | None = None, states: MemoryStates | None = None):
+        """recall, with the states of its memory: what is asked by the chunks of each batch."""
+        self._job, self._schedule, self._recall, self._memory = job, schedule, recall, states
         cursor, data = job.cursor or {}, job.data
         self._seed, self._next_row = cursor.get("seed", job.seed), job.first_row
         self._log: list[list[Any]] = [list(event) for event in cursor.get("events", ())]
@@ -158,6 +160,8 @@ class Reading:
             self._log = united([*self._log, *due])
         rows.begun = self._sifted(rows)
         rows.chunks = self._chunked(rows)
+        if self._recall is not None and self._memory is not None and rows.chunks is not None:
+            rows.answers = self._recall.ask(rows.chunks, self._memory.of(first, self._sources.closing))
         moved = self._lanes if due else rows.lane.tolist()
         self._states |= {str(number): self._lanes[number].keep() for number in moved}
         for source, feed in enumerate(self._sources.feeds):
@@ -344,3 +348,5 @@ class Reading:
     def close(self) -> None:
         """Let go of files, connections and threads. Safe to call twice."""
         self._sources.close()
+        if self._recall is not None:
+            self._recall.close()

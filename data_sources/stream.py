@@ -18,6 +18,7 @@ from data_sources.held_out import HeldOut
 from data_sources.lengths import RowLengths
 from data_sources.order import LANES
 from data_sources.reading import Job, Reading
+from data_sources.recall import MemoryStates, Recall
 from data_sources.sources import SourceState
 from data_sources.weights import WeightSchedule
 from data_sources.workers import Workers
@@ -40,7 +41,8 @@ class Options(NamedTuple):
     restart, after so many positions of it.
     keep: have batches tell, as `begun`, which of their documents may belong to a sample of everything read (data_sources/past.py):
     its size in bytes, and the priority from which on it keeps nothing.
-    chunk_size: have batches tell the chunks, of so many tokens, of the documents that stand in them (data_sources/chunks.py).
+    chunk_size: have batches tell the chunks, of so many tokens, of the documents that stand in them (data_sources/chunks.py). recall, states:
+    with them, what a memory answers to those chunks (data_sources/recall.py).
     """
 
     workers: int = 0
@@ -52,6 +54,8 @@ class Options(NamedTuple):
     lengths: RowLengths | None = None
     context_length: int | None = None
     chunk_size: int | None = None
+    recall: Recall | None = None
+    states: MemoryStates | None = None
 
 
 def open_stream(
@@ -84,8 +88,8 @@ def open_stream(
     job = Job(data, lengths, options.context_length, global_rows, *which)
     _check(job, options)
     if options.workers:
-        return Stream(Workers(job, tokenizer, options.schedule, options.workers))
-    stream = Stream(Reading(job, tokenizer, options.schedule))
+        return Stream(Workers(job, tokenizer, options.workers, options.schedule, options.recall, options.states))
+    stream = Stream(Reading(job, tokenizer, options.schedule, options.recall, options.states))
     try:
         while options.wait and not stream.reached(GLANCE):
             continue
@@ -111,6 +115,8 @@ def _check(job: Job, options: Options) -> None:
         if [name for name, _ in job.replay["sources"]] != [source.name for source in job.data.sources]:
             raise ValueError("the cursor to replay has other sources than the preset; take one of the same run")
         Record(job.replay, job.first_row)
+    if (options.recall is None) != (options.states is None) or (options.recall is not None and options.chunk_size is None):
+        raise ValueError("a memory is asked with its recall, its states and a chunk_size")
     if options.schedule is not None:
         if options.schedule.sources != len(job.data.sources):
             raise ValueError(f"the schedule has {options.schedule.sources} weights for {len(job.data.sources)} sources")

@@ -24,6 +24,7 @@ from data_sources.documents import SourcesFailed
 from data_sources.packed import Rows
 from data_sources.prefetch import Prefetch
 from data_sources.reading import Job, Reading
+from data_sources.recall import MemoryStates, Recall, State
 from data_sources.sources import SourceState
 from data_sources.weights import WeightSchedule
 
@@ -39,6 +40,15 @@ class Task(NamedTuple):
     job: Job
     tokenizer: Any
     schedule: tuple[tuple[float, ...], int] | None  # the base weights, and rows of an interval
+    recall: Recall | None
+    states: tuple[int, dict[int, State]] | None  # their lag, and those that are known
+
+
+class StateAt(NamedTuple):
+    """A state of the memory, announced."""
+
+    row: int
+    state: State
 
 
 class Word(NamedTuple):
@@ -88,9 +98,10 @@ def _serve(connection: Connection, parent: int) -> None:
     task: Task = connection.recv()
     schedule = WeightSchedule(*task.schedule) if task.schedule else None
     closing = threading.Event()
-    threading.Thread(target=_listen, args=(connection, parent, schedule, closing), daemon=True).start()
+    states = MemoryStates(*task.states) if task.states else None
+    threading.Thread(target=_listen, args=(connection, parent, schedule, states, closing), daemon=True).start()
     try:
-        reading = Reading(task.job, task.tokenizer, schedule)
+        reading = Reading(task.job, task.tokenizer, schedule, task.recall, states)
         threading.Thread(target=lambda: closing.wait() and reading.stop(), daemon=True).start()
         while not reading.reached(NEWS_SECONDS):
             if closing.is_set():
@@ -122,14 +133,15 @@ def _failure(error: BaseException) -> tuple[str, Any, str]:
     return kind, " ".join(text.split()) or type(error).__name__, story
 
 
-def _listen(connection: Connection, parent: int, schedule: WeightSchedule | None, closing: threading.Event) -> None:
+def _listen(connection: Connection, parent: int, schedule: WeightSchedule | None, states: MemoryStates | None, closing: threading.Event) -> None:
     """Hear announcements until the line is closed or the parent is gone; then end the process, whatever its other threads do."""
     with contextlib.suppress(OSError, EOFError):
         while os.getppid() == parent:
             if connection.poll(1.0):
-                interval, weights = connection.recv()
-                assert schedule is not None
-                schedule.announce(interval, weights)
+                number, settled = word = connection.recv()
+                announced = states if isinstance(word, StateAt) else schedule
+                assert announced is not None
+                announced.announce(number, settled)
     closing.set()
     time.sleep(GRACE)
     os._exit(0)

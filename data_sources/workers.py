@@ -30,10 +30,11 @@ from data_sources.held_out import HeldOut
 from data_sources.lane import HEAD, NOTHING, READING, WIDTH
 from data_sources.packed import Rows, joined
 from data_sources.reading import Job
+from data_sources.recall import MemoryStates, Recall
 from data_sources.sources import SourceState
 from data_sources.special_tokens import with_special_tokens
 from data_sources.weights import WeightSchedule
-from data_sources.worker import Task, Word, bare
+from data_sources.worker import StateAt, Task, Word, bare
 
 PROJECT = Path(__file__).resolve().parents[1]
 GLANCE = 0.1
@@ -126,8 +127,16 @@ class Worker:
 class Workers:
     """The interface of `Reading`, over `count` loader processes."""
 
-    def __init__(self, job: Job, tokenizer: Any, schedule: WeightSchedule | None, count: int):
-        self._job, self._schedule = job, schedule
+    def __init__(
+        self,
+        job: Job,
+        tokenizer: Any,
+        count: int,
+        schedule: WeightSchedule | None = None,
+        recall: Recall | None = None,
+        states: MemoryStates | None = None,
+    ):
+        self._job, self._schedule, self._states_of_memory = job, schedule, states
         self.held_out = HeldOut()
         self._events: deque[dict[str, Any]] = deque()
         self._told: set[tuple[Any, ...]] = set()
@@ -136,10 +145,12 @@ class Workers:
         self._closing = threading.Event()
         light = bare(with_special_tokens(tokenizer))
         terms = (schedule.of(0), schedule.interval_rows) if schedule else None
+        known = states.announced() if states else {}
+        self._newest_state = max(known, default=-1)
         self._workers = [Worker(_threads(count)) for _ in range(count)]
         for number, worker in enumerate(self._workers):
             part = replace(job, rank=job.rank + job.world_size * number, world_size=job.world_size * count, endless=True)
-            worker.tell(Task(part, light, terms))
+            worker.tell(Task(part, light, terms, recall, (states.lag, known) if states else None))
 
     def __next__(self) -> tuple[Rows, Cursor]:
         self._hear_until(lambda worker: worker.ready)
@@ -181,12 +192,17 @@ class Workers:
         return True
 
     def _announce(self) -> None:
-        """Pass on the weights that were settled since the last time."""
+        """Pass on the weights, and the states of the memory, that were settled since the last time."""
         settled = self._schedule.announced() if self._schedule else {}
         for interval in sorted(set(settled) - self._announced):
             self._announced.add(interval)
             for worker in self._workers:
                 worker.tell((interval, settled[interval]))
+        states = self._states_of_memory.announced(self._newest_state + 1) if self._states_of_memory else {}
+        for row, state in states.items():
+            self._newest_state = row
+            for worker in self._workers:
+                worker.tell(StateAt(row, state))
 
     def _note(self, word: Word) -> None:
         for source, text in word.held_out:
