@@ -22,7 +22,7 @@ class Block:
         order = permutation(len(documents), *key, "documents") if shuffle else range(len(documents))
         self._texts: list[str | None] = [documents.texts[index] for index in order]
         self.scored: list[Spans | None] = [documents.scored[index] for index in order]
-        self.places = [documents.places[index] for index in order]
+        self._places, self._order = documents.places, order
         # The offset moves from block to block: without it small blocks would all go to the first lanes.
         self.offset = draw(*key, "lanes") % LANES
         self.chosen: dict[int, bool] = {}  # whether a document is read by this part of the data; found out once
@@ -40,6 +40,10 @@ class Block:
         if text is None:
             raise LookupError(f"document {index} was let go of")
         return text
+
+    def place(self, index: int) -> str:
+        """Where document `index` stands, in words."""
+        return self._places[self._order[index]]
 
     def let_go(self, index: int) -> None:
         """Forget a document's text, which its lane has read."""

@@ -50,7 +50,7 @@ class Found(NamedTuple):
     @property
     def where(self) -> str:
         """The document's place, in words."""
-        return self.block.places[self.index]
+        return self.block.place(self.index)
 
 
 class Aside(Exception):

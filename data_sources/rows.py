@@ -21,14 +21,17 @@ class Passage(NamedTuple):
 
 
 class Passages(NamedTuple):
-    """The same of many rows, column by column."""
+    """The same of many rows, column by column, and which of a block's rows they are, from 0."""
 
     texts: list[str]
     scored: list[Spans | None]
+    rows: list[int]
 
     @classmethod
-    def of(cls, passages: Sequence[Passage]) -> "Passages":
-        return cls([passage.text for passage in passages], [passage.scored for passage in passages])
+    def of(cls, passages: Sequence[Passage | None]) -> "Passages":
+        """Those that are there."""
+        found = [(passage.text, passage.scored, row) for row, passage in enumerate(passages) if passage is not None]
+        return cls(*(list(column) for column in zip(*found, strict=True))) if found else cls([], [], [])
 
 
 class Notes:
@@ -91,10 +94,10 @@ class RowFormat:
         """The texts of a table's rows, of which `cells` has the columns; those without are counted, and those that are too long."""
         texts = [[as_text(cell) for cell in cells[column]] for column in columns.values()]
         if self._is_bare:
-            whole = [text for text in texts[0] if text is not None]
-            found = Passages(whole, [None] * len(whole))
+            rows = [row for row, text in enumerate(texts[0]) if text is not None]
+            found = Passages([texts[0][row] for row in rows], [None] * len(rows), rows)
         else:
-            found = Passages.of([self._joined(values) for values in zip(*texts, strict=True) if None not in values])
+            found = Passages.of([None if None in values else self._joined(values) for values in zip(*texts, strict=True)])
         self._notes.count("rows held no text and were passed over", len(texts[0]) - len(found.texts))
         return self.bounded(found)
 
@@ -114,9 +117,9 @@ class RowFormat:
         """`passages` without those that are too long, which are counted."""
         if max(map(len, passages.texts), default=0) <= LONGEST:
             return passages
-        kept = [passage for passage in zip(*passages, strict=True) if len(passage[0]) <= LONGEST]
+        kept = [index for index, text in enumerate(passages.texts) if len(text) <= LONGEST]
         self._notes.count(f"texts were {LONG}", len(passages.texts) - len(kept))
-        return Passages([text for text, _ in kept], [scored for _, scored in kept])
+        return Passages(*([column[index] for index in kept] for column in passages))
 
 
 def _pieces_of(source: TableSource) -> list[tuple[str, str | None]]:

@@ -7,6 +7,7 @@ import codecs
 import json
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any, Protocol
 
@@ -32,6 +33,10 @@ class Shard(Protocol):
     def blocks(self) -> int | None: ...
 
     def passages(self, block: int) -> Passages | None: ...
+
+    def first_row(self, block: int) -> int | None:
+        """Number of a block's first row in the file, None where only reading through would tell."""
+        ...
 
     def close(self) -> None: ...
 
@@ -80,16 +85,21 @@ class ParquetShard:
 
     def _decoded(self, block: int, columns: list[str]) -> Passages:
         """A row group's texts, some rows at a time: one value may stand for a million rows, and is as many texts."""
-        found = Passages([], [])
-        characters = 0
+        found = Passages([], [], [])
+        characters = begun = 0
         for batch in self._file.iter_batches(BATCH_ROWS, row_groups=[block], columns=columns, use_threads=False):
             passages = self._rows.passages(_cells(batch), self._columns)
+            found.rows.extend(begun + row for row in passages.rows)
+            begun += len(batch)
             characters += sum(map(len, passages.texts))
             if characters > LARGEST_GROUP:
                 raise Unreadable(f"its row group {block} unpacks to more than {LARGEST_GROUP >> 30} GB")
             found.texts.extend(passages.texts)
             found.scored.extend(passages.scored)
         return found
+
+    def first_row(self, block: int) -> int:
+        return sum(self._file.metadata.row_group(before).num_rows for before in range(block))
 
     def _ranges(self, block: int, columns: Sequence[str]) -> list[tuple[int, int]]:
         """The bytes of `columns` in a row group."""
@@ -123,10 +133,13 @@ class JsonShard:
         if block == 0 and lines and not rows and lines[0].lstrip().startswith(b"{"):
             raise Unreadable(NO_ROWS)
         self._notes.count("lines were no JSON objects and were passed over", len(lines) - len(rows))
-        found = [passage for row in rows if (passage := self._passage(row)) is not None]
+        found = Passages.of([self._passage(row) for row in rows])
         self._require_columns(rows)
-        self._notes.count("rows held no text and were passed over", len(rows) - len(found))
-        return self._rows.bounded(Passages.of(found))
+        self._notes.count("rows held no text and were passed over", len(rows) - len(found.texts))
+        return self._rows.bounded(found)
+
+    def first_row(self, block: int) -> int | None:
+        return None if block else 0
 
     def _passage(self, row: dict[str, Any]) -> Passage | None:
         present = tuple(row)
@@ -166,6 +179,9 @@ class ProseShard:
     def passages(self, block: int) -> Passages | None:
         lines = _counted(self._lines, block, self._notes)
         return None if lines is None else Passages.of([Passage(text) for text in chunks(_decoded(b"\n".join(lines)).replace("\r\n", "\n"))])
+
+    def first_row(self, block: int) -> int | None:
+        return None if block else 0
 
     def close(self) -> None:
         self._lines.close()
@@ -221,6 +237,24 @@ def kind_of(name: str) -> tuple[str, str] | None:
     return (kind, packing) if kind in KINDS and not (packing and kind == ".parquet") else None
 
 
+@dataclass(frozen=True)
+class RowPlaces(Sequence[str]):
+    """Where the rows of a block stand, in words: made when asked for, since few are."""
+
+    name: str
+    block: int
+    first_row: int | None
+    rows: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> str:
+        if self.first_row is None:
+            return f"{self.name}, block {self.block + 1}, row {self.rows[index] + 1}"
+        return f"{self.name}, row {self.first_row + self.rows[index] + 1}"
+
+
 class FileReader:
     """A Reader over files: a shard is a file. A damaged file is named once and passed over."""
 
@@ -253,7 +287,9 @@ class FileReader:
     def read(self, shard: int, block: int) -> Documents | None:
         opened = self._shard(shard)
         passages = self._passages(opened, shard, block) if opened is not None else None
-        return None if passages is None else Documents(passages.texts, [self.shards()[shard]] * len(passages.texts), passages.scored)
+        if opened is None or passages is None:
+            return None
+        return Documents(passages.texts, RowPlaces(self.shards()[shard], block, opened.first_row(block), passages.rows), passages.scored)
 
     def _passages(self, opened: Shard, shard: int, block: int) -> Passages | None:
         name = self.shards()[shard]
@@ -268,7 +304,7 @@ class FileReader:
             raise
         except (OSError, pa.ArrowException) as error:
             self._notes.say(f"a part of {name} is damaged and passed over: {one_line(error)}")
-            return Passages([], [])
+            return Passages([], [], [])
         except (GivenUp, Unreadable) as error:
             self._pass_over(shard, error)
             return None

@@ -152,3 +152,15 @@ def test_a_long_text_file_is_cut_and_nothing_is_lost(tmp_path: Path) -> None:
 )
 def test_cells(value: Any, text: str | None) -> None:
     assert as_text(value) == text
+
+
+def test_where_a_row_stands(tmp_path: Path) -> None:
+    """Rows without text count, too; where only reading through would tell, they are counted within their block."""
+    texts = [text if number % 3 else None for number, text in enumerate(paragraphs(60))]
+    pyarrow.parquet.write_table(pyarrow.table({"text": texts}), tmp_path / "a.parquet", row_group_size=25)
+    source = reader(tmp_path / "a.parquet")
+    for block in range(3):
+        for document in source.read(0, block) or []:
+            assert document.place == f"a.parquet, row {texts.index(document.text) + 1}"
+    (tmp_path / "b.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    assert {document.text: document.place for document in reader(tmp_path / "b.jsonl").read(0, 0) or []}[texts[4]] == "b.jsonl, row 5"
