@@ -85,7 +85,7 @@ def test_in_parquet_too(tmp_path: Path) -> None:
 
     pyarrow.parquet.write_table(pyarrow.table({"question": ["Why?"], "answer": [["So.", "Else."]]}), tmp_path / "a.parquet")
     source = open_reader(DataConfig.model_validate({"sources": [files("a", tmp_path, **PAIR)]}).sources[0])
-    assert list(source.read(0, 0) or ()) == [Document("Q: Why?\nA: So.", "a.parquet", ((11, 14),))]
+    assert list(source.read(0, 0) or ()) == [Document("Q: Why?\nA: So.", "a.parquet, row 1", ((11, 14),))]
 
 
 def block_of(found: list[Document]) -> Block:
