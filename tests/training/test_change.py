@@ -129,7 +129,7 @@ def test_what_can_not_be_kept_is_told(lived: Path, tiny: Tiny) -> None:
 
 
 def test_what_is_not_built_is_left_to_training_to_refuse(lived: Path, tiny: Tiny) -> None:
-    assert change_of(newest(lived), tiny(retro={"enabled": True})) is None
+    assert change_of(newest(lived), tiny(ul2={"enabled": True})) is None
 
 
 def test_another_tokenizer_alone_is_asked_about(lived: Path, tiny: Tiny) -> None:
