@@ -73,10 +73,11 @@ def retro_step(query: Callable[[Tensor], Tensor], came: Tensor, new: RetroState,
     (B,) empties it before -> (B, H, 1, K)."""
     for what, other in ((restart, RetroState(*map(torch.zeros_like, state))), (came, new)):
         state = RetroState(*(torch.where(what.view(-1, *[1] * (now.ndim - 1)), then, now) for then, now in zip(other, state, strict=True)))
-    keys, values = (part.repeat_interleave(query(state.distance).shape[1] // part.shape[1], 1) for part in state[:2])
+    asked = query(state.distance)
+    keys, values = (part.repeat_interleave(asked.shape[1] // part.shape[1], 1) for part in state[:2])
     reach = keys.shape[2] // state.length.shape[1]
     filled = (torch.arange(reach, device=keys.device) < state.length[..., None]).flatten(1)[:, None, None]
-    scores = (query(state.distance) @ keys.mT / keys.shape[-1] ** 0.5).masked_fill(~filled, -torch.inf)
+    scores = (asked @ keys.mT / keys.shape[-1] ** 0.5).masked_fill(~filled, -torch.inf)
     any_seen = (state.length > 0).any(1)
     y = scores.masked_fill(~any_seen[:, None, None, None], 0.0).softmax(-1) @ values * any_seen[:, None, None, None]
     return y, state._replace(distance=torch.where(any_seen, state.distance + 1, 0).clamp(max=reach // 2))
