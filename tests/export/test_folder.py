@@ -165,6 +165,13 @@ def test_the_card_tells_the_facts(snapshot: Snapshot, tmp_path: Path) -> None:
     assert said == ["writing the code", "writing the tokenizer and the card", "writing the weights"]
 
 
+def test_the_card_says_that_a_memory_stays_behind(tokenizer_json: str, tmp_path: Path) -> None:
+    row = "| memory | not in this folder: its layers that attend to neighbours are given none here, and then add nothing |"
+    for retro, said in (({"enabled": True}, True), ({"enabled": True, "add_cross_attention": False}, False), ({}, False)):
+        place = export_snapshot(snapshot_of(preset_of("reads on", retro=retro), tokenizer_json), tmp_path)
+        assert (row in (place / "README.md").read_text(encoding="utf-8").splitlines()) == said
+
+
 def test_names_from_outside_are_only_words(tokenizer_json: str, tmp_path: Path) -> None:
     hostile = preset_of("../[x](y)\u001b[2J|", about="<script>*loud*\n# head")
     place = export_snapshot(snapshot_of(hostile, tokenizer_json, sources={"a|b\n<i>": 7}), tmp_path)

@@ -146,6 +146,11 @@ def test_born_with_means_born_with(tiny: Tiny, tmp_path: Path) -> None:
     assert (change := change_of(newest(tmp_path), other)) is not None and change.tokenizer == told
 
 
+def test_an_encoder_is_told_as_one_part() -> None:
+    names = ["model.layers.1.1.norm.weight", *(f"model.neighbour_encoder.{part}.weight" for part in ("narrow", "blocks.0.down", "blocks.1.down"))]
+    assert _in_words([*names, "model.norm.weight"]) == "layer 1, neighbour_encoder, norm"
+
+
 def test_layers_in_words() -> None:
     assert _in_words([f"model.layers.{n}.0.norm.weight" for n in (0, 1, 2, 4, 7, 8)] + ["model.norm.weight"]) == "layers 0 to 2 and 4 and 7 to 8, norm"
     assert _in_words(["model.layers.3.0.x"]) == "layer 3" and _in_words([]) == "" and Part("new", 0, 0, "").names == ""
