@@ -234,7 +234,8 @@ def as_shared(memory: Neighbours | None, size: int, dtype: torch.dtype) -> dict[
     if memory is None:
         return {}
     vectors = torch.randn(V, size, dtype=dtype, generator=torch.Generator().manual_seed(6))
-    return {AT: memory.at, ENCODED: vectors[memory.tokens], LENGTH: memory.length}
+    inside = torch.arange(memory.tokens.shape[2]) < memory.length[..., None]
+    return {AT: memory.at, ENCODED: vectors[memory.tokens] * inside[..., None], LENGTH: memory.length}
 
 
 def unit_reading(name: str, variant: Sections, dtype: torch.dtype, time: int = T) -> Reading:

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from lm.ops.rotary import Angles, Rotary, rotated
 from lm.preset.switches import Preset
 
-AT, ENCODED, LENGTH = "retro.at", "retro.encoded", "retro.length"  # in Context.shared: Neighbours.at, (N, k, R, E), and Neighbours.length
+# In Context.shared: Neighbours.at, what was made of the tokens (N, k, R, E), 0 beyond the length, and Neighbours.length.
+AT, ENCODED, LENGTH = "retro.at", "retro.encoded", "retro.length"
 
 
 class Neighbours(NamedTuple):
@@ -113,17 +114,17 @@ class NeighbourEncoder(nn.Module):
         return {AT: memory.at, ENCODED: self(embedding(tokens), length), LENGTH: length}
 
     def forward(self, embedded: Tensor, length: Tensor) -> Tensor:
-        """`embedded` (N, k, R, D), of which `length` (N, k) are tokens -> (N, k, R, E), N > 0; arbitrary beyond the length."""
+        """`embedded` (N, k, R, D), of which `length` (N, k) are tokens -> (N, k, R, E), N > 0; 0 beyond the length."""
         x = self.narrow(embedded.flatten(0, 1))
         places = torch.arange(self.length, device=x.device)
         if self.places is not None:
             x = x + self.places(places)
         angles = None if self.rotary is None else self.rotary.angles(places[None], x.dtype)
-        # Where there is no neighbour its first place is seen instead: nobody reads what comes of it, but it must be a number.
+        # Where there is no neighbour its first place is seen instead: what comes of it is left out, but must be a number.
         mask = self._inside(length.clamp(min=1)).flatten(0, 1)[:, None, None]
         for block in self.blocks:
             x = block(x, mask, angles)
-        return self.norm(x).unflatten(0, length.shape)
+        return torch.where(self._inside(length)[..., None], self.norm(x).unflatten(0, length.shape), 0)
 
     def _inside(self, length: Tensor) -> Tensor:
         """Which places hold tokens (N, k, R)."""

@@ -85,8 +85,8 @@ def retro_step(query: Callable[[Tensor], Tensor], came: Tensor, new: RetroState,
 
 def retro_parallel(query: Tensor, arrived: Arrived, state: RetroState, reach: Reach) -> Tensor:
     """All tokens at once: query (B, T, H, K), turned to its places -> (B, T, H, K). There are some blocks."""
-    key, value = joined(state.key, arrived.key)[reach.block_source], joined(state.value, arrived.value)[reach.block_source]
-    filled = slots_filled(reach.length, key.shape[2])
+    key, value = (joined(held, new)[reach.block_source] for held, new in zip(state[:2], arrived[1:3], strict=True))
+    filled = (torch.arange(key.shape[2] // reach.length.shape[1], device=key.device) < reach.length[..., None]).flatten(1)
     filled[:, 0] |= ~filled.any(1)  # a softmax over nothing is not a number; what it reads there is not used
     blocks = query.flatten(0, 1)[reach.block].transpose(1, 2)
     mask = filled[reach.block_source][:, None, None]
@@ -111,11 +111,6 @@ def moved(arrived: Arrived, state: RetroState, reach: Reach, context: Context, c
 def joined(before: Tensor, new: Tensor) -> Tensor:
     """What is held, then what came: by source."""
     return torch.cat([before.to(new.dtype), new]) if len(new) else before.to(new.dtype)
-
-
-def slots_filled(length: Tensor, slots: int) -> Tensor:
-    """Which slots (..., S) hold a token, when neighbours have `length` (..., k)."""
-    return (torch.arange(slots // length.shape[-1], device=length.device) < length[..., None]).flatten(-2)
 
 
 def reach_of(arrived: Arrived, state: RetroState, context: Context, chunk: int) -> Reach:
@@ -192,7 +187,7 @@ class Retro(Unit):
         return heads if self.rotary is None else rotated(heads, self.rotary.angles(self.chunk + distance, x.dtype))
 
     def arrived(self, x: Tensor, context: Context) -> Arrived:
-        """Keys and values of what came with `x` (B, T, D), as the model shared it; nothing where it shared nothing."""
+        """Keys and values of what came with `x` (B, T, D), as the model shared it; nothing where it shared nothing. What is 0 stays 0."""
         nothing = x.new_zeros(0, self.count, 2 * self.chunk, self.encoder_size)
         encoded = context.shared.get(ENCODED, nothing)
         length = context.shared.get(LENGTH, torch.zeros(0, self.count, dtype=torch.int64, device=x.device))
@@ -200,9 +195,8 @@ class Retro(Unit):
         key = self.key_norm(key)
         if self.rotary is not None:
             key = rotated(key, self.rotary.angles(torch.arange(2 * self.chunk, device=x.device)[None], x.dtype))
-        filled = slots_filled(length, 2 * self.count * self.chunk)[:, None, :, None]
         by_slot = (part.unflatten(0, (-1, self.count)).flatten(1, 2).transpose(1, 2) for part in (key, value))
-        return Arrived(context.shared.get(AT, length[:, 0]), *(torch.where(filled, part, 0) for part in by_slot), length)
+        return Arrived(context.shared.get(AT, length[:, 0]), *by_slot, length)
 
     def forward(self, x: Tensor, state: RetroState, context: Context) -> Mixed:
         arrived = self.arrived(x, context)
