@@ -2,7 +2,7 @@
 
     x = embedding[tokens];  for each unit of each layer: x = x + unit(norm(x));  logits = norm(x) @ output.T
 
-A layer may be for some tokens only (lm/units/mixture_of_depths.py).
+A layer may be for some tokens only (lm/units/mixture_of_depths.py), and may attend to neighbours (lm/units/neighbours.py).
 
 Sizes: B batch, T time, D hidden, V vocabulary.
 """
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from lm.preset import Options, Preset, at_layer, depths_layers, layer_options, layer_plan
 from lm.units import UNITS, Context, Mixed, State, Unit
 from lm.units.mixture_of_depths import WRITTEN, MixtureOfDepths
+from lm.units.neighbours import NeighbourEncoder
 from lm.units.options import feed_forward, with_gates
 from lm.units.swiglu import SwiGLU
 
@@ -106,6 +107,7 @@ class Model(nn.Module):
         self.shared_ffn = SwiGLU(preset, shared_width) if shared_width else None
         self.depths = nn.ModuleDict({str(depth): MixtureOfDepths(preset) for depth in depths_layers(preset)})  # of layers that only some tokens read
         asked = {int(depth) - 1 for depth, router in self.depths.items() if router.by_previous}
+        self.neighbour_encoder = NeighbourEncoder(preset) if any("retro" in names for names in self.plan) else None
         self.layers = nn.ModuleList(
             Layer(names, [*self._units(at_layer(preset, depth), names, options[depth])], config.hidden_size, config.norm_eps, tells=depth in asked)
             for depth, names in enumerate(self.plan)
@@ -141,9 +143,10 @@ class Model(nn.Module):
         """Read `tokens` (B, T) int64, any T >= 0, after what `state` holds.
 
         Without a state every row starts fresh, and none is given back. Without a context no document begins and positions go on.
+        ValueError for neighbours (context.memory) that no layer attends to, or for which there is no room.
         """
         before = state or self.initial_state(len(tokens))
-        context = (context or Context()).derived(tokens, before.position, carry=state is not None)
+        context = self._with_neighbours((context or Context()).derived(tokens, before.position, carry=state is not None))
         x = self.embedding(tokens)
         if self.positions is not None:
             # Past the last learned place the last one is repeated; extend_max_seq_len adds places.
@@ -161,6 +164,14 @@ class Model(nn.Module):
                 context = replace(context, shared={**context.shared, **mixed.shared})
         position = context.position[:, -1] + 1 if tokens.shape[1] else before.position
         return Output(self.norm(x), ModelState(position, tuple(after)) if state else None, losses, stats, self.output_weight)
+
+    def _with_neighbours(self, context: Context) -> Context:
+        """`context` with what was handed in encoded, for the layers that attend to it."""
+        if self.neighbour_encoder is not None:
+            return replace(context, shared={**context.shared, **self.neighbour_encoder.read(context.memory, self.embedding)})
+        if context.memory is not None:
+            raise ValueError("neighbours are handed in, but no layer of this model attends to them (retro.enabled, retro.add_cross_attention)")
+        return context
 
     def after_step(self, stats: Mapping[str, Tensor]) -> None:
         """Tell each unit and router what its stats came to over an optimizer step of all ranks; every rank does so with the same numbers."""
@@ -191,6 +202,6 @@ def build_model(preset: Preset, vocab_size: int) -> Model:
         nn.init.normal_(table.weight, std=0.02)
     for unit in filter(None, (model.shared_ffn, *(residual.unit for layer in model.layers for residual in layer))):
         unit.initialise()
-    for router in model.depths.values():
-        router.initialise()
+    for part in (*model.depths.values(), *filter(None, [model.neighbour_encoder])):
+        part.initialise()
     return model

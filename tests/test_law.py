@@ -17,9 +17,12 @@ from lm.model import Context, build_model
 from lm.preset import MECHANISMS, Preset, layer_plan, load_preset
 from lm.preset.plan import state_grows
 from lm.units import UNITS
+from lm.units.neighbours import AT, ENCODED, LENGTH, encoder_size
+from lm.units.retro import Neighbours
 from lm.units.router import QUICK, Routed, Router, mean_before
 
 B, T, V = 2, 23, 5
+ALL = slice(None)
 SEQ_LENGTH = 9  # shorter than half of T: the law holds past what was trained
 MODEL = {"hidden_size": 12, "num_layers": 2, "num_heads": 3, "seq_length": SEQ_LENGTH, "ffn_size": 7}
 DATA = {"sources": ["installed_docs"]}
@@ -75,6 +78,12 @@ VARIANTS: dict[str, list[Sections]] = {
         {"colt5_attention": {"window": 5, "light_heads": 2, "router_size": 7}},
         {"colt5_attention": {"window": 1, "router_type": "threshold"}, "model": {"num_kv_heads": 1, "qk_norm": False}},
         {"colt5_attention": {"window": 29, "routing_strategy": "sequence_level", "router_type": "threshold"}, "model": {"position": "learned"}},
+    ],
+    "retro": [
+        {"retro": {"num_neighbors": 2, "chunk_size": 3}},
+        {"retro": {"num_neighbors": 1, "chunk_size": 2}, "model": {"num_kv_heads": 1, "qk_norm": False}},
+        {"retro": {"num_neighbors": 3, "chunk_size": 5, "encoder_size": 12}, "model": {"position": "learned"}},
+        {"retro": {"num_neighbors": 2, "chunk_size": 31}, "model": {"position_interpolation": 3.0, "num_heads": 1}},
     ],
     "gla": [{"gla": {"decay_rank": 5}}, {"gla": {"decay_rank": 1, "key_size": 7, "decay_temperature": 0.5}}, {"model": {"num_heads": 1}}],
     "moe": [
@@ -147,17 +156,34 @@ MODELS: dict[str, Sections] = {
         "mixture_of_depths": {"enabled": True, "layers": "odd"},
     },
     "matrix memories": {"mamba2": {"enabled": True, "layers": "even", "state_size": 5}, "gla": {"enabled": True, "layers": "odd", "decay_rank": 7}},
+    "neighbours": {"retro": {"enabled": True, "layers": [1], "chunk_size": 3}},
+    "neighbours of many layers, learned places": {
+        "model": {"num_layers": 3, "num_kv_heads": 1, "position": "learned"},
+        "retro": {"enabled": True, "layers": [0, 2], "num_neighbors": 1, "chunk_size": 5, "encoder_layers": 1, "encoder_size": 12},
+        "head_gating": {"enabled": True, "layers": [0], "ffn_groups": 0},
+    },
+    "neighbours beside states that do not grow": {
+        "retro": {"enabled": True, "layers": "all", "num_neighbors": 3, "chunk_size": 2, "encoder_layers": 1},
+        "s5": {"enabled": True, "layers": "even", "state_size": 6},
+        "longformer": {"enabled": True, "layers": "odd", "window": 3},
+        "moe": {"enabled": True, "layers": "odd", "experts": 4, "experts_per_token": 2, "expert_size": 5},
+    },
     "experts": {"moe": {"enabled": True, "layers": "odd", "experts": 4, "experts_per_token": 2, "expert_size": 5}, "s5": {"enabled": True, "state_size": 6}},
 }
 
 
 class Reading(NamedTuple):
-    """Something under the law: how it reads a piece, its first state, its parameters, and what it can be fed."""
+    """Something under the law: how it reads a piece, its first state, its parameters, what it can be fed, and neighbours that come with that."""
 
-    read: Callable[[Tensor, Any, Tensor | None], tuple[Tensor, Any]]
+    read: Callable[[Tensor, Any, Tensor | None, Neighbours | None], tuple[Tensor, Any]]
     state: Callable[[int], Any]
     module: nn.Module
     text: Tensor
+    memory: Neighbours | None
+
+    def came(self, rows: slice = ALL, columns: slice = ALL) -> Neighbours | None:
+        """The neighbours that come with a part of the text."""
+        return None if self.memory is None else self.memory.cut(rows, columns, self.text.shape[:2])
 
 
 def preset_of(sections: Sections) -> Preset:
@@ -185,36 +211,62 @@ def with_thresholds_between(it: Reading) -> Reading:
 
     hooks = [router.register_forward_pre_hook(settle) for router in routers_of(it.module)]
     if hooks:
-        it.read(it.text, it.state(B), restarts(it.text.shape[1]))
+        it.read(it.text, it.state(B), restarts(it.text.shape[1]), it.came())
     for hook in hooks:
         hook.remove()
     return it
 
 
-def unit_reading(name: str, variant: Sections, dtype: torch.dtype, time: int = T) -> Reading:
-    unit = randomised(UNITS[name](preset_of(variant)), dtype)
+def neighbours(preset: Preset, time: int) -> Neighbours:
+    """At a fifth of the tokens of a short text, of any length, often of none at all; some come where a document begins, some before it."""
+    generator = torch.Generator().manual_seed(5)
+    came = torch.rand(B, time, generator=generator) < min(0.2, 500 / time)
+    came[:, 7], came[0, 17] = True, True
+    at = came.flatten().nonzero().flatten()
+    count, size = preset.retro.num_neighbors, 2 * preset.retro.chunk_size
+    length = torch.randint(-1, size + 1, (len(at), count), generator=generator).clamp(min=0)
+    length[::7] = 0
+    return Neighbours(at, torch.randint(V, (len(at), count, size), generator=generator), length)
 
-    def read(x: Tensor, state: Any, restart: Tensor | None) -> tuple[Tensor, Any]:
+
+def as_shared(memory: Neighbours | None, size: int, dtype: torch.dtype) -> dict[str, Tensor]:
+    """What the model makes of neighbours for a unit: any vector of `size` for each of their tokens."""
+    if memory is None:
+        return {}
+    vectors = torch.randn(V, size, dtype=dtype, generator=torch.Generator().manual_seed(6))
+    inside = torch.arange(memory.tokens.shape[2]) < memory.length[..., None]
+    return {AT: memory.at, ENCODED: vectors[memory.tokens] * inside[..., None], LENGTH: memory.length}
+
+
+def unit_reading(name: str, variant: Sections, dtype: torch.dtype, time: int = T) -> Reading:
+    preset = preset_of(variant)
+    unit = randomised(UNITS[name](preset), dtype)
+
+    def read(x: Tensor, state: Any, restart: Tensor | None, memory: Neighbours | None) -> tuple[Tensor, Any]:
         start, inner = state
-        context = Context(restart=restart).derived(x[..., 0], start, carry=True)
+        context = Context(restart=restart, shared=as_shared(memory, encoder_size(preset), dtype)).derived(x[..., 0], start, carry=True)
         mixed = unit(x, inner, context)
         return mixed.y, (context.position[:, -1] + 1 if x.shape[1] else start, mixed.state)
 
     text = torch.randn(B, time, MODEL["hidden_size"], dtype=dtype, generator=torch.Generator().manual_seed(2))
-    return with_thresholds_between(Reading(read, lambda rows: (torch.zeros(rows, dtype=torch.int64), unit.initial_state(rows)), unit, text))
+    memory = neighbours(preset, time) if name == "retro" else None
+    return with_thresholds_between(Reading(read, lambda rows: (torch.zeros(rows, dtype=torch.int64), unit.initial_state(rows)), unit, text, memory))
 
 
 def model_reading(variant: Sections, dtype: torch.dtype, time: int = T) -> Reading:
-    return reading_of(randomised(build_model(preset_of(variant), V), dtype), time)
+    return reading_of(preset_of(variant), dtype, time)
 
 
-def reading_of(model: nn.Module, time: int) -> Reading:
-    def read(tokens: Tensor, state: Any, restart: Tensor | None) -> tuple[Tensor, Any]:
-        out = model(tokens, state, Context(restart=restart))
+def reading_of(preset: Preset, dtype: torch.dtype, time: int) -> Reading:
+    model = randomised(build_model(preset, V), dtype)
+
+    def read(tokens: Tensor, state: Any, restart: Tensor | None, memory: Neighbours | None) -> tuple[Tensor, Any]:
+        out = model(tokens, state, Context(restart=restart, memory=memory))
         return out.logits, out.state
 
     text = torch.randint(V, (B, time), generator=torch.Generator().manual_seed(3))
-    return with_thresholds_between(Reading(read, model.initial_state, model, text))
+    memory = neighbours(preset, time) if any("retro" in layer for layer in model.plan) else None
+    return with_thresholds_between(Reading(read, model.initial_state, model, text, memory))
 
 
 CASES = [pytest.param(unit_reading, (name, variant), id=f"{name}-{variant}") for name in UNITS for variant in VARIANTS[name]]
@@ -222,11 +274,12 @@ CASES += [pytest.param(model_reading, (variant,), id=f"model-{name}") for name, 
 under_the_law = pytest.mark.parametrize(("make", "arguments"), CASES)
 
 
-def in_pieces(it: Reading, text: Tensor, cuts: list[int], restart: Tensor | None = None) -> tuple[Tensor, Any]:
+def in_pieces(it: Reading, text: Tensor, cuts: list[int], restart: Tensor | None = None, rows: slice = ALL) -> tuple[Tensor, Any]:
+    """Read `text`, which is the first columns of `rows` of what `it` can be fed, or something else that the same neighbours come with."""
     state, pieces, at = it.state(len(text)), [], 0
     for length in cuts:
         piece = slice(at, at + length)
-        y, state = it.read(text[:, piece], state, None if restart is None else restart[:, piece])
+        y, state = it.read(text[:, piece], state, None if restart is None else restart[:, piece], it.came(rows, piece))
         pieces.append(y)
         at += length
     assert at == text.shape[1]
@@ -270,7 +323,7 @@ def test_continuations_agree(make: Callable[..., Reading], arguments: tuple[Any,
     it = make(*arguments, torch.float64, 3 * T)
     before, after = it.text[:, :T], it.text[:, T:]
     for restart in (None, restarts()):
-        continued = [it.read(after, in_pieces(it, before, cuts, restart)[1], None)[0] for cuts in ([T], *CUTS.values())]
+        continued = [it.read(after, in_pieces(it, before, cuts, restart)[1], None, it.came(ALL, slice(T, None)))[0] for cuts in ([T], *CUTS.values())]
         for other in continued[1:]:
             close(other, continued[0], torch.float64)
 
@@ -279,12 +332,13 @@ def test_continuations_agree(make: Callable[..., Reading], arguments: tuple[Any,
 @under_the_law
 def test_packed_documents_equal_documents_one_by_one(make: Callable[..., Reading], arguments: tuple[Any, ...], carried: bool) -> None:
     it = make(*arguments, torch.float64)
-    packed, _ = it.read(it.text, in_pieces(it, it.text, [T])[1] if carried else it.state(B), restarts())
+    packed, _ = it.read(it.text, in_pieces(it, it.text, [T])[1] if carried else it.state(B), restarts(), it.came())
     for row in range(B):
         starts = restarts()[row].nonzero().flatten().tolist()
         for start, stop in itertools.pairwise([*starts, T]):
-            alone, _ = it.read(it.text[row : row + 1, start:stop], it.state(1), None)
-            close(packed[row : row + 1, start:stop], alone, torch.float64)
+            rows, columns = slice(row, row + 1), slice(start, stop)
+            alone, _ = it.read(it.text[rows, columns], it.state(1), None, it.came(rows, columns))
+            close(packed[rows, columns], alone, torch.float64)
 
 
 @under_the_law
@@ -292,8 +346,9 @@ def test_rows_do_not_see_each_other(make: Callable[..., Reading], arguments: tup
     it = make(*arguments, torch.float64)
     together, _ = in_pieces(it, it.text, CUTS["uneven"], restarts())
     for row in range(B):
-        alone, _ = in_pieces(it, it.text[row : row + 1], CUTS["uneven"], restarts()[row : row + 1])
-        close(together[row : row + 1], alone, torch.float64)
+        rows = slice(row, row + 1)
+        alone, _ = in_pieces(it, it.text[rows], CUTS["uneven"], restarts()[rows], rows)
+        close(together[rows], alone, torch.float64)
 
 
 @pytest.mark.parametrize("with_restarts", [False, True], ids=["one document", "restarts"])
@@ -319,12 +374,21 @@ def test_gradients_equal(make: Callable[..., Reading], arguments: tuple[Any, ...
 def test_later_tokens_change_nothing_before(make: Callable[..., Reading], arguments: tuple[Any, ...]) -> None:
     it = make(*arguments, torch.float64)
     for restart in (None, restarts()):
-        whole, _ = it.read(it.text, it.state(B), restart)
+        whole, _ = it.read(it.text, it.state(B), restart, it.came())
         for at in (1, 11, T - 1):
             other = it.text.clone()
             other[:, at:] = other[:, at:].flip(1) * 3 % V if other.dtype == torch.int64 else 50 * other[:, at:].flip(1)
-            changed, _ = it.read(other, it.state(B), restart)
+            changed, _ = it.read(other, it.state(B), restart, changed_from(it.memory, at))
             close(changed[:, :at], whole[:, :at], torch.float64)
+
+
+def changed_from(memory: Neighbours | None, column: int) -> Neighbours | None:
+    """Other neighbours for all that come at `column` or later."""
+    if memory is None:
+        return None
+    later = (memory.at % T >= column)[:, None]
+    tokens, length = torch.where(later[..., None], memory.tokens * 3 % V, memory.tokens), torch.where(later, memory.length.flip(0), memory.length)
+    return memory._replace(tokens=tokens, length=length)
 
 
 @under_the_law
@@ -333,7 +397,7 @@ def test_states_are_never_written_in_place(make: Callable[..., Reading], argumen
     _, state = in_pieces(it, it.text, [T])
     kept = tree_map(torch.clone, state)
     for restart in (None, restarts()):
-        _, after = it.read(it.text, state, restart)
+        _, after = it.read(it.text, state, restart, it.came())
         close(state, kept, torch.float64)
         assert tree_flatten(after)[1] == tree_flatten(state)[1]
         for leaf in tree_leaves(after):
@@ -353,9 +417,9 @@ def test_states_have_a_row_for_each_row_and_grow_only_where_the_plan_says(make: 
 @under_the_law
 def test_empty_pieces_and_empty_states(make: Callable[..., Reading], arguments: tuple[Any, ...]) -> None:
     it = make(*arguments, torch.float64)
-    y, state = it.read(it.text[:, :0], it.state(B), restarts()[:, :0])
+    y, state = it.read(it.text[:, :0], it.state(B), restarts()[:, :0], it.came(ALL, slice(0)))
     assert y.shape[:2] == (B, 0)
-    close(it.read(it.text, state, None)[0], it.read(it.text, it.state(B), None)[0], torch.float64)
+    close(it.read(it.text, state, None, it.came())[0], it.read(it.text, it.state(B), None, it.came())[0], torch.float64)
     assert all(isinstance(leaf, Tensor) for leaf in tree_leaves(state))
 
 
@@ -370,7 +434,7 @@ def test_routers_pick_some_tokens_and_not_others(make: Callable[..., Reading], a
 
     for router in routers_of(it.module):
         router.register_forward_hook(look)
-    it.read(it.text, it.state(B), restarts())
+    it.read(it.text, it.state(B), restarts(), it.came())
     assert all(0.1 < share < 0.9 for share in shares), shares
     assert not skipped or any(skipped)
 
@@ -386,7 +450,7 @@ def test_after_a_hundred_thousand_tokens(name: str) -> None:
     time, generator = 100_040, torch.Generator().manual_seed(4)
     it = model_reading(MODELS[name], torch.float64, time)
     restart = torch.rand(B, time, generator=generator) < 5e-5
-    whole, after = it.read(it.text, it.state(B), restart)
+    whole, after = it.read(it.text, it.state(B), restart, it.came())
     cuts = torch.rand(9, generator=generator).mul(100_000).long().sort().values.tolist()
     lengths = [end - start for start, end in itertools.pairwise([0, *cuts, 100_000])] + [1] * 40
     pieces, state = in_pieces(it, it.text, lengths, restart)
@@ -401,10 +465,10 @@ def test_shipped_models_are_under_the_law(path: Path) -> None:
     """At their own sizes, past their rows and windows, through a restart."""
     preset = load_preset(path)
     time = preset.model.seq_length + 90
-    it = reading_of(randomised(build_model(preset, V), torch.float64), time)
+    it = reading_of(preset, torch.float64, time)
     restart = torch.zeros(B, time, dtype=torch.bool)
     restart[0, 77] = True
-    whole, after = it.read(it.text, it.state(B), restart)
+    whole, after = it.read(it.text, it.state(B), restart, it.came())
     pieces, state = in_pieces(it, it.text, [1, 300, 0, time - 304, 1, 1, 1], restart)
     close(pieces, whole, torch.float64)
     close(state, after, torch.float64)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from data_sources.config import HubSource
-from lm.preset import Preset, count_parameters, model_in_words
+from lm.preset import Preset, count_parameters, layer_plan, model_in_words
 from lm.training.snapshots import Snapshot
 
 IMPORTS = "from transformers import AutoModelForCausalLM, AutoTokenizer"
@@ -64,12 +64,20 @@ def _facts(snapshot: Snapshot) -> str:
         ("preset", plain(preset.name)),
         ("parameters", f"{count.total:,}" + (f", of which a token uses {count.active:,}" if count.idle else "")),
         ("layers", model_in_words(preset)),
+        *_memory(preset),
         ("tokens in a row of training", f"{preset.model.seq_length:,}"),
         ("vocabulary", f"{len(weights['embedding.weight']):,}"),
         ("tokens read", f"{snapshot.life['tokens']:,}"),
         ("born", plain(str(snapshot.life["born"]))),
     ]
     return _table(("", ""), rows)
+
+
+def _memory(preset: Preset) -> list[tuple[str, str]]:
+    """What a model with cross-attention to neighbours does without the memory, which stays where it was trained."""
+    if not any("retro" in layer for layer in layer_plan(preset)):
+        return []
+    return [("memory", "not in this folder: its layers that attend to neighbours are given none here, and then add nothing")]
 
 
 def _sources(tokens: Mapping[str, int]) -> str:

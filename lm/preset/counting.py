@@ -92,6 +92,27 @@ def _shared_attention(preset: Preset) -> int:
     return own + (2 * model.hidden_size * model.kv_heads * model.head_size + norm) * preset.shared_attention.owns
 
 
+def _retro(preset: Preset) -> int:
+    model = preset.model
+    places = (preset.retro.chunk_size + 1) * model.hidden_size if model.position == "learned" else 0
+    keys = 2 * _encoder_size(preset) * model.kv_heads * model.head_size
+    return 2 * model.hidden_size**2 + keys + 2 * model.head_size * model.qk_norm + places
+
+
+def _encoder_size(preset: Preset) -> int:
+    head = preset.model.head_size
+    return preset.retro.encoder_size or -(-preset.model.hidden_size // (2 * head)) * head
+
+
+def _neighbour_encoder(preset: Preset) -> int:
+    """Of the network that reads neighbours for all layers of retro."""
+    model, size = preset.model, _encoder_size(preset)
+    block = 4 * size**2 + 3 * size * (-(-8 * size // (3 * 32)) * 32) + 2 * size + 2 * model.head_size * model.qk_norm
+    places = 2 * preset.retro.chunk_size * size if model.position == "learned" else 0
+    narrowing = model.hidden_size * size if size != model.hidden_size else 0
+    return narrowing + preset.retro.encoder_layers * block + size + places
+
+
 def _moe(preset: Preset) -> int:
     return _moe_expert(preset) * (preset.moe.experts + preset.moe.shared_experts) + preset.model.hidden_size * preset.moe.experts
 
@@ -135,6 +156,7 @@ UNIT_COUNTS: dict[str, Callable[[Preset], int]] = {
     "mamba2": _mamba2,
     "gla": _gla,
     "shared_attention": _shared_attention,
+    "retro": _retro,
     "moe": _moe,
     "colt5_attention": _colt5_attention,
     "colt5": _colt5,
@@ -156,7 +178,8 @@ def count_parameters(preset: Preset, vocab_size: int) -> ParameterCount | None:
     trunk = sum(UNIT_COUNTS[name](layers[depth]) for name, depth in units)
     idle = sum(IDLE_COUNTS[name](layers[depth]) for name, depth in units if name in IDLE_COUNTS)
     routers = len(depths_layers(preset)) * _router(preset, preset.mixture_of_depths)
-    return ParameterCount(vocabulary, trunk + norms + positions + routers + _options(preset, layers), idle)
+    encoder = _neighbour_encoder(preset) if any(name == "retro" for name, _ in units) else 0
+    return ParameterCount(vocabulary, trunk + norms + positions + routers + encoder + _options(preset, layers), idle)
 
 
 def _options(preset: Preset, layers: list[Preset]) -> int:

@@ -128,12 +128,21 @@ class SharedAttentionConfig(LayerMechanism):
 
 
 class RetroConfig(LayerMechanism):
-    """Cross-attention to neighbours from the memory of what was read."""
+    """A memory of what was read, and cross-attention to neighbours from it, between the mixers and the feed-forward of its layers."""
 
+    layers: Layers = Field(
+        "every:2",
+        description='Layers that attend to neighbours, beside what else stands in them: "all", "even", "odd", "first_half", "last_half", '
+        '"every:N" (the Nth, 2Nth, ...), or indices from 0. Deep models need fewer: the paper has every third from the sixth.',
+    )
     num_neighbors: int = Field(2, ge=1, le=64, description="Neighbours of each chunk.")
     chunk_size: int = Field(64, ge=2, description="Tokens in a chunk.")
     retriever_type: Literal["faiss", "exact", "external_api"] = Field("faiss", description="Index of the memory.")
-    add_cross_attention: bool = Field(True, description="Whether the trunk attends to the neighbours.")
+    add_cross_attention: bool = Field(True, description="Whether the layers attend to the neighbours; the memory is kept in either case.")
+    encoder_layers: int = Field(2, ge=1, le=64, description="Layers of the network that reads the neighbours.")
+    encoder_size: int | None = Field(
+        None, ge=1, le=65_536, description="Its width, in whole heads of the model's; half of hidden_size, rounded up to them, when null."
+    )
     index_path: str | None = Field(None, description="Folder of the memory; beside the snapshots when null.")
     memory_chunks: int = Field(1_000_000, ge=1, description="Chunks kept; the oldest leave.")
     embedder: str = Field("hashed", min_length=1, description='What finds neighbours: "hashed", or the name of a sentence model.')

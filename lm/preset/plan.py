@@ -1,7 +1,7 @@
 """The layer plan: which units stand in which layer, resolved from what the sections of a preset claim.
 
-A layer holds the mixers that claim it, in the order of MECHANISMS (attention where none does), then the feed-forwards that
-claim it (SwiGLU where none does).
+A layer holds the mixers that claim it, in the order of MECHANISMS (attention where none does), then what attends to neighbours where
+that is claimed, then the feed-forwards that claim it (SwiGLU where none does).
 """
 
 from itertools import groupby
@@ -15,7 +15,7 @@ from lm.preset.switches import Preset
 class Claim(NamedTuple):
     """What place in a layer a mechanism takes, and whether a unit for it is there."""
 
-    kind: Literal["mixer", "ffn"]
+    kind: Literal["mixer", "cross", "ffn"]  # "cross" stands between the others and takes the place of none
     built: bool
 
 
@@ -30,7 +30,7 @@ MECHANISMS: dict[str, Claim] = {
     "deltanet": Claim("mixer", built=True),
     "shared_attention": Claim("mixer", built=True),
     "colt5_attention": Claim("mixer", built=True),
-    "retro": Claim("mixer", built=False),
+    "retro": Claim("cross", built=True),
     "rwkv_channel": Claim("ffn", built=True),
     "moe": Claim("ffn", built=True),
     "colt5": Claim("ffn", built=True),
@@ -73,12 +73,17 @@ def claimed_layers(layers: Layers, num_layers: int) -> tuple[int, ...]:
 
 def layer_plan(preset: Preset) -> tuple[tuple[str, ...], ...]:
     """The unit names of each layer, first to last."""
-    claims = {name: layers_named(preset, name) for name in MECHANISMS if getattr(preset, name).enabled}
+    claims = {name: layers_named(preset, name) for name in MECHANISMS if has_units(preset, name)}
 
     def units(layer: int, kind: str) -> tuple[str, ...]:
         return tuple(name for name, layers in claims.items() if MECHANISMS[name].kind == kind and layer in layers)
 
-    return tuple((units(i, "mixer") or ("attention",)) + (units(i, "ffn") or ("swiglu",)) for i in range(preset.model.num_layers))
+    return tuple((units(i, "mixer") or ("attention",)) + units(i, "cross") + (units(i, "ffn") or ("swiglu",)) for i in range(preset.model.num_layers))
+
+
+def has_units(preset: Preset, name: str) -> bool:
+    """Whether the mechanism `name` stands in layers: it is on, and is not a memory that is kept for other uses."""
+    return getattr(preset, name).enabled and (name != "retro" or preset.retro.add_cross_attention)
 
 
 def depths_layers(preset: Preset) -> tuple[int, ...]:
@@ -101,7 +106,7 @@ def check_plan(preset: Preset) -> None:
     """ValueError, one line, for a plan that can't be built or not be trained as the preset asks."""
     plan = layer_plan(preset)
     for name, section in preset:
-        if isinstance(section, LayerMechanism) and section.enabled and not layers_named(preset, name):
+        if isinstance(section, LayerMechanism) and has_units(preset, name) and not layers_named(preset, name):
             raise ValueError(f"{name}.layers: {section.layers!r} names none of {preset.model.num_layers} layers")
     for layer in range(preset.model.num_layers):
         at_layer(preset, layer)

@@ -160,6 +160,13 @@ class Preset(Config):
         return self
 
     @model_validator(mode="after")
+    def _neighbour_encoder_fits(self) -> "Preset":
+        size, head = self.retro.encoder_size, self.model.head_size
+        if self.retro.enabled and size and size % head:
+            raise ValueError(f"retro: encoder_size {size} can't be divided into heads of {head} (model.hidden_size / model.num_heads)")
+        return self
+
+    @model_validator(mode="after")
     def _rows_fit(self) -> "Preset":
         config, length = self.train.long_context, self.model.seq_length
         longest = max((stage.seq_length for stage in self.train.seq_length_curriculum), default=0)

@@ -18,6 +18,7 @@ OUTPUT_WIDTHS: dict[str, Callable[[Preset], int]] = {
     "attention": _heads,
     "longformer": _heads,
     "shared_attention": _heads,
+    "retro": _heads,
     "s5": _hidden,
     "hyena": _hidden,
     "rwkv": _hidden,

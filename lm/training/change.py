@@ -18,6 +18,7 @@ from lm.training.headers import Header, Shape, SnapshotError, plain, preset_of
 
 NOT_THE_MODEL = {"name", "about", "train", "data", "generation"}  # sections that what the model computes does not follow from
 LAYER = re.compile(r"layers\.(\d+)\.")
+PART = re.compile(r"model\.(neighbour_encoder)\..+")  # told as one
 
 
 class Part(NamedTuple):
@@ -93,13 +94,14 @@ def _part(fate: str, names: Iterable[str], shapes: Mapping[str, Shape]) -> Part:
 
 def _in_words(names: Iterable[str]) -> str:
     """ "layers 0 to 3 and 6, embedding"."""
-    layers, others = set(), []
+    layers, others = set(), {}
     for name in names:
         found = LAYER.search(name)
         if found:
             layers.add(int(found[1]))
         else:
-            others.append(plain(name))
+            part = PART.fullmatch(name)
+            others[part[1] if part else plain(name)] = None
     runs: list[list[int]] = []
     for layer in sorted(layers):
         if runs and runs[-1][-1] == layer - 1:

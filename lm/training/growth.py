@@ -30,7 +30,11 @@ IN_UNIT = re.compile(r"(model\.layers\.\d+)\.(\d+)\.(.+)")  # layer, place in th
 GATE = re.compile(r"unit\.output\.gate\..+")
 SHARED_FFN, SCALE = re.compile(r"model\.shared_ffn\..+"), "shared_scale"
 # A unit that has a tensor of the first name reads what tensors of the second make.
-READS = {"unit.shared_query.weight": re.compile(r".+\.unit\.shared_keys\..+"), SCALE: SHARED_FFN}
+READS = {
+    "unit.shared_query.weight": re.compile(r".+\.unit\.shared_keys\..+"),
+    "unit.cross_query.weight": re.compile(r"model\.neighbour_encoder\..+"),
+    SCALE: SHARED_FFN,
+}
 
 
 class Fit(NamedTuple):

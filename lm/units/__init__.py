@@ -9,6 +9,7 @@ from lm.units.hyena import Hyena
 from lm.units.longformer import Longformer
 from lm.units.mamba2 import Mamba2
 from lm.units.moe import Moe
+from lm.units.retro import Retro
 from lm.units.rwkv import Rwkv
 from lm.units.rwkv_channel import RwkvChannel
 from lm.units.s5 import S5
@@ -27,6 +28,7 @@ UNITS: dict[str, type[Unit]] = {
     "mamba2": Mamba2,
     "gla": Gla,
     "shared_attention": SharedAttention,
+    "retro": Retro,
     "moe": Moe,
     "colt5_attention": Colt5Attention,
     "colt5": Colt5,

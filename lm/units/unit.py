@@ -35,7 +35,7 @@ class Context:
     """
 
     restart: Tensor | None = None  # (B, T) bool: a new document begins here
-    memory: Any = None  # neighbours, fetched outside the model
+    memory: Any = None  # neighbours that come with this piece (lm/units/neighbours.py), fetched outside the model
     cu_seqlens: Tensor | None = None  # (N + 1,) int32: where documents and rows begin in the flattened B * T, and its end
     any_restart: bool | None = None  # whether any document begins after state was carried to it
     scored: Tensor | None = None  # (B, T) bool: tokens that count in losses and stats; all of them when None

@@ -14,6 +14,7 @@ from transformers.models.qwen3_next.modeling_qwen3_next import Qwen3NextGatedDel
 
 from data_sources import Batch
 from lm.preset import Preset
+from lm.units.neighbours import encoder_size
 
 
 def llama_of(preset: Preset, vocab_size: int) -> LlamaForCausalLM:
@@ -102,6 +103,28 @@ class PlainRwkvChannel(nn.Module):
         change = F.pad(x, (0, 0, 1, -1)) - x
         key = torch.relu(self.key(x + change * self.shares[0])) ** 2
         return torch.sigmoid(self.receptance(x + change * self.shares[1])) * self.value(key)
+
+
+class RetroPeer(nn.Module):
+    """Cross-attention of every token to all neighbours that came to its row, under a mask: those of the chunk before, whole."""
+
+    def __init__(self, preset: Preset) -> None:
+        super().__init__()
+        self.size, self.heads, section = preset.model.hidden_size, preset.model.num_heads, preset.retro
+        self.chunk, self.slots, self.width = section.chunk_size, 2 * section.num_neighbors * section.chunk_size, encoder_size(preset)
+        self.query, self.output = nn.Linear(self.size, self.size, bias=False), nn.Linear(self.size, self.size, bias=False)
+        self.key_value = nn.Linear(self.width, 2 * self.size, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        chunks = (x.shape[1] - 1) // self.chunk
+        if not chunks:
+            return self.output(self.query(x))
+        encoded = torch.randn(len(x), chunks * self.slots, self.width, device=x.device)
+        key, value = self.key_value(encoded).chunk(2, -1)
+        query, key, value = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (self.query(x), key, value))
+        before = torch.arange(x.shape[1], device=x.device)[:, None] // self.chunk - 1
+        mask = torch.arange(chunks * self.slots, device=x.device) // self.slots == before.clamp(min=0)
+        return self.output(F.scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2).flatten(2))
 
 
 class LongformerPeer(nn.Module):
@@ -238,4 +261,5 @@ UNIT_PEERS: dict[str, Callable[[Preset], nn.Module]] = {
     "rwkv_channel": PlainRwkvChannel,
     "mamba2": Mamba2Peer,
     "gla": NaiveGla,
+    "retro": RetroPeer,
 }

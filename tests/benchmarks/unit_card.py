@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from lm.preset import MECHANISMS, Preset
 from lm.units import UNITS, Context
+from lm.units.neighbours import AT, ENCODED, LENGTH
 from tests.benchmarks.peers import UNIT_PEERS
 
 LENGTHS = (1024, 4096, 16_384, 65_536)
@@ -50,11 +51,20 @@ def unit_of(name: str) -> tuple[Preset, nn.Module]:
     return preset, unit.to(DEVICE)
 
 
-def reader(unit: nn.Module) -> Callable[[Tensor], Tensor]:
+def handed(name: str, unit: nn.Module, x: Tensor) -> dict[str, Tensor]:
+    """What the model shares with a unit that reads `x` (1, T, D): to retro whole neighbours come after each chunk, already encoded."""
+    if name != "retro":
+        return {}
+    at = torch.arange(unit.chunk, x.shape[1], unit.chunk)
+    encoded = torch.randn(len(at), unit.count, 2 * unit.chunk, unit.encoder_size, device=DEVICE)
+    return {AT: at, ENCODED: encoded, LENGTH: torch.full(encoded.shape[:2], 2 * unit.chunk, device=DEVICE)}
+
+
+def reader(unit: nn.Module, name: str) -> Callable[[Tensor], Tensor]:
     """(1, T, D) -> (1, T, D), from a fresh start, with no state kept."""
 
     def read(x: Tensor) -> Tensor:
-        context = Context().derived(x[..., 0], torch.zeros(1, dtype=torch.int64, device=DEVICE), carry=False)
+        context = Context(shared=handed(name, unit, x)).derived(x[..., 0], torch.zeros(1, dtype=torch.int64, device=DEVICE), carry=False)
         return unit(x, unit.initial_state(1), context).y
 
     return read
@@ -74,7 +84,7 @@ def peak() -> int:
 
 def measure(name: str, length: int, with_peer: bool) -> Reading:
     preset, unit = unit_of(name)
-    read, x = reader(unit), torch.randn(1, length, SIZES["hidden_size"], device=DEVICE, requires_grad=True)
+    read, x = reader(unit, name), torch.randn(1, length, SIZES["hidden_size"], device=DEVICE, requires_grad=True)
     timed(read, x[:, :64])
     before = peak()
     timed(read, x)
@@ -99,7 +109,7 @@ def decoding(name: str, place: int) -> float:
     def read(length: int) -> None:
         nonlocal state, start
         x = torch.randn(1, length, SIZES["hidden_size"], device=DEVICE)
-        state = unit(x, state, Context().derived(x[..., 0], start, carry=True)).state
+        state = unit(x, state, Context(shared=handed(name, unit, x)).derived(x[..., 0], start, carry=True)).state
         start = start + length
 
     for _ in range(place // 1024):

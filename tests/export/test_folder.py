@@ -38,6 +38,7 @@ def test_it_needs_torch_and_transformers_and_nothing_else(snapshot: Snapshot, tm
     files = {path.name for path in place.iterdir()}
     code = {name for name in files if name.endswith(".py")}
     own = {"model.py", "preset.py", "ops_rotary.py", "units.py", "units_unit.py", "units_attention.py", "units_options.py", "units_swiglu.py"}
+    own |= {"units_neighbours.py"}  # and any may attend to neighbours
     own |= {"ops_picking.py", "ops_scan.py", "units_mixture_of_depths.py", "units_router.py", "units_subsequence.py"}  # any layer may be for some tokens
     assert code == own | {"modeling_perennial.py", "configuration_perennial.py"}
     plain = {"config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors", "README.md"}
@@ -162,6 +163,13 @@ def test_the_card_tells_the_facts(snapshot: Snapshot, tmp_path: Path) -> None:
     assert all(row in card.splitlines() for row in rows)
     assert "A little one." in card and "library_name: transformers" in card
     assert said == ["writing the code", "writing the tokenizer and the card", "writing the weights"]
+
+
+def test_the_card_says_that_a_memory_stays_behind(tokenizer_json: str, tmp_path: Path) -> None:
+    row = "| memory | not in this folder: its layers that attend to neighbours are given none here, and then add nothing |"
+    for retro, said in (({"enabled": True}, True), ({"enabled": True, "add_cross_attention": False}, False), ({}, False)):
+        place = export_snapshot(snapshot_of(preset_of("reads on", retro=retro), tokenizer_json), tmp_path)
+        assert (row in (place / "README.md").read_text(encoding="utf-8").splitlines()) == said
 
 
 def test_names_from_outside_are_only_words(tokenizer_json: str, tmp_path: Path) -> None:

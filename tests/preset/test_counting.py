@@ -7,6 +7,7 @@ import torch
 
 from lm.model import build_model
 from lm.preset import MECHANISMS, Preset, count_parameters
+from lm.preset.counting import UNIT_COUNTS
 from lm.preset.options import check_options
 
 SIZES: list[dict[str, Any]] = [
@@ -52,8 +53,19 @@ def test_count_with_options_of_the_plan(sections: dict[str, Any]) -> None:
     assert sum(tensor.numel() for tensor in built.state_dict().values()) == count_parameters(preset, 31).total
 
 
-def test_no_count_for_what_is_not_built() -> None:
+def test_no_count_for_what_is_not_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(UNIT_COUNTS, "retro")
     assert count_parameters(Preset.model_validate({"data": {"sources": ["c4"]}, "retro": {"enabled": True}}), 31) is None
+
+
+@pytest.mark.parametrize("section", [{"encoder_size": 36, "chunk_size": 5}, {"encoder_layers": 3, "layers": "all"}, {"add_cross_attention": False}], ids=str)
+@pytest.mark.parametrize("model", SIZES, ids=str)
+def test_count_with_neighbours(model: dict[str, Any], section: dict[str, Any]) -> None:
+    sizes = {"hidden_size": 24, "num_heads": 2, "num_layers": 3} | model
+    preset = Preset.model_validate({"model": sizes, "data": {"sources": ["c4"]}, "retro": {"enabled": True} | section})
+    built = build_model(preset, 31)
+    assert count_parameters(preset, 31).total == sum(parameter.numel() for parameter in built.parameters())
+    assert (built.neighbour_encoder is None) == (section.get("add_cross_attention") is False)
 
 
 @pytest.mark.parametrize("section", [{}, {"experts": 5, "experts_per_token": 3, "shared_experts": 2}, {"experts_per_token": 1, "expert_size": 7}], ids=str)

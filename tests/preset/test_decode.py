@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from lm.preset import PresetError, at_layer, layer_plan, load_preset, model_in_words, plan_in_words, preset_from_json
+from lm.preset import PresetError, at_layer, layer_options, layer_plan, load_preset, model_in_words, plan_in_words, preset_from_json
 from lm.preset.plan import not_built
 
 MISSION_AUXILIARY = """
@@ -172,6 +172,15 @@ REFUSED = [
     ({"shared_ffn": {"enabled": True, "private_share": 0.95}, "model": {"ffn_size": 3}}, "shared_ffn: of 3 channels private_share 0.95 leaves none"),
     ({"shared_ffn": {"enabled": True, "private_share": 1}}, "shared_ffn.private_share: found 1; allowed: a number from 0"),
     ({"hyena": {"layers": "all", "use_in_layers": "all"}}, "hyena.use_in_layers: is the older name of layers"),
+    (
+        {"retro": {"enabled": True, "encoder_size": 100}},
+        "retro: encoder_size 100 can't be divided into heads of 64 (model.hidden_size / model.num_heads)",
+    ),
+    ({"model": {"num_layers": 1}, "retro": {"enabled": True}}, "retro.layers: 'every:2' names none of 1 layers"),
+    (
+        {"retro": {"enabled": True}, "mixture_of_depths": {"enabled": True, "layers": "odd"}},
+        "mixture_of_depths: layer 1 holds retro, which needs every token; leave the layer out of mixture_of_depths.layers",
+    ),
     ({"retro": {"retriever_type": "external_api"}}, 'retro: retriever_type "external_api" is refused: no outside service'),
     ({"moe": {"experts": 2, "experts_per_token": 3}}, "moe: experts_per_token 3 is more than the 2 experts"),
     ({"moe": {"experts_per_token": 1, "normalise": True}}, "moe: normalise makes the weight of a token's only expert 1"),
@@ -257,6 +266,24 @@ def test_one_layer_makes_the_keys_of_all() -> None:
     preset = decoded(model={"num_layers": 6}, shared_attention={"enabled": True, "layers": [4, 1, 5]})
     assert [at_layer(preset, layer).shared_attention.owns for layer in range(6)] == [True, True, False, False, False, False]
     assert preset.shared_attention.owns and "owns" not in preset.model_dump_json()
+
+
+def test_neighbours_are_attended_to_beside_what_stands_in_a_layer() -> None:
+    sections = {"model": {"num_layers": 5}, "s5": {"enabled": True, "layers": [1]}, "longformer": {"enabled": True, "layers": [1, 2]}}
+    sections["moe"] = {"enabled": True, "layers": [3]}
+    without = layer_plan(decoded(**sections))
+    assert layer_plan(decoded(retro={"enabled": True}, **sections)) == (
+        without[0],
+        ("longformer", "s5", "retro", "swiglu"),
+        without[2],
+        ("attention", "retro", "moe"),
+        without[4],
+    )
+    assert layer_plan(decoded(retro={"enabled": True, "add_cross_attention": False}, **sections)) == without
+    alone = {"model": {"num_layers": 1}, "retro": {"enabled": True, "add_cross_attention": False}}
+    assert layer_plan(decoded(**alone)) == (("attention", "swiglu"),)
+    shared = {"retro": {"enabled": True, "layers": [0]}, "shared_ffn": {"enabled": True}, "head_gating": {"enabled": True, "layers": [0]}}
+    assert [options.gates for options in layer_options(decoded(**shared))][:2] == [(4, 4, 4), (0, 0)]
 
 
 CLAIMS = {"all": [0, 1, 2, 3, 4], "even": [0, 2, 4], "odd": [1, 3], "first_half": [0, 1, 2], "last_half": [3, 4], "every:2": [1, 3], "ffn": [0, 1, 2, 3, 4]}

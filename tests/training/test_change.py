@@ -129,7 +129,7 @@ def test_what_can_not_be_kept_is_told(lived: Path, tiny: Tiny) -> None:
 
 
 def test_what_is_not_built_is_left_to_training_to_refuse(lived: Path, tiny: Tiny) -> None:
-    assert change_of(newest(lived), tiny(retro={"enabled": True})) is None
+    assert change_of(newest(lived), tiny(ul2={"enabled": True})) is None
 
 
 def test_another_tokenizer_alone_is_asked_about(lived: Path, tiny: Tiny) -> None:
@@ -144,6 +144,11 @@ def test_born_with_means_born_with(tiny: Tiny, tmp_path: Path) -> None:
     (told,) = [text for text in of(events, "notice", "text") if "born" in text]
     assert change_of(newest(tmp_path), tiny()) is None
     assert (change := change_of(newest(tmp_path), other)) is not None and change.tokenizer == told
+
+
+def test_an_encoder_is_told_as_one_part() -> None:
+    names = ["model.layers.1.1.norm.weight", *(f"model.neighbour_encoder.{part}.weight" for part in ("narrow", "blocks.0.down", "blocks.1.down"))]
+    assert _in_words([*names, "model.norm.weight"]) == "layer 1, neighbour_encoder, norm"
 
 
 def test_layers_in_words() -> None:

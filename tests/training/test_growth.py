@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 import torch
 
-from lm.model import build_model
+from lm.model import Context, build_model
 from lm.preset import Preset
 from lm.training import train
 from lm.training.growth import fit, fitted, fitted_moments
 from lm.training.learner import Learner
 from lm.training.snapshots import Snapshots
+from lm.units.retro import Neighbours
 
 Tiny = Callable[..., Preset]
 V = 53
@@ -122,6 +123,43 @@ def test_gates_that_come_change_nothing_and_those_that_go_leave_the_unit(tiny: T
     assert sorted(back.left) == sorted(how.new) and not back.new
     _, _, other = grown(tiny(**sections, **gates), tiny(**sections, head_gating={"enabled": True, "ffn_groups": 2}))
     assert other.new == other.left and all(".1.unit.output.gate." in name for name in other.new)
+
+
+def neighbours_of(preset: Preset) -> Neighbours:
+    count, size, generator = preset.retro.num_neighbors, 2 * preset.retro.chunk_size, torch.Generator().manual_seed(2)
+    tokens = torch.randint(V, (4, count, size), generator=generator)
+    return Neighbours(torch.tensor([3, 9, 31, 50]), tokens, torch.randint(1, size, (4, count), generator=generator))
+
+
+@pytest.mark.parametrize("mixer", ["attention", "s5"])
+def test_neighbours_that_come_to_be_attended_to_change_nothing(tiny: Tiny, mixer: str) -> None:
+    """Bit for bit, handed in or not; the feed-forwards stand one place further. And what it was remains when they are no more."""
+    sections = {} if mixer == "attention" else {mixer: {"enabled": True}}
+    new = tiny(**sections, retro={"enabled": True, "layers": "all", "chunk_size": 8})
+    before, after, how = grown(tiny(**sections), new)
+    assert after.plan == ((mixer, "retro", "swiglu"),) * 2 and not how.left and not how.grown
+    assert {name.split(".")[3] if "layers" in name else name.split(".")[1] for name in how.new} == {"1", "neighbour_encoder"}
+    logits = before(tokens(31)).logits
+    assert all(torch.equal(after(tokens(31), None, Context(memory=memory)).logits, logits) for memory in (None, neighbours_of(new)))
+    _, _, back = grown(new, tiny(**sections))
+    assert sorted(back.left) == sorted(how.new) and not back.new
+
+
+def test_a_memory_that_no_layer_attends_to_makes_no_other_model(tiny: Tiny) -> None:
+    assert grown(tiny(), tiny(retro={"enabled": True, "add_cross_attention": False}))[2].is_whole
+
+
+def test_more_layers_come_to_attend_to_neighbours_and_another_encoder_is_not_read(tiny: Tiny) -> None:
+    """The encoder is the model's, whichever layers there are. With another one what was learned about the old one's vectors would be noise."""
+    two, all_four = (tiny(model={"num_layers": 4}, retro={"enabled": True, "layers": layers, "chunk_size": 8}) for layers in ([1, 3], "all"))
+    before, after, how = grown(two, all_four)
+    assert not how.left and {name.split(".")[2] for name in how.new} == {"0", "2"}
+    memory = neighbours_of(two)
+    found, meant = (model(tokens(31), None, Context(memory=memory)).logits for model in (after, before))
+    assert torch.equal(found, meant) and not torch.equal(found, before(tokens(31)).logits)
+    before, after, how = grown(two, tiny(model={"num_layers": 4}, retro={"enabled": True, "layers": [1, 3], "chunk_size": 8, "encoder_layers": 3}))
+    assert {name.split(".")[3] for name in how.new if "layers" in name} == {"1"}
+    assert torch.equal(after(tokens(31), None, Context(memory=memory)).logits, before(tokens(31)).logits)
 
 
 @pytest.mark.parametrize("share", [0.125, 0.0])

@@ -81,6 +81,7 @@ EVERYTHING = {  # every mechanism that is built, and every option of the plan, i
     "deltanet": {"enabled": True, "layers": [7]},
     "colt5_attention": {"enabled": True, "layers": [8], "window": 8},
     "shared_attention": {"enabled": True, "layers": [9, 10, 11]},
+    "retro": {"enabled": True, "layers": [1, 6, 9], "chunk_size": 8},
     "rwkv_channel": {"enabled": True, "layers": [4]},
     "moe": {"enabled": True, "layers": [1, 5, 9]},
     "colt5": {"enabled": True, "layers": [2, 6, 10]},

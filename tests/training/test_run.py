@@ -216,8 +216,8 @@ def test_snapshots_come_by_tokens_too(tiny: Tiny, tmp_path: Path) -> None:
 
 
 def test_what_is_not_built_is_refused(tiny: Tiny, tmp_path: Path) -> None:
-    with pytest.raises(Halted, match=r"retro\.enabled is not built yet"):
-        train(tiny(retro={"enabled": True}), tmp_path)
+    with pytest.raises(Halted, match=r"ul2\.enabled is not built yet"):
+        train(tiny(ul2={"enabled": True}), tmp_path)
     assert not list(tmp_path.iterdir())
 
 

@@ -1,6 +1,7 @@
 """The model as transformers knows models. What it computes is in model.py and units.py; here are only the names that transformers uses.
 
 A cache is the model's own state. It is never changed: each call gives a new one, and an older one is still good.
+A memory that the model was trained with is not here: no neighbours are handed in, and what attends to them adds exactly nothing.
 
 Sizes: B rows, T tokens, V vocabulary.
 """

@@ -1,0 +1,179 @@
+"""Whether models learn to read their neighbours, and what that costs: python -m tests.benchmarks.neighbours
+
+    copying  models of the same first weights, taught on the same real text. To one come, after each chunk, two neighbours of which one is that
+             chunk and what follows it, with a share of its tokens replaced by others; to one two that belong elsewhere; to one none. Held-out
+             nats a token past the first chunk of rows, and what the first one says when it is handed the others' neighbours, or none
+    time     a forward and backward pass of one layer's cross-attention, against the same with dense attention to all neighbours of the row
+             under a mask, and against causal attention; and of a model with neighbours against the model without
+
+NEIGHBOURS_PARTS="time" leaves the other out. NEIGHBOURS_TOKENS (500,000) and NEIGHBOURS_SEEDS ("0 1") belong to the first. Text: the Hub that
+HF_ENDPOINT leads to, else installed documentation.
+"""
+
+import os
+import statistics
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from data_sources import Batch, open_stream
+from data_sources.tokenizer import build_tokenizer
+from lm.model import Context, Model, build_model
+from lm.preset import Preset, count_parameters, load_preset
+from lm.units.retro import Neighbours
+from tests.benchmarks.learning import factor
+from tests.benchmarks.peers import stepper
+from tests.benchmarks.text import LOCAL
+from tests.benchmarks.unit_card import DEVICE, UNIT_PEERS, reader, unit_of
+
+PARTS = os.environ.get("NEIGHBOURS_PARTS", "copying time").split()
+TOKENS = int(os.environ.get("NEIGHBOURS_TOKENS", 500_000))
+SEEDS = tuple(map(int, os.environ.get("NEIGHBOURS_SEEDS", "0 1").split()))
+MODEL = {"hidden_size": 64, "num_layers": 4, "num_heads": 4, "seq_length": 256}
+RETRO = {"enabled": True, "chunk_size": 32, "num_neighbors": 2}
+ROWS, HELD_OUT_BATCHES, RATE, VOCABULARY, REPLACED = 8, 8, 2e-3, 2048, 0.15
+LENGTHS, READINGS = (1024, 4096), 9
+Source = Callable[[Batch, torch.Generator], Neighbours | None]
+
+
+def chunks_of(batch: Batch) -> tuple[Tensor, Tensor]:
+    """Where neighbours come (B * (M - 1),), behind each chunk but the last of a row, and that chunk with the next (B * (M - 1), R)."""
+    size, (rows, length) = RETRO["chunk_size"], batch.tokens.shape
+    at = torch.arange(rows)[:, None] * length + torch.arange(size, length, size)
+    return at.flatten(), batch.tokens.unfold(1, 2 * size, size).flatten(0, 1)
+
+
+def elsewhere(batch: Batch, generator: torch.Generator) -> Neighbours:
+    """Real chunks, all of them of other rows."""
+    at, found = chunks_of(batch)
+    each, rows = len(found) // len(batch.tokens), len(batch.tokens)
+    other = torch.randint(1, rows, (len(at), 2), generator=generator) + torch.arange(rows).repeat_interleave(each)[:, None]
+    tokens = found[other % rows * each + torch.randint(each, other.shape, generator=generator)]
+    return Neighbours(at, tokens, torch.full(other.shape, tokens.shape[2]))
+
+
+def answers(batch: Batch, generator: torch.Generator) -> Neighbours:
+    """One of the two, by chance, is what stands there, with tokens replaced by any of the text's."""
+    memory, (_, found) = elsewhere(batch, generator), chunks_of(batch)
+    some = batch.tokens.flatten()[torch.randint(batch.tokens.numel(), found.shape, generator=generator)]
+    noisy = torch.where(torch.rand(found.shape, generator=generator) < REPLACED, some, found)
+    which = torch.randint(2, (len(found), 1), generator=generator) == torch.arange(2)
+    return memory._replace(tokens=torch.where(which[..., None], noisy[:, None], memory.tokens))
+
+
+def nothing(batch: Batch, generator: torch.Generator) -> None:
+    return None
+
+
+SOURCES: dict[str, Source] = {"answers": answers, "elsewhere": elsewhere, "none": nothing}
+
+
+class Reads(nn.Module):
+    """A model's loss past the first chunk of rows, with neighbours of a source."""
+
+    def __init__(self, model: Model, source: Source, seed: int) -> None:
+        super().__init__()
+        self.model, self.source, self.generator = model, source, torch.Generator().manual_seed(seed)
+
+    def forward(self, batch: Batch) -> Tensor:
+        memory = self.source(batch, self.generator)
+        context = Context(restart=batch.restart, cu_seqlens=batch.cu_seqlens, any_restart=batch.any_restart, memory=memory)
+        first = RETRO["chunk_size"]
+        return F.cross_entropy(self.model(batch.tokens, None, context).logits[:, first:].flatten(0, 1), batch.targets[:, first:].flatten())
+
+
+@torch.no_grad()
+def measured(model: Model, source: Source, held: list[Batch]) -> float:
+    reads = Reads(model, source, seed=7)
+    return statistics.mean(float(reads(batch)) for batch in held)
+
+
+def preset_of(**sections: Any) -> Preset:
+    return Preset.model_validate({"model": MODEL, "data": {"sources": ["c4"]}, **sections})
+
+
+def copying() -> None:
+    data = load_preset("configs/00_best_general.json").data if os.environ.get("HF_ENDPOINT") else LOCAL
+    tokenizer = build_tokenizer(data.model_copy(update={"vocab_size": VOCABULARY}), seed=0)
+    preset, length, steps = preset_of(retro=RETRO), MODEL["seq_length"], TOKENS // (ROWS * MODEL["seq_length"])
+    with open_stream(data, tokenizer, length, ROWS, part="held_out") as stream:
+        held = [next(stream)[0] for _ in range(HELD_OUT_BATCHES)]
+    for seed in SEEDS:
+        models, takers = {}, {}
+        for name, source in SOURCES.items():
+            torch.manual_seed(seed)
+            models[name] = build_model(preset, len(tokenizer))
+            reads = Reads(models[name], source, seed)
+            takers[name] = stepper(reads, reads, RATE)
+        with open_stream(data, tokenizer, length, ROWS, seed=seed) as stream:
+            for index in range(steps):
+                batch, _ = next(stream)
+                for take in takers.values():
+                    take(batch, factor(index, steps))
+                if (index + 1) % max(steps // 4, 1) == 0:
+                    told = ", ".join(f"{name} {measured(models[name], SOURCES[name], held):.3f}" for name in models)
+                    print(f"seed {seed}, {(index + 1) * ROWS * length:,} tokens, nats a token: {told}", flush=True)
+        told = ", ".join(f"{name} {measured(models['answers'], source, held):.3f}" for name, source in SOURCES.items())
+        print(f"seed {seed}: the one taught with answers, handed {told}", flush=True)
+
+
+def timed(read: Callable[[], Tensor]) -> float:
+    began = time.perf_counter()
+    read().square().mean().backward()
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - began
+
+
+def against(reads: dict[str, Callable[[], Tensor]]) -> dict[str, list[float]]:
+    """Seconds of each, in turns."""
+    for read in reads.values():
+        timed(read)
+    found = [{name: timed(read) for name, read in reads.items()} for _ in range(READINGS)]
+    return {name: [each[name] for each in found] for name in reads}
+
+
+def times() -> None:
+    for length in LENGTHS:
+        x = torch.randn(1, length, 256, device=DEVICE, requires_grad=True)
+        preset, unit = unit_of("retro")
+        _, attention = unit_of("attention")
+        dense = UNIT_PEERS["retro"](preset).to(DEVICE)
+        readers = {"retro": reader(unit, "retro"), "dense": dense, "attention": reader(attention, "attention")}
+        told(length, against({name: partial(read, x) for name, read in readers.items()}), "retro")
+    for length in LENGTHS:
+        sizes = {"hidden_size": 256, "num_layers": 4, "num_heads": 4, "seq_length": length}
+        tokens, at = torch.randint(VOCABULARY, (1, length), device=DEVICE), torch.arange(64, length, 64)
+        memory = Neighbours(at, torch.randint(VOCABULARY, (len(at), 2, 128)), torch.full((len(at), 2), 128)).to(DEVICE)
+        reads = {}
+        for name, section, handed in (("with", {"retro": {"enabled": True}}, memory), ("without", {}, None)):
+            preset = preset_of(**section, model=sizes)
+            reads[name] = partial(hidden, build_model(preset, VOCABULARY).to(DEVICE), tokens, handed)
+            print(f"model {name} neighbours: {count_parameters(preset, VOCABULARY).total:,} parameters")
+        told(length, against(reads), "without")
+
+
+def hidden(model: Model, tokens: Tensor, memory: Neighbours | None) -> Tensor:
+    return model(tokens, None, Context(memory=memory)).hidden
+
+
+def told(length: int, seconds: dict[str, list[float]], base: str) -> None:
+    for name, each in seconds.items():
+        ratios = [one / other for one, other in zip(each, seconds[base], strict=True)]
+        print(f"T {length:,}: {name:10} {1e3 * statistics.median(each):8.1f} ms, {statistics.median(ratios):5.2f} times {base}", flush=True)
+
+
+def main() -> None:
+    print(f"{DEVICE.type}, float32, {torch.get_num_threads()} threads", flush=True)
+    for part, measure in {"copying": copying, "time": times}.items():
+        if part in PARTS:
+            measure()
+
+
+if __name__ == "__main__":
+    main()
