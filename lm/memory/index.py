@@ -31,6 +31,7 @@ from lm.memory.store import Store
 UNIT = 65_536  # chunks of the smallest block
 LEVELS, GROWTH = 3, 4
 LAG = 4  # a block of N chunks serves from N / LAG chunks past its end on
+PROBED = 0.5  # part of a block's lists that a question looks into
 ROUNDS = 8  # of k-means
 SAMPLE = 48  # chunks for each centroid
 FOLDER, SUFFIX = "index", ".faiss"
@@ -65,7 +66,9 @@ def plan(floor: int, first: int, length: int, blocks: list[int]) -> tuple[list[B
     found, at = [], first
     while True:
         fitting = (Block(at // size * size, size) for size in blocks)
-        block = next((block for block in fitting if block.start >= floor and block.end + block.size // LAG <= length and (block.start == at or not found)), None)
+        block = next(
+            (block for block in fitting if block.start >= floor and block.end + block.size // LAG <= length and (block.start == at or not found)), None
+        )
         if block is None:
             return found, at
         found.append(block)
@@ -120,9 +123,8 @@ def inverted_file(vectors: np.ndarray, lists: int, should_stop: Callable[[], boo
 class Indexes:
     """The indexes of a memory's blocks, in files that all of its processes share."""
 
-    def __init__(self, folder: Path, probed: float):
-        """`probed`: part of a block's lists that a question looks into."""
-        self.folder, self._probed = folder / FOLDER, probed
+    def __init__(self, folder: Path):
+        self.folder = folder / FOLDER
         self._opened: dict[Block, Any] = {}
 
     def search(self, store: Store, block: Block, vectors: np.ndarray, first: int, exclude: np.ndarray, best: Nearest) -> Nearest:
@@ -147,7 +149,7 @@ class Indexes:
         index = self.open(store, block)
         faiss.omp_set_num_threads(1)
         chosen = faiss.IDSelectorRange(max(0, first - block.start), block.size) if first > block.start else None
-        settings = faiss.SearchParametersIVF(sel=chosen, nprobe=max(1, round(self._probed * block.lists)))
+        settings = faiss.SearchParametersIVF(sel=chosen, nprobe=max(1, round(PROBED * block.lists)))
         scores, places = index.search(vectors.astype(np.float32), min(wanted, block.size), params=settings)
         return scores, np.where(places >= 0, places + block.start, NONE)
 

@@ -1,9 +1,8 @@
-"""How a memory lies on disk: its header, the columns of a segment, and checksums that notice every changed bit.
+"""How a memory lies on disk: the columns of a segment, and checksums that notice every changed bit.
 
-    folder/memory.json                   the header: what all chunks have in common
-    folder/writer-5f00c1d2a37b.json      a manifest: the files that a writer goes on from, and its own
+    folder/writer-5f00c1d2a37b.json      a manifest: what a writer's chunks have in common, the files that it goes on from, and its own
     folder/00000003-5f00c1d2a37b.chunks  a segment: room for `segment` chunks, column by column, of a fixed size
-    folder/00000003-5f00c1d2a37b.about   one line of JSON for each document that a segment's chunks are of, behind its checksum
+    folder/00000003-5f00c1d2a37b.about   a line for each document that a segment's chunks are of, behind its checksum
 
 Sizes: N chunks, C chunk_size tokens, D vector_size, S chunks of a segment.
 """
@@ -13,13 +12,12 @@ import os
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from data_sources.disk import discard, sync_folder
 
-HEADER = "memory.json"
 FORMAT = 1
 SEGMENT = 16_384  # chunks
 LONGEST = 1000  # characters of a source's name and of a place
@@ -55,20 +53,12 @@ class Shape(NamedTuple):
             at += self.segment * np.dtype(kind).itemsize * max(1, width)
         return found | {"end": at}
 
-    @classmethod
-    def read(cls, folder: Path) -> Self | None:
-        """The shape of the memory in `folder`; None where there is none. MemoryFault where its header can't be read."""
-        try:
-            held = read_json(folder / HEADER)
-        except FileNotFoundError:
-            return None
-        if held.get("format") != FORMAT:
-            raise MemoryFault(f"{folder / HEADER}: format {held.get('format')}; this program reads format {FORMAT}")
-        return cls(**{name: held[name] for name in cls._fields})
-
-    def write(self, folder: Path) -> None:
-        """Begin a memory of this shape in `folder`."""
-        write_json(folder / HEADER, {"format": FORMAT} | self._asdict())
+    def require(self, wanted: "Shape", folder: Path) -> None:
+        """MemoryFault where this is another shape than the one that is wanted."""
+        pairs = zip(self._fields, self, wanted, strict=True)
+        differ = [f"{name} {ours} in place of {theirs}" for name, ours, theirs in pairs if ours != theirs]
+        if differ:
+            raise MemoryFault(f"{folder}: what is there has {', '.join(differ)}; another memory has to begin")
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -24,7 +24,7 @@ from typing import IO, Any, NamedTuple, Self
 import numpy as np
 
 from data_sources.disk import discard, sync_folder
-from lm.memory.layout import LONGEST, MemoryFault, Shape, checksums, in_short, line_of, read_json, text_of, write_json
+from lm.memory.layout import FORMAT, LONGEST, MemoryFault, Shape, checksums, in_short, line_of, read_json, text_of, write_json
 
 OWN_FILE = re.compile(r"writer-[0-9a-f]{12}\.json|[0-9]{8}-[0-9a-f]{12}\.(chunks|about)|[a-z0-9-]+\.tmp")
 LINE = 8 + 2 + 2 * (12 * LONGEST + 2) + 4  # bytes: no line about a document is longer
@@ -43,6 +43,7 @@ class State(NamedTuple):
 class Manifest(NamedTuple):
     """Which files a writer's memory is in."""
 
+    shape: Shape
     floor: int  # no chunk before this one was there when the writer began
     runs: tuple[tuple[int, int], ...]  # (segment, writer): from this segment on, to the next run's, they are that writer's
 
@@ -53,11 +54,14 @@ class Manifest(NamedTuple):
             held = read_json(manifest_path(folder, writer))
         except FileNotFoundError:
             raise MemoryFault(f"{folder}: of writer {writer:012x} nothing is there") from None
-        return cls(held["floor"], tuple((first, int(number, 16)) for first, number in held["runs"]))
+        if held["format"] != FORMAT:
+            raise MemoryFault(f"{manifest_path(folder, writer)}: format {held['format']}; this program reads format {FORMAT}")
+        return cls(Shape(**held["shape"]), held["floor"], tuple((first, int(number, 16)) for first, number in held["runs"]))
 
     def write(self, folder: Path, writer: int) -> None:
+        """Put it where `read` finds it."""
         runs = [(first, f"{number:012x}") for first, number in self.runs]
-        write_json(manifest_path(folder, writer), {"floor": self.floor, "runs": runs})
+        write_json(manifest_path(folder, writer), {"format": FORMAT, "shape": self.shape._asdict(), "floor": self.floor, "runs": runs})
 
     def writer(self, segment: int) -> int:
         """Whose the file of a segment is."""
@@ -77,10 +81,11 @@ def manifest_path(folder: Path, writer: int) -> Path:
 class Store:
     """The chunks of one writer, for reading. Which of them are there yet is the caller's to know."""
 
-    def __init__(self, folder: Path, shape: Shape, writer: int):
-        """MemoryFault where that writer's files are not there."""
-        self.folder, self.shape, self.writer = folder, shape, writer
+    def __init__(self, folder: Path, writer: int):
+        """MemoryFault where that writer's manifest can't be read."""
+        self.folder, self.writer = folder, writer
         self.manifest = Manifest.read(folder, writer)
+        self.shape = self.manifest.shape
         self._segments: dict[int, Mapping[str, np.ndarray]] = {}
         self._checked: dict[int, int] = {}  # by segment: up to where
 
@@ -230,11 +235,12 @@ class Writer:
     def _begin(self, folder: Path, shape: Shape, state: State | None, floor: int) -> None:
         number, length = secrets.randbits(48), state.length if state else 0
         own = length // shape.segment  # the first segment in a file of its own
-        before = Store(folder, shape, state.writer) if state else None
-        manifest = before.manifest if before else Manifest(0, ())
+        before = Store(folder, state.writer) if state else None
+        manifest = before.manifest if before else Manifest(shape, 0, ())
+        manifest.shape.require(shape, folder)
         floor = max(manifest.floor, floor)
         manifest.gone_on(floor, own, number).write(folder, number)
-        self.store = Store(folder, shape, number)
+        self.store = Store(folder, number)
         self.length = max(floor, own * shape.segment)
         self._ends: dict[int, int] = {}  # bytes about documents, by segment
         self._known: dict[tuple[int, int, About], int] = {}  # where a document's line is
@@ -299,7 +305,8 @@ class Writer:
         self._lock.close()
 
     def _names(self, first: int, state: State) -> set[str]:
-        store, size = Store(self.store.folder, self.store.shape, state.writer), self.store.shape.segment
+        store = Store(self.store.folder, state.writer)
+        size = store.shape.segment
         files = {store.path(segment, kind).name for segment in range(first // size, -(-state.length // size)) for kind in ("chunks", "about")}
         return files | {manifest_path(store.folder, state.writer).name}
 
