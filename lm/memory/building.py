@@ -1,4 +1,4 @@
-"""The process that indexes a block while training goes on: python -m lm.memory.building FOLDER WRITER START SIZE
+"""The process that indexes a block while training goes on: python -m lm.memory.building FOLDER WRITER START END
 
 It ends when it is done, or when the process that began it has ended. A file is written as a whole or not at all.
 """

@@ -54,8 +54,8 @@ class Shape(NamedTuple):
         return found | {"end": at}
 
     def require(self, wanted: "Shape", folder: Path) -> None:
-        """MemoryFault where this is another shape than the one that is wanted."""
-        pairs = zip(self._fields, self, wanted, strict=True)
+        """MemoryFault where this is another shape than the one that is wanted. A memory keeps the segments that it began with."""
+        pairs = zip(self._fields[:-1], self[:-1], wanted[:-1], strict=True)
         differ = [f"{name} {ours} in place of {theirs}" for name, ours, theirs in pairs if ours != theirs]
         if differ:
             raise MemoryFault(f"{folder}: what is there has {', '.join(differ)}; another memory has to begin")

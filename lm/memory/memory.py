@@ -12,7 +12,6 @@ of which index was ready. One process writes; any number of others open the same
 Sizes: Q queries, k neighbours, N chunks, C chunk_size.
 """
 
-import os
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
@@ -22,7 +21,7 @@ from typing import NamedTuple, Self
 import numpy as np
 
 from lm.memory.embedder import Embedder, scale
-from lm.memory.index import UNIT, Block, Indexes, due, plan, sizes
+from lm.memory.index import UNIT, Block, Indexes, due, plan
 from lm.memory.layout import SEGMENT, MemoryFault, Shape
 from lm.memory.nearest import NONE, Nearest, exact
 from lm.memory.store import About, State, Store, Writer
@@ -35,7 +34,10 @@ class Options(NamedTuple):
 
     memory_chunks: int = 1_000_000  # past this many, the oldest are no longer found
     retriever_type: str = "faiss"  # or "exact": every chunk is compared
-    unit: int = UNIT  # chunks of the smallest block with an index
+    unit: int = UNIT  # chunks of a block with an index
+
+
+DEFAULT = Options()
 
 
 class Chunks(NamedTuple):
@@ -71,13 +73,22 @@ class Memory:
     def __init__(self, store: Store, embedder: Embedder, options: Options, writer: Writer | None):
         self._store, self._embedder, self._options, self._writer = store, embedder, options, writer
         self._indexes = Indexes(store.folder)
-        self._blocks = sizes(options.unit, options.memory_chunks) if options.retriever_type == "faiss" else []
+        self._unit = options.unit if options.retriever_type == "faiss" else 0
         self._due: list[Block] = []
         self._building: subprocess.Popen[bytes] | None = None
 
     @classmethod
-    def open(cls, folder: Path, chunk_size: int, vocab_size: int, embedder: Embedder, state: State | None = None, *,
-             options: Options = Options(), write: bool = False, segment: int = SEGMENT) -> Self:  # fmt: skip
+    def open(
+        cls,
+        folder: Path,
+        chunk_size: int,
+        vocab_size: int,
+        embedder: Embedder,
+        state: State | None = None,
+        options: Options = DEFAULT,
+        write: bool = False,
+        segment: int = SEGMENT,
+    ) -> Self:
         """The memory in `folder` as it stood at `state`; without one, a new memory, which only a writer can open.
 
         MemoryFault, in one line: `state` is not there any more, is damaged, or is of chunks of another shape; another process writes.
@@ -86,8 +97,7 @@ class Memory:
         if options.retriever_type not in ("faiss", "exact"):
             raise ValueError(f'retriever_type is "faiss" or "exact", not "{options.retriever_type}"')
         if write:
-            first = _first(0, state.length, options) if state else 0
-            writer = Writer(folder, shape, state, _kept_from(first, sizes(options.unit, options.memory_chunks)))
+            writer = Writer(folder, shape, state, _first(0, state.length, options) if state else 0)
             return cls(writer.store, embedder, options, writer)
         if state is None:
             raise MemoryFault(f"{folder}: no memory was written yet")
@@ -119,7 +129,7 @@ class Memory:
         columns = {"document": chunks.document, "place": chunks.place, "count": chunks.count, "tokens": chunks.tokens}
         before = self.length
         self._writer.add(columns | {"vectors": self._embedder(chunks.tokens, chunks.count)}, chunks.about)
-        self._due += due(before, self.length, self._blocks)
+        self._due += due(before, self.length, self._unit)
         self._build()
 
     def sync(self) -> None:
@@ -134,9 +144,9 @@ class Memory:
         for state in {*states, self.state}:
             store = self._store_of(state)
             if store is not None:
-                floor = self._floor(store, state.length)
-                kept.append((floor, state))
-                names |= {self._indexes.name(store, block) for block in due(floor, state.length, self._blocks) if block.start >= floor}
+                first = _first(store.manifest.floor, state.length, self._options)
+                kept.append((first, state))
+                names |= {self._indexes.name(store, block) for block in due(first, state.length, self._unit) if block.start >= first}
         self._writer.tidy(kept)
         self._indexes.tidy(names)
 
@@ -150,13 +160,14 @@ class Memory:
         numbers (Q, k), -1 where there are no more; scores (Q, k), cosines, and -inf there. MemoryFault where the memory is damaged."""
         barred = np.full(len(vectors), NONE) if exclude is None else np.asarray(exclude)
         first, store = self.first(length), self._store
-        best, at = Nearest.none(len(vectors), k), first
+        best = Nearest.none(len(vectors), k)
         if len(vectors) and k:
-            served, at = plan(self._floor(store, length), first, length, self._blocks)
-            for block in served:
-                best = self._indexes.search(store, block, vectors, first, barred, best)
-            store.check(at, length)
-            best = exact(store, vectors, at, length, barred, best)
+            head, served, tail = plan(first, length, self._unit)
+            store.check(first, length)
+            best = exact(store, vectors, first, head, barred, best)
+            best = self._indexes.search(store, served, vectors, barred, best) if served else best
+            best = exact(store, vectors, tail, length, barred, best)
+            self._indexes.forget(first)
         return Nearest(best.numbers, best.scores / np.float32(scale(self._store.shape.vector_size) ** 2))
 
     def neighbours(self, numbers: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
@@ -189,11 +200,6 @@ class Memory:
         if self._writer is not None:
             self._writer.close()
 
-    def _floor(self, store: Store, length: int) -> int:
-        """The oldest chunk that has to be on disk at a length: a block is searched as a whole."""
-        first = _first(store.manifest.floor, length, self._options)
-        return max(store.manifest.floor, _kept_from(first, sizes(self._options.unit, self._options.memory_chunks)))
-
     def _store_of(self, state: State) -> Store | None:
         try:
             return Store(self._store.folder, state.writer)
@@ -204,17 +210,13 @@ class Memory:
         """Have the next block that is due indexed, once the one before is done."""
         if self._due and (self._building is None or self._building.poll() is not None):
             block = self._due.pop(0)
-            arguments = [str(self._store.folder.resolve()), str(self._store.writer), str(block.start), str(block.size)]
+            arguments = [str(self._store.folder.resolve()), str(self._store.writer), str(block.start), str(block.end)]
             program = [sys.executable, "-m", "lm.memory.building", *arguments]
             self._building = subprocess.Popen(program, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
 def _first(floor: int, length: int, options: Options) -> int:
     return max(floor, length - options.memory_chunks)
-
-
-def _kept_from(first: int, blocks: list[int]) -> int:
-    return first // blocks[0] * blocks[0] if blocks else first
 
 
 def _check(chunks: Chunks, shape: Shape) -> None:
