@@ -1,0 +1,197 @@
+"""What spares comparing with every chunk in full: codes of a few bits a place, block by block, and the likeliest compared exactly.
+
+A block is `unit` chunks from a multiple of `unit` on. Each has an index of its own: faiss's product quantiser with codes of 4 bits that stay in
+registers (Jégou, Douze and Schmid 2011; André, Kermarrec and Le Scouarnec 2015), made from that block's vectors and never again: as the memory grows
+blocks are added, as it forgets they are dropped, and nothing has to be rebuilt. Of all blocks' chunks the RERANKED best by their codes are
+compared exactly, and so are all chunks that no indexed block holds. (Inverted lists were measured, too: hashed vectors have no clusters, and
+95 of 100 nearest neighbours were found only once half the lists were read.)
+
+Which blocks serve a question is a rule on the length it is asked at alone: a block serves from unit / LAG chunks past its end on. Its index is
+built in the meantime, in another process; who needs it before it is there waits for it, and builds it if nobody does. It is made by one thread from
+fixed seeds, and its file is named by its chunks' checksums and its own: it can be lost, but it can't be another's.
+
+Sizes: N chunks of a block, D vector, M parts of a code, Q queries, k neighbours, R candidates.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from data_sources.disk import discard
+from lm.memory.layout import MemoryFault, in_short, mixed
+from lm.memory.nearest import Nearest
+from lm.memory.store import Store
+
+UNIT = 32_768  # chunks
+LAG = 4
+RERANKED = 512  # candidates of a query that are compared exactly, at least
+SAMPLE, ROUNDS = 4096, 10  # chunks that a quantiser is made from, and rounds of its k-means
+CODE = 4  # bits of a part of a code, which stands for D / M = 2 places of a vector
+QUERIES = 32  # reranked at once
+FOLDER, SUFFIX = "index", ".faiss"
+INDEX = b"pq-fast-scan-1"  # what `made` makes: of another name once it makes something else
+
+
+class Block(NamedTuple):
+    """Chunks that have an index of their own."""
+
+    start: int
+    end: int
+
+
+class Plan(NamedTuple):
+    """How a question is answered: exactly up to `head`, by the blocks' indexes, and exactly from `tail` on."""
+
+    head: int
+    blocks: list[Block]
+    tail: int
+
+
+def plan(first: int, length: int, unit: int) -> Plan:
+    """For the chunks from `first` to one before `length`. `unit`: chunks of a block, 0 for none."""
+    head = -(-first // unit) * unit if unit else length
+    blocks = [Block(start, start + unit) for start in range(head, length, unit or 1) if start + unit + unit // LAG <= length]
+    return Plan(head, blocks, blocks[-1].end) if blocks else Plan(first, [], first)
+
+
+def due(before: int, after: int, unit: int) -> list[Block]:
+    """The blocks that are full once the memory grew from `before` to `after` chunks."""
+    return [Block(end - unit, end) for end in range(before // unit * unit + unit, after + 1, unit)] if unit else []
+
+
+def made(vectors: np.ndarray, should_stop: Callable[[], bool] = lambda: False) -> Any:
+    """faiss's index of (N, D) int8. InterruptedError once `should_stop` says so."""
+    import faiss
+
+    faiss.omp_set_num_threads(1)  # of faiss's own OpenMP; one thread gives the same sums in the same order
+    size = vectors.shape[1]
+    index = faiss.IndexPQFastScan(size, -(-size // 2), CODE, faiss.METRIC_INNER_PRODUCT)
+    index.pq.cp.niter, index.pq.cp.min_points_per_centroid = ROUNDS, 1
+    drawn = np.argsort(mixed(np.arange(len(vectors), dtype=np.uint64)), kind="stable")[:SAMPLE]
+    index.train(vectors[drawn].astype(np.float32))
+    for at in range(0, len(vectors), SAMPLE):
+        if should_stop():
+            raise InterruptedError
+        index.add(vectors[at : at + SAMPLE].astype(np.float32))
+    return index
+
+
+class Indexes:
+    """The indexes of a memory's blocks, in files that all of its processes share."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder / FOLDER
+        self._opened: dict[Block, Any] = {}
+
+    def search(self, store: Store, blocks: list[Block], vectors: np.ndarray, exclude: np.ndarray, best: Nearest) -> Nearest:
+        """`best` with the nearest chunks of the blocks as `nearest.exact` has it, but for those whose codes are not among the likeliest.
+
+        vectors (Q, D) int8; exclude (Q,). Where most candidates of a query are of its own document, there are more of them."""
+        rows, k = np.arange(len(vectors)), best.numbers.shape[1]
+        wanted, most = max(RERANKED, 16 * k), sum(block.end - block.start for block in blocks)
+        while len(rows):
+            numbers = self._likeliest(store, blocks, vectors[rows], wanted)
+            other = (numbers >= 0) & (store.gathered("document", numbers.ravel()).reshape(numbers.shape) != exclude[rows, None])
+            short = (other.sum(1) < min(wanted // 2, most)) & (wanted < most)
+            done = np.flatnonzero(~short)
+            for at in range(0, len(done), QUERIES):
+                best = _reranked(store, vectors, rows[done[at : at + QUERIES]], numbers[done[at : at + QUERIES]], other[done[at : at + QUERIES]], best)
+            rows, wanted = rows[short], 8 * wanted
+        return best
+
+    def _likeliest(self, store: Store, blocks: list[Block], vectors: np.ndarray, wanted: int) -> np.ndarray:
+        """(Q, R) chunks, R being `wanted` at most, with the largest inner products by their codes."""
+        import faiss
+
+        queries, scores, numbers = vectors.astype(np.float32), [], []
+        for block in blocks:
+            index = self.open(store, block)
+            faiss.omp_set_num_threads(1)
+            score, place = index.search(queries, min(wanted, block.end - block.start))
+            scores.append(np.where(place >= 0, score, -np.inf))
+            numbers.append(np.maximum(place, 0) + block.start)
+        score, number = np.concatenate(scores, 1), np.concatenate(numbers, 1)
+        if score.shape[1] <= wanted:
+            return number
+        return np.take_along_axis(number, np.argpartition(-score, wanted - 1, axis=1)[:, :wanted], 1)
+
+    def open(self, store: Store, block: Block, should_stop: Callable[[], bool] = lambda: False) -> Any:
+        """The index of a block; built where it is not there yet, once another process that does so has ended without it."""
+        if block not in self._opened:
+            name = self.name(store, block)
+            index = self._read(name)
+            if index is None:
+                with self._turn(name):
+                    index = self._read(name) or self._build(store, block, name, should_stop)
+            self._opened[block] = index
+        return self._opened[block]
+
+    def name(self, store: Store, block: Block) -> str:
+        """What its file's name begins with."""
+        digest = hashlib.blake2b(store.column("checksum", block.start, block.end).tobytes(), digest_size=8, person=INDEX)
+        return f"{block.start:012d}-{block.end - block.start}-{digest.hexdigest()}"
+
+    def forget(self, end: int) -> None:
+        """Let go of the indexes of blocks that end before this chunk."""
+        self._opened = {block: index for block, index in self._opened.items() if block.end > end}
+
+    def tidy(self, names: set[str]) -> None:
+        """Delete the files of all other blocks. What can't be deleted stays."""
+        for path in self.folder.glob("*-*-*") if self.folder.is_dir() else ():
+            if "-".join(path.name.split(".")[0].split("-")[:3]) not in names:
+                discard(path)
+
+    def _read(self, name: str) -> Any | None:
+        import faiss
+
+        for path in sorted(self.folder.glob(f"{name}-*{SUFFIX}")):
+            with contextlib.suppress(OSError, RuntimeError):
+                if file_digest(path) == path.name.removesuffix(SUFFIX).rsplit("-", 1)[1]:
+                    return faiss.read_index(str(path))
+            discard(path)  # cut or damaged: it is built anew
+        return None
+
+    def _build(self, store: Store, block: Block, name: str, should_stop: Callable[[], bool]) -> Any:
+        import faiss
+
+        store.check(block.start, block.end)
+        index = made(store.column("vectors", block.start, block.end), should_stop)
+        aside = self.folder / f"{name}.{os.getpid()}.tmp"
+        try:
+            faiss.write_index(index, str(aside))
+            aside.replace(self.folder / f"{name}-{file_digest(aside)}{SUFFIX}")
+        except (OSError, RuntimeError):  # a full disk: this process has it in memory
+            discard(aside)
+            return index
+        return self._read(name) or index
+
+    @contextlib.contextmanager
+    def _turn(self, name: str) -> Iterator[None]:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            file = open(self.folder / f"{name}.lock", "ab")  # noqa: SIM115 - it stays open as long as the lock is held
+        except OSError as error:
+            raise MemoryFault(f"{self.folder} can't be written: {in_short(error)}") from None
+        with file:
+            fcntl.lockf(file, fcntl.LOCK_EX)  # which ends with the process that holds it
+            yield
+
+
+def file_digest(path: Path) -> str:
+    """16 hexadecimal digits of what a file holds."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=8)).hexdigest()
+
+
+def _reranked(store: Store, vectors: np.ndarray, rows: np.ndarray, numbers: np.ndarray, other: np.ndarray, best: Nearest) -> Nearest:
+    """`best` with the candidates `numbers` (q, R) of the queries `rows` (q,), where `other` (q, R) says so."""
+    own = store.gathered("vectors", numbers.ravel()).reshape(*numbers.shape, -1).astype(np.float32)
+    scores = np.matmul(own, vectors[rows, :, None].astype(np.float32))[..., 0]
+    which, column = np.nonzero(other)
+    return best.merged(rows[which], numbers[which, column], scores[which, column])

@@ -1,0 +1,86 @@
+"""The k chunks with the largest inner products, exactly: the definition of nearest neighbours that every index is held to.
+
+Inner products are whole numbers below 2^24, so float32 holds them exactly whatever computes them. Of equal ones the older chunk is nearer.
+
+Sizes: Q queries, k neighbours, N chunks of a block, M candidates, D vector.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from lm.memory.store import Store
+
+BLOCK = 4096  # chunks compared at once
+NONE = -1  # in place of a chunk's or a document's number
+
+
+class Nearest(NamedTuple):
+    """The best so far, of each query the best first."""
+
+    numbers: np.ndarray  # (Q, k) int64, NONE where there are no more
+    scores: np.ndarray  # (Q, k) float32, inner products; -inf where there are no more
+
+    @classmethod
+    def none(cls, queries: int, k: int) -> "Nearest":
+        return cls(np.full((queries, k), NONE), np.full((queries, k), -np.inf, np.float32))
+
+    @property
+    def least(self) -> np.ndarray:
+        """(Q,) what a later chunk must be above to be among them."""
+        return self.scores[:, -1]
+
+    def merged(self, rows: np.ndarray, numbers: np.ndarray, scores: np.ndarray) -> "Nearest":
+        """With candidates (M,), each for the query in its row."""
+        queries, k = self.numbers.shape
+        rows = np.concatenate([np.repeat(np.arange(queries), k), rows])
+        numbers, scores = np.concatenate([self.numbers.ravel(), numbers]), np.concatenate([self.scores.ravel(), scores])
+        order = np.lexsort((numbers, -scores, rows))
+        rows = rows[order]
+        rank = np.arange(len(rows)) - np.searchsorted(rows, rows)  # within its row
+        kept = order[rank < k]
+        return Nearest(numbers[kept].reshape(queries, k), scores[kept].reshape(queries, k))
+
+
+def exact(store: Store, vectors: np.ndarray, first: int, last: int, exclude: np.ndarray, best: Nearest) -> Nearest:
+    """`best` with the chunks from `first` to one before `last`, all of them later than those it holds.
+
+    vectors (Q, D) int8; exclude (Q,): the document whose chunks are not wanted, NONE for none.
+    """
+    queries = vectors.astype(np.float32)
+    for start, documents, block in blocks(store, first, last):
+        scores = queries @ block.astype(np.float32).T
+        forbid(scores, documents, exclude)
+        best = best.merged(*candidates(scores, start, best))
+    return best
+
+
+def blocks(store: Store, first: int, last: int) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """(number of its first chunk, documents (N,), vectors (N, D)) of block after block."""
+    for upper in range(first, last, BLOCK):
+        for start, columns in store.pieces(upper, min(last, upper + BLOCK)):
+            yield start, columns["document"], columns["vectors"]
+
+
+def forbid(scores: np.ndarray, documents: np.ndarray, exclude: np.ndarray) -> None:
+    """Put -inf into `scores` (Q, N) where the chunk is of the query's own document."""
+    near = np.flatnonzero(np.isin(documents, exclude))
+    if len(near):
+        part = scores[:, near]
+        part[documents[near] == exclude[:, None]] = -np.inf
+        scores[:, near] = part
+
+
+def candidates(scores: np.ndarray, start: int, best: Nearest) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(rows, numbers, scores), each (M,): what may be among the best of a block's chunks start, start + 1 ... with `scores` (Q, N)."""
+    k, count = best.numbers.shape[1], scores.shape[1]
+    above = scores > best.least[:, None]
+    if np.count_nonzero(above) > 4 * k * len(scores) and count > k:
+        rank = np.where(above, scores, -(2.0**24)).astype(np.float64) * count - np.arange(count)  # no two are equal, and the older is above
+        chosen = np.argpartition(rank, count - k, axis=1)[:, count - k :]
+        kept = np.zeros_like(above)
+        np.put_along_axis(kept, chosen, True, axis=1)
+        above &= kept
+    rows, columns = np.nonzero(above)
+    return rows, start + columns, scores[rows, columns]
