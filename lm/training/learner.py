@@ -10,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 from data_sources import Batch
 from lm.model import Context, Model, ModelState
 from lm.ops.cross_entropy import linear_cross_entropy
+from lm.units.neighbours import Neighbours
 
 
 class Learned(NamedTuple):
@@ -49,7 +50,8 @@ class Learner(nn.Module):
 
     def _read(self, piece: Batch, state: ModelState | None) -> Learned:
         any_restart = piece.any_restart if state is None else piece.restarts > 0
-        context = Context(restart=piece.restart, cu_seqlens=piece.cu_seqlens, any_restart=any_restart, scored=piece.targets >= 0)
+        neighbours = Neighbours(*piece.answers) if piece.answers else None
+        context = Context(restart=piece.restart, memory=neighbours, cu_seqlens=piece.cu_seqlens, any_restart=any_restart, scored=piece.targets >= 0)
         out = self.model(piece.tokens, state, context)
         total, nll = linear_cross_entropy(out.hidden.flatten(0, 1), self.model.output_weight, piece.targets.flatten())
         losses = {"next_token": total / max(piece.valid, 1), **out.losses}

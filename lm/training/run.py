@@ -39,6 +39,7 @@ class Run:
     certificate: dict[str, Any] = field(default_factory=dict)  # of the last snapshot
     adaptive: AdaptiveSources | None = None  # where the preset switches it on
     replay: Replay | None = None  # what is read again of earlier runs
+    memory: list[list[int]] | None = None  # what a snapshot holds of the memory of what was read, by lm.training.remembering
     carried: Carried | None = None  # this rank's, where the preset has states carried from row to row
     lengths_from: tuple[int, int] = (0, 0)  # row, and tokens of the life, from which on the curriculum of row lengths is counted
     data: DataConfig = field(init=False)  # the preset's, and what is read again
@@ -81,6 +82,7 @@ class Run:
                 "adaptive": self.adaptive.state() if self.adaptive else None,
                 "replay": self.replay,
                 "lengths_from": self.lengths_from,
+                "memory": self.memory,
             },
             life=copy.deepcopy(self.life),
             certificate=self.certificate,

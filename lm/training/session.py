@@ -23,7 +23,9 @@ from lm.training.certificate import PROBE_TOKENS, certified
 from lm.training.distribution import Ranks
 from lm.training.evaluation import Place, encoded, evaluate, first_texts
 from lm.training.forgetting import FULL, note_measures, remedy
+from lm.training.headers import listed
 from lm.training.journal import life_in_numbers, write_life
+from lm.training.remembering import Remembering
 from lm.training.replay import PastKeeper
 from lm.training.run import Run, now
 from lm.training.saving import Saved, Saver
@@ -52,6 +54,7 @@ class Session:
     report: Callable[[Mapping[str, Any]], None]  # tells the observers of rank 0
     expected: list[str]  # hashes of the batches that come next, where a snapshot told them
     past: PastKeeper | None  # on rank 0, where a sample of what is read is kept
+    memory: Remembering | None = None  # of what is read, where the preset has one
     begun: list[Read] = field(default_factory=list)  # documents that this rank has read since the last snapshot, for the sample
     drawn: Batch | None = None  # taken from the stream, and not trained on yet
     failure: Exception | None = None  # that reading ended with
@@ -101,6 +104,8 @@ class Session:
     def count(self, step: Step, batch: Batch, cursor: Mapping[str, Any]) -> None:
         """Note what a step has read, and where the data stands after it."""
         self.begun += batch.begun
+        if self.memory:
+            self.memory.take_in(batch, cursor["next_row"])
         names = [source.name for source in self.run.data.sources]
         self.run.counted(step.tokens, {name: int(count) for name, count in zip(names, step.read, strict=True) if count})
         if self.run.adaptive:
@@ -144,14 +149,22 @@ class Session:
         coming = self.ranks.gathered([batch.digests() for batch in ahead])
         begun, self.begun = self.ranks.gathered(self.begun), []
         carried = together(self.ranks.gathered(self.run.carried.tensors())) if self.run.carried else {}
+        if self.memory and self.run.cursor:
+            self.run.memory = self.memory.noted(self.run.cursor["next_row"])
         if self.ranks.is_first:
             self.tell_saved(wait=True)
             probe = self.run.certificate.get("probe") or self._probe(ahead)
             hashes = [batch_hash(digests) for digests in zip(*coming, strict=False)]  # as many as every rank has ready
             self.run.certificate = certified(self.run.learner.model, probe, self.ranks) | {"coming": hashes}
             write_sample = self.past.writer([read for of_rank in begun for read in of_rank], self.run.life) if self.past else lambda life: None
+
+            def write_what_is_named(life: dict[str, Any]) -> None:
+                write_sample(life)
+                if self.memory:
+                    self.memory.sync()
+
             life = life_in_numbers(self.run, len(self.tokenizer))
-            self.saver.begin(self.run.snapshot(carried), began, write_sample, lambda: self._settle(life), amends)
+            self.saver.begin(self.run.snapshot(carried), began, write_what_is_named, lambda: self._settle(life), amends)
 
     def _settle(self, life: dict[str, Any]) -> None:
         """What is done once a snapshot is on disk."""
@@ -159,6 +172,9 @@ class Session:
         if self.past:
             with contextlib.suppress(OSError):  # some day
                 self.past.tidy()
+        if self.memory:
+            with contextlib.suppress(OSError):
+                self.memory.tidy(held.header for held in listed(self.snapshots.folder) if held.header)
 
     def _probe(self, ahead: Sequence[Batch]) -> list[int]:
         """The tokens whose loss stands in every certificate of a life: held out, or while nothing is, a row that comes next."""

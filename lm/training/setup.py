@@ -16,6 +16,7 @@ from data_sources.past import Past
 from data_sources.prefetch import Prefetch
 from data_sources.stream import Options, Stream
 from data_sources.tokenizer import build_tokenizer, tokenizer_from_json, tokenizer_to_json
+from lm.memory.layout import MemoryFault
 from lm.model import build_model
 from lm.preset import Preset, model_in_words
 from lm.training.adaptive import AdaptiveSources
@@ -28,6 +29,7 @@ from lm.training.going_back import came_back
 from lm.training.journal import opened_journal
 from lm.training.learner import Learner
 from lm.training.optimizer import build_optimizer
+from lm.training.remembering import Remembering
 from lm.training.replay import PastKeeper, begun_replay, in_words, opened_past, past_source, spread
 from lm.training.run import Run, begin_run, is_under_way, new_life, restore
 from lm.training.saving import Saver
@@ -107,17 +109,22 @@ def open_session(
             run.adaptive = _adaptive(run, snapshot)
         if preset.train.tensorboard:
             ranks.first_does(lambda: report.observers.append(stack.enter_context(contextlib.closing(TensorBoard(folder, run.life["tokens"], report.notice)))))
+        run.memory = snapshot.run.get("memory") if snapshot else None
+        memory, forgotten = _memory(run, snapshot, under_way, tokenizer, folder, ranks, report) if preset.retro.enabled else (None, False)
+        if memory:
+            stack.callback(memory.close)
         report.phase("opening the sources")
-        stream = _opened(run, tokenizer, ranks, keep, should_stop)
+        stream = _opened(run, tokenizer, ranks, keep, memory, should_stop)
         ahead = stack.enter_context(Prefetch(stream, BATCHES_AHEAD))
         store = HeldOutStore(folder / HELD_OUT, min(preset.train.eval_tokens, HELD_OUT_TOKENS))
         teacher = Teacher(ranks, run.learner, run.optimizer, preset.train, preset.loss_weights, run.carried)
         saver = Saver(snapshots)
         stack.callback(_let_finish, saver)
         keeper = PastKeeper(past, folder) if past else None
-        session = Session(ranks, run, teacher, tokenizer, stream, ahead, store, snapshots, saver, report, [], keeper)
+        session = Session(ranks, run, teacher, tokenizer, stream, ahead, store, snapshots, saver, report, [], keeper, memory)
         if snapshot:
-            changes = ["the sample of the past that this run reads again is lost"] * lost + _changes(session)
+            changes = ["the sample of the past that this run reads again is lost"] * lost + ["the memory of what was read is lost"] * forgotten
+            changes += _changes(session)
             session.expected = _tell_resume(run, snapshot, under_way, fits, changes, ranks, report)
             snapshot = None  # its tensors would stay in memory as long as the session
         yield session
@@ -238,7 +245,17 @@ def _tell_run(run: Run, ranks: Ranks, report: Reporter) -> None:
     report({"event": "run", **about, "sources": [source.name for source in run.preset.data.sources]})
 
 
-def _opened(run: Run, tokenizer: Any, ranks: Ranks, keep: tuple[int, int] | None, should_stop: Callable[[], bool]) -> Stream:
+def _memory(run: Run, snapshot: Snapshot | None, under_way: bool, tokenizer: Any, folder: Path, ranks: Ranks, report: Reporter) -> tuple[Remembering, bool]:
+    """The memory of what was read, gone on with or begun, and whether it is lost. Halted where it can't be."""
+    try:
+        memory = Remembering(run.preset, tokenizer, folder, ranks, report.notice)
+        goes_on = under_way and snapshot is not None and snapshot.run["global_rows"] == run.global_rows
+        return memory, memory.begin(run.memory, goes_on, run.cursor["next_row"] if run.cursor else 0, run.global_rows)
+    except (ValueError, MemoryFault, OSError) as error:
+        raise Halted(f"retro: {error}") from None
+
+
+def _opened(run: Run, tokenizer: Any, ranks: Ranks, keep: tuple[int, int] | None, memory: Remembering | None, should_stop: Callable[[], bool]) -> Stream:
     """The stream of this rank, once all ranks have reached their sources. Stopped, on all of them, when any is asked to stop before that."""
     options = Options(
         global_rows=run.global_rows,
@@ -248,6 +265,9 @@ def _opened(run: Run, tokenizer: Any, ranks: Ranks, keep: tuple[int, int] | None
         wait=False,
         lengths=run.lengths,
         context_length=run.preset.train.long_context.context_length if run.carried else None,
+        chunk_size=memory.chunk_size if memory else None,
+        recall=memory.recall if memory else None,
+        states=memory.states if memory and memory.recall else None,
     )
     try:
         stream = open_stream(

@@ -1,0 +1,142 @@
+"""The memory of what was read, while a model trains: written on rank 0 after each step, asked by the readers of all ranks some steps later.
+
+step -> chunks that its rows ended, of all ranks, in the order of the rows -> memory -> its state, announced to all readers
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from data_sources import Batch
+from data_sources.chunks import Chunks
+from data_sources.recall import MemoryStates
+from lm.memory.embedder import Embedder, Hashed, SentenceModel
+from lm.memory.layout import MemoryFault
+from lm.memory.memory import Chunks as NewChunks
+from lm.memory.memory import Memory, Options
+from lm.memory.recall import MemoryRecall
+from lm.memory.store import State
+from lm.preset import Preset
+from lm.training.distribution import Ranks
+from lm.training.headers import Header
+
+MEMORY = "memory"  # the folder, beside the snapshots
+LAG = 8  # steps that the memory is behind: more than are read ahead, so that nobody waits
+
+
+class Noted(NamedTuple):
+    """What a snapshot holds of the memory."""
+
+    states: dict[int, tuple[int, ...]]  # by row, those that the coming batches see, and the newest
+
+    def as_json(self) -> list[list[int]]:
+        return [[row, *state] for row, state in self.states.items()]
+
+    @classmethod
+    def of(cls, held: Sequence[Sequence[int]] | None) -> "Noted | None":
+        return cls({row: tuple(state) for row, *state in held}) if held else None
+
+    @property
+    def newest(self) -> State:
+        return State(*self.states[max(self.states)])
+
+
+def embedder_of(preset: Preset, tokenizer: Any) -> Embedder:
+    """What finds neighbours. ValueError, in one line, where a sentence model can't be had."""
+    if preset.retro.embedder != "hashed":
+        return SentenceModel(preset.retro.embedder, tokenizer.decode)
+    return Hashed(len(tokenizer), [tokenizer.decode([token]) for token in range(len(tokenizer))])
+
+
+class Remembering:
+    """Used by all ranks together, in step."""
+
+    def __init__(self, preset: Preset, tokenizer: Any, folder: Path, ranks: Ranks, notice: Callable[[str], None]) -> None:
+        """folder: of the snapshots. ValueError, on all ranks, where the preset's embedder can't be had."""
+        retro = preset.retro
+        self.chunk_size, self._ranks, self._notice = retro.chunk_size, ranks, notice
+        self.folder = Path(retro.index_path) if retro.index_path else folder / MEMORY
+        self._terms = (self.folder, retro.chunk_size, len(tokenizer), embedder_of(preset, tokenizer))
+        self._options = Options(retro.memory_chunks, retro.retriever_type)
+        self.recall = MemoryRecall(*self._terms, retro.num_neighbors, self._options) if retro.add_cross_attention else None
+        self.states = MemoryStates(1)
+        self._memory: Memory | None = None  # on rank 0
+        self._full = False
+
+    def begin(self, held: Sequence[Sequence[int]] | None, goes_on: bool, next_row: int, global_rows: int) -> bool:
+        """Go on from what a snapshot held, or with an empty memory. goes_on: the same run, in the same steps. Whether what was held is lost."""
+        noted = Noted.of(held)
+        opened = self._ranks.first_does(lambda: self._open(noted.newest if noted else None))
+        lag, lost = LAG * global_rows, bool(noted and not opened)
+        known = (noted.states if goes_on else {next_row - lag: tuple(noted.newest)}) if noted and opened else {}
+        self.states = MemoryStates(lag, known)
+        if not goes_on or not known:
+            self._announce(next_row)
+        return lost
+
+    def _open(self, state: State | None) -> bool:
+        """Whether the memory of `state` is there to go on from; else an empty one is begun."""
+        if state is not None:
+            try:
+                self._memory = Memory.open(*self._terms, state, self._options, write=True)
+                return True
+            except MemoryFault as fault:
+                self._notice(f"the memory of what was read can't be gone on with and begins anew: {fault}")
+        self._memory = Memory.open(*self._terms, None, self._options, write=True)
+        return False
+
+    def take_in(self, batch: Batch, next_row: int) -> None:
+        """Add the chunks that a step's rows ended, of all ranks, and tell all readers."""
+        mine = batch.chunks
+        parts = self._ranks.gathered(mine and ended(mine))
+        if self._memory is not None:
+            self._add(Chunks.joined([part for part in parts if part is not None]))
+        self._announce(next_row)
+
+    def _add(self, chunks: Chunks | None) -> None:
+        if chunks is None:
+            return
+        about = [chunks.about[document] for document in chunks.document.tolist()]
+        try:
+            self._memory.add(NewChunks(chunks.tokens, chunks.length, chunks.document, chunks.number, about))
+            self._full = False
+        except OSError as error:
+            if not self._full:
+                self._notice(f"the memory can't take in what is read: {error.strerror}; training goes on")
+            self._full = True
+
+    def _announce(self, next_row: int) -> None:
+        state = self._ranks.from_first(tuple(self._memory.state) if self._memory is not None else None)
+        self.states.announce(next_row, state)
+
+    def noted(self, next_row: int) -> list[list[int]]:
+        """What a snapshot holds of the memory."""
+        return Noted(self.states.needed(next_row)).as_json()
+
+    def sync(self) -> None:
+        """Have all that was added on disk, before a snapshot names it. On rank 0, from any thread."""
+        assert self._memory is not None
+        self._memory.sync()
+
+    def tidy(self, headers: Iterable[Header]) -> None:
+        """Delete what no snapshot needs any more. On rank 0."""
+        assert self._memory is not None
+        noted = [Noted.of(header.run.get("memory")) for header in headers]
+        self._memory.tidy([State(*state) for each in noted if each for state in each.states.values()])
+
+    def close(self) -> None:
+        """Let go of files. Safe to call twice."""
+        if self._memory is not None:
+            self._memory.close()
+        if self.recall is not None:
+            self.recall.close()
+
+
+def ended(chunks: Chunks) -> Chunks:
+    """Those whose last token stands in the batch."""
+    new = np.flatnonzero(chunks.is_new)
+    documents = set(chunks.document[new].tolist())
+    about: Mapping[int, Any] = {key: words for key, words in chunks.about.items() if key in documents}
+    return Chunks(*(column[new] for column in chunks[:-1]), dict(about))
