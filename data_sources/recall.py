@@ -84,6 +84,12 @@ class MemoryStates:
                 self._news.wait(GLANCE)
             return next((state for known, state in reversed(self._known.items()) if known <= row), None)
 
+    @property
+    def newest(self) -> State | None:
+        """The last that was announced."""
+        with self._news:
+            return self._known[max(self._known)] if self._known else None
+
     def announced(self, row: int = 0) -> dict[int, State]:
         """All that is settled from `row` on."""
         with self._news:

@@ -35,12 +35,12 @@ class MemoryRecall:
         row, at = chunks.row[asked], chunks.at[asked]
         if not len(asked):
             return Answers(row, at, np.zeros((0, self.neighbours, 2 * self.chunk_size), np.int64), np.zeros((0, self.neighbours), np.int64))
-        memory, length = self._memory(State(*state)), state[0]
+        memory, length = self.memory(State(*state)), state[0]
         vectors = memory.vectors(chunks.tokens[asked], chunks.length[asked])
         found = memory.nearest(vectors, self.neighbours, length, chunks.document[asked])
         return Answers(row, at, *memory.neighbours(found.numbers, length))
 
-    def _memory(self, state: State) -> Memory:
+    def memory(self, state: State) -> Memory:
         """The memory of the state's writer; that of the one before is let go of."""
         if state.writer not in self._opened:
             self.close()

@@ -17,14 +17,17 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from data_sources.batch import Arrivals
 from data_sources.documents import Stopped
 from data_sources.held_out import HeldOutStore
 from data_sources.tokenizer import tokenizer_from_json
+from lm.memory.lookup import Finder, arrivals_in
 from lm.model import Context, Model, ModelState, build_model
 from lm.ops.cross_entropy import IGNORED, linear_cross_entropy
 from lm.preset import Preset
 from lm.preset.training import LongContextConfig
 from lm.training.snapshots import Snapshot, Snapshots, read_snapshot
+from lm.units.neighbours import Neighbours
 
 HELD_OUT = "held_out"
 ROWS_AT_ONCE = 8
@@ -68,10 +71,20 @@ class Rows(NamedTuple):
     tokens: Tensor
     targets: Tensor
     restart: Tensor
+    arrivals: Arrivals | None = None  # what a memory answered
+
+    def part(self, rows: slice, time: slice) -> "Rows":
+        """Some rows, and some positions of them."""
+        arrivals = self.arrivals.part(rows, time, self.tokens.shape) if self.arrivals else None
+        return Rows(*(each[rows, time] for each in self[:3]), arrivals)
 
     def pieces(self, time: int) -> "list[Rows]":
         """In pieces of up to `time` positions, one after the other."""
-        return [Rows(*parts) for parts in zip(*(part.split(time, 1) for part in self), strict=True)]
+        return [self.part(slice(None), slice(start, start + time)) for start in range(0, self.tokens.shape[1], time)]
+
+    def asked(self, find: Finder | None) -> "Rows":
+        """With what a memory answers to their chunks."""
+        return self._replace(arrivals=arrivals_in(self.tokens, self.restart, find)) if find else self
 
 
 def packed(texts: Sequence[str], tokenizer: Any, seq_length: int) -> Rows:
@@ -88,24 +101,27 @@ def packed(texts: Sequence[str], tokenizer: Any, seq_length: int) -> Rows:
     return Rows(*(torch.tensor(column[: len(tokens) + missing]).view(-1, seq_length) for column in columns))
 
 
-def grouped(texts: Sequence[str], tokenizer: Any, seq_length: int) -> list[list[Rows]]:
+def grouped(texts: Sequence[str], tokenizer: Any, seq_length: int, find: Finder | None = None) -> list[list[Rows]]:
     """Packed rows, some at a time: each group is one piece that is read afresh."""
     rows = packed(texts, tokenizer, seq_length)
-    return [[Rows(*parts)] for parts in zip(*(part.split(ROWS_AT_ONCE) for part in rows), strict=True)] if len(rows.tokens) else []
+    if not len(rows.tokens):
+        return []
+    rows = rows.asked(find)
+    return [[rows.part(slice(start, start + ROWS_AT_ONCE), slice(None))] for start in range(0, len(rows.tokens), ROWS_AT_ONCE)]
 
 
-def whole(texts: Sequence[str], tokenizer: Any, config: LongContextConfig) -> list[list[Rows]]:
+def whole(texts: Sequence[str], tokenizer: Any, config: LongContextConfig, find: Finder | None = None) -> list[list[Rows]]:
     """A row for each text, those of about a length together: each group in chunks, to be read one after the other. Rows that have ended
     are in no later chunk; they are the first, since a group goes from short to long."""
-    alone = (Rows(*(part.view(1, -1) for part in packed([text], tokenizer, 1))) for text in texts)
+    alone = (Rows(*(part.view(1, -1) for part in packed([text], tokenizer, 1)[:3])) for text in texts)
     documents = sorted(alone, key=lambda rows: rows.tokens.shape[1])
     groups = [documents[start : start + ROWS_AT_ONCE] for start in range(0, len(documents), ROWS_AT_ONCE)]
-    return [[_going_on(piece) for piece in _side_by_side(group, config).pieces(config.chunk_length)] for group in groups]
+    return [[_going_on(piece) for piece in _side_by_side(group, config).asked(find).pieces(config.chunk_length)] for group in groups]
 
 
 def _going_on(rows: Rows) -> Rows:
     """Without the rows that hold nothing but filling."""
-    return Rows(*(part[int((rows.targets == IGNORED).all(1).sum()) :] for part in rows))
+    return rows.part(slice(int((rows.targets == IGNORED).all(1).sum()), None), slice(None))
 
 
 def _side_by_side(documents: Sequence[Rows], config: LongContextConfig) -> Rows:
@@ -114,7 +130,7 @@ def _side_by_side(documents: Sequence[Rows], config: LongContextConfig) -> Rows:
     fills = (0, IGNORED, False)
     tokens, targets, restart = (
         torch.cat([F.pad(part, (0, length - part.shape[1]), value=fill) for part in parts])
-        for parts, fill in zip(zip(*documents, strict=True), fills, strict=True)
+        for parts, fill in zip(zip(*(document[:3] for document in documents), strict=True), fills, strict=True)
     )
     restart[:, :: config.context_length] = True
     return Rows(tokens, targets, restart)
@@ -125,13 +141,15 @@ def encoded(tokenizer: Any, text: str) -> list[int]:
     return tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
 
 
-def tally_of(model: Model, texts: Sequence[str], tokenizer: Any, preset: Preset, place: Place, stopped: Callable[[], bool]) -> Tally:
-    """Read this rank's share of `texts`. The first rank counts the bytes, so that shares add up.
+def tally_of(
+    model: Model, texts: Sequence[str], tokenizer: Any, preset: Preset, place: Place, stopped: Callable[[], bool], find: Finder | None = None
+) -> Tally:
+    """Read this rank's share of `texts`, with what `find` hands in. The first rank counts the bytes, so that shares add up.
 
     `stopped` is asked equally often on every rank, so that it may be agreed on among them. Stopped when it says so.
     """
     long = preset.train.long_context
-    groups = whole(texts, tokenizer, long) if long.enabled else grouped(texts, tokenizer, preset.model.seq_length)
+    groups = whole(texts, tokenizer, long, find) if long.enabled else grouped(texts, tokenizer, preset.model.seq_length, find)
     total = Tally(bytes=0 if place.rank else sum(len(text.encode()) for text in texts))
     for start in range(0, len(groups), place.world_size):
         own = groups[start + place.rank] if start + place.rank < len(groups) else []
@@ -148,10 +166,10 @@ def tally_of(model: Model, texts: Sequence[str], tokenizer: Any, preset: Preset,
 
 def _read(model: Model, rows: Rows, state: ModelState | None, eos: int) -> tuple[Tally, ModelState | None]:
     """The next piece of rows, of which the first may have ended since the last."""
-    tokens, targets, restart = (part.to(model.embedding.weight.device) for part in rows)
+    tokens, targets, restart = (part.to(model.embedding.weight.device) for part in rows[:3])
     if state is not None:
         state = tree_map(lambda leaf: leaf[len(leaf) - len(tokens) :], state)
-    out = model(tokens, state, Context(restart=restart))
+    out = model(tokens, state, Context(restart=restart, memory=Neighbours(*rows.arrivals) if rows.arrivals else None))
     total_nats, nll = linear_cross_entropy(out.hidden.flatten(0, 1), model.output_weight, targets.flatten())
     ends = nll[targets.flatten() == eos].sum()
     return Tally(float(total_nats), float((targets != IGNORED).sum()), float(total_nats - ends)), out.state
@@ -167,8 +185,10 @@ def evaluate(
     autocast: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
     stopped: Callable[[], bool] = lambda: False,
     mix: Collection[str] | None = None,
+    find: Finder | None = None,
 ) -> dict[str, Any]:
     """Measures by source, and over those in `mix` (all when None); ranks share the rows. An empty dictionary when there is no text.
+    find: hands in neighbours from a memory, where the model attends to them.
 
     Stopped, on every rank, once `stopped` says so; it is asked by all ranks together.
     """
@@ -176,7 +196,7 @@ def evaluate(
     model.eval()
     with torch.inference_mode(), autocast():
         try:
-            own = {name: tally_of(model, kept, tokenizer, preset, place, stopped) for name, kept in texts.items() if kept}
+            own = {name: tally_of(model, kept, tokenizer, preset, place, stopped, find) for name, kept in texts.items() if kept}
         finally:
             model.train(was_training)
     everywhere = iter(summed([number for tally in own.values() for number in tally]))

@@ -14,6 +14,7 @@ from data_sources.chunks import Chunks
 from data_sources.recall import MemoryStates
 from lm.memory.embedder import Embedder, Hashed, SentenceModel
 from lm.memory.layout import MemoryFault
+from lm.memory.lookup import Lookup
 from lm.memory.memory import Chunks as NewChunks
 from lm.memory.memory import Memory, Options
 from lm.memory.recall import MemoryRecall
@@ -114,6 +115,13 @@ class Remembering:
     def noted(self, next_row: int) -> list[list[int]]:
         """What a snapshot holds of the memory."""
         return Noted(self.states.needed(next_row)).as_json()
+
+    def lookup(self) -> Lookup | None:
+        """The memory as it stands, for an evaluation; None while nothing is in it, or where no layer attends to it."""
+        if self.recall is None or not (self.states.newest and self.states.newest[0]):
+            return None
+        state = State(*self.states.newest)
+        return Lookup(self.recall.memory(state), state.length, self.chunk_size, self.recall.neighbours)
 
     def sync(self) -> None:
         """Have all that was added on disk, before a snapshot names it. On rank 0, from any thread."""

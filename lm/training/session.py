@@ -254,6 +254,7 @@ class Session:
                 ranks.accelerator.autocast,
                 stopped=lambda: bool(ranks.highest([float(should_stop())])[0]),
                 mix=mix,
+                find=self.memory.lookup() if self.memory else None,
             )
         except Stopped:
             self.report({"event": "notice", "text": "the evaluation was stopped"})

@@ -8,8 +8,11 @@ import pytest
 import torch
 
 from data_sources.tokenizer import tokenizer_from_json
+from lm.memory.lookup import Chance, Lookup
 from lm.memory.memory import Memory, Options
 from lm.memory.store import State
+from lm.model import build_model
+from lm.training.evaluation import evaluate, grouped, held_out_texts
 from lm.training.remembering import MEMORY, Noted, embedder_of
 from lm.training.snapshots import Snapshots
 from tests.training.test_run import STEP, Tiny, trained
@@ -54,3 +57,36 @@ def test_neighbours_reach_the_model(tiny: Tiny, tmp_path: Path) -> None:
     with_memory, without = (trained(tiny(retro=RETRO | {"memory_chunks": kept}), tmp_path / str(kept), 20) for kept in (10_000, 1))
     differs = [a["loss"] != b["loss"] for a, b in zip(with_memory.of("step"), without.of("step"), strict=True)]
     assert not any(differs[:9]) and all(differs[11:])
+
+
+def test_held_out_text_is_measured_with_the_memory(tiny: Tiny, tmp_path: Path) -> None:
+    """What evaluation hands in is what training would have: the stream's own chunks of the same rows, asked for in the same state."""
+    trained(tiny(retro=RETRO), tmp_path, 20)
+    memory, state = remembered(tmp_path)
+    snapshot = Snapshots(tmp_path).read("current")
+    tokenizer = tokenizer_from_json(snapshot.tokenizer)
+    texts = [text for kept in held_out_texts(tmp_path).values() for text in kept]
+    lookup = Lookup(memory, state.length, RETRO["chunk_size"], 2)
+    groups = [group for (group,) in grouped(texts, tokenizer, 64, lookup)]
+    model = build_model(snapshot.preset, len(tokenizer))
+    model.load_state_dict(snapshot.model_weights)
+    model.layers.requires_grad_(False)
+    found = {
+        name: evaluate(model, tokenizer, {"all": texts}, snapshot.preset, find=find)
+        for name, find in (("on", lookup), ("off", None), ("chance", Chance(lookup)))
+    }
+    assert len({measures["cross_entropy"] for measures in found.values()}) == 3
+    position, document = 0, []
+    for rows in groups:
+        handed = {at: tokens for at, tokens in zip(rows.arrivals.at.tolist(), rows.arrivals.tokens, strict=True)}
+        for at, (token, begins) in enumerate(zip(rows.tokens.flatten().tolist(), rows.restart.flatten().tolist(), strict=True)):
+            document = [] if begins else document
+            whole = len(document) // 8 * 8
+            wanted = whole > 0 and (len(document) == whole or at % 64 == 0)
+            assert (at in handed) == wanted
+            if wanted:
+                expected, _ = lookup(np.array([document[whole - 8 : whole]]))
+                assert handed[at].tolist() == expected[0].tolist()
+            document.append(token)
+            position += 1
+    assert position > 500

@@ -1,0 +1,75 @@
+"""A memory as evaluation and chat ask it: in one state, by chunks of a text at hand.
+
+Sizes: N chunks of C tokens, k neighbours of each, R = 2C tokens of a neighbour, B rows of T tokens.
+"""
+
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data_sources.batch import Arrivals
+from lm.memory.memory import Memory, Passage
+
+
+class Finder(Protocol):
+    """What hands in neighbours."""
+
+    chunk_size: int
+
+    def __call__(self, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Chunks (N, C) -> neighbours (N, k, R), and how long they are (N, k)."""
+        ...
+
+
+class Lookup(NamedTuple):
+    """The nearest chunks of a memory as it stood at a length."""
+
+    memory: Memory
+    length: int
+    chunk_size: int
+    neighbours: int
+
+    def __call__(self, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return self.memory.neighbours(self.nearest(tokens), self.length)
+
+    def nearest(self, tokens: np.ndarray) -> np.ndarray:
+        """Numbers (N, k) of the chunks nearest to `tokens` (N, any number), -1 where there are no more."""
+        vectors = self.memory.vectors(tokens, np.full(len(tokens), tokens.shape[1]))
+        return self.memory.nearest(vectors, self.neighbours, self.length).numbers
+
+    def passages(self, tokens: np.ndarray) -> list[Passage]:
+        """What is nearest to one text (its tokens), nearest first."""
+        numbers = self.nearest(tokens[None])[0]
+        return self.memory.about(numbers[numbers >= 0])
+
+
+class Chance(NamedTuple):
+    """Chunks drawn by lot, whatever is asked by: what a memory is worth is what it gains over these."""
+
+    lookup: Lookup
+    seed: int = 0
+
+    @property
+    def chunk_size(self) -> int:
+        return self.lookup.chunk_size
+
+    def __call__(self, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        lookup, shape = self.lookup, (len(tokens), self.lookup.neighbours)
+        first = lookup.memory.first(lookup.length)
+        drawn = np.random.default_rng(self.seed).integers(first, max(lookup.length, first + 1), shape)
+        return lookup.memory.neighbours(drawn if lookup.length > first else np.full(shape, -1), lookup.length)
+
+
+def arrivals_in(tokens: Tensor, restart: Tensor, find: Finder) -> Arrivals:
+    """What is handed in with rows (B, T), each of which goes on where the one before ended or begins a document: by each chunk of a document,
+    when it is whole, and at the beginning of a row by the last one before."""
+    flat, size = tokens.flatten(), find.chunk_size
+    steps = torch.arange(len(flat))
+    place = steps - torch.where(restart.flatten(), steps, 0).cummax(0).values
+    at = (((place % size == 0) & (place > 0)) | ((steps % tokens.shape[1] == 0) & (place >= size))).nonzero().flatten()
+    ends = at - place[at] % size
+    chunks = flat[(ends - size)[:, None] + torch.arange(size)]
+    found, length = find(chunks.numpy())
+    return Arrivals(at, torch.from_numpy(found), torch.from_numpy(length))
