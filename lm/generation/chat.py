@@ -10,7 +10,9 @@ from typing import NamedTuple
 from transformers import PreTrainedTokenizerBase
 
 from data_sources.config import format_fields
+from lm.generation.recollection import Recall
 from lm.generation.writing import Writing, beginning, prompt_tokens
+from lm.memory.finder import Finder
 from lm.model import Model, ModelState
 from lm.preset import Preset
 from lm.preset.switches import GenerationConfig
@@ -61,8 +63,18 @@ class Turn:
 class Conversation:
     """Turns with one model. `state` holds all of them, so that none is read again."""
 
-    def __init__(self, model: Model, tokenizer: PreTrainedTokenizerBase, frame: Frame, settings: GenerationConfig, seed: int | None = None) -> None:
+    def __init__(
+        self,
+        model: Model,
+        tokenizer: PreTrainedTokenizerBase,
+        frame: Frame,
+        settings: GenerationConfig,
+        seed: int | None = None,
+        find: Finder | None = None,
+    ) -> None:
+        """find: a memory that the model attends to, asked on the way."""
         self.frame = frame
+        self.find = find
         self.settings = settings
         self.turns: list[Turn] = []
         self._model = model
@@ -91,7 +103,8 @@ class Conversation:
         else:
             tokens = prompt_tokens(self._tokenizer, self.frame.around(message.strip()))
             start = prompt_tokens(self._tokenizer, "\n") if self._writing else [beginning(self._tokenizer)]
-            answer = Writing(self._model, self._tokenizer, start + tokens, self.settings, self.state, self._seed)
+            recall = Recall(self.find, self._writing.document if self._writing else ())
+            answer = Writing(self._model, self._tokenizer, start + tokens, self.settings, self.state, self._seed, recall)
         self._message = message
         return answer
 

@@ -17,8 +17,9 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from lm.generation.pieces import Pieces
+from lm.generation.recollection import Recall
 from lm.generation.sampling import Sampler
-from lm.model import Model, ModelState
+from lm.model import Context, Model, ModelState
 from lm.preset.switches import GenerationConfig
 
 PREFILL = 512  # tokens of a prompt read at once
@@ -39,6 +40,7 @@ def generate(
     settings: GenerationConfig,
     state: ModelState | None = None,
     seed: int | None = None,
+    recall: Recall = Recall(),  # noqa: B008 - it can't be changed
 ) -> "Writing":
     """Text that goes on from `prompt`, piece by piece: iterate over what this returns.
 
@@ -47,7 +49,7 @@ def generate(
     """
     tokens = prompt_tokens(tokenizer, prompt)
     start = [] if state is not None and tokens else [beginning(tokenizer)]
-    return Writing(model, tokenizer, start + tokens, settings, state, seed)
+    return Writing(model, tokenizer, start + tokens, settings, state, seed, recall)
 
 
 def prompt_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
@@ -77,7 +79,10 @@ class Writing(Iterator[str]):
         settings: GenerationConfig,
         state: ModelState | None = None,
         seed: int | None = None,
+        recall: Recall = Recall(),  # noqa: B008 - it can't be changed
     ) -> None:
+        """recall: a memory that is asked on the way, and the tokens that `state` holds."""
+        self._recall = recall
         self.read = tuple(tokens)
         self.finished_by: Literal["end", "length", "stopped"] = "stopped"
         self._model = model
@@ -107,12 +112,17 @@ class Writing(Iterator[str]):
         written = self._now.written if self._now else 0
         return tuple(self._history[self._before : self._before + written])
 
+    @property
+    def document(self) -> tuple[int, ...]:
+        """All tokens that `state` holds, once the prompt is read."""
+        return (*self._recall.document, *self.read, *self.tokens)
+
     def __next__(self) -> str:
         return next(self._flow)
 
     def going_on(self, settings: GenerationConfig, seed: int | None = None) -> "Writing":
         """A writing that goes on where this one is, with nothing new to read."""
-        more = Writing(self._model, self._tokenizer, (), settings, self.state, seed)
+        more = Writing(self._model, self._tokenizer, (), settings, self.state, seed, self._recall._replace(document=self.document))
         more._history = [*self._history[: self._before], *self.tokens]
         more._before = len(more._history)
         more._now = self._now and self._now._replace(written=0)
@@ -135,22 +145,25 @@ class Writing(Iterator[str]):
     def _prompt_read(self) -> Read:
         """All but the last token without ever computing scores, then the last."""
         state = self._start or self._model.initial_state(1)
-        body, last = self.read[:-1], self.read[-1]
-        for begin in range(0, len(body), PREFILL):
-            state, _ = self._step(body[begin : begin + PREFILL], state, scored=False)
-        return Read(*self._step([last], state), 0)
+        body = len(self.read) - 1
+        for begin in range(0, body, PREFILL):
+            state, _ = self._step(self.read[: min(begin + PREFILL, body)], begin, state, scored=False)
+        return Read(*self._step(self.read, body, state), 0)
 
     def _write(self, token: int, before: Read) -> None:
         """The model reads its own `token`. Whenever an interrupt comes, state and tokens belong together: one assignment counts."""
-        after = Read(*self._step([token], before.state), before.written + 1)
+        written = (*self.read, *self.tokens, token)
+        after = Read(*self._step(written, len(written) - 1, before.state), before.written + 1)
         del self._history[self._before + before.written :]
         self._history.append(token)
         self._now = after
 
-    def _step(self, tokens: Sequence[int], state: ModelState, scored: bool = True) -> tuple[ModelState, Tensor | None]:
+    def _step(self, tokens: Sequence[int], start: int, state: ModelState, scored: bool = True) -> tuple[ModelState, Tensor | None]:
+        """Read `tokens` from `start` on, after the document that the state given at first holds."""
         device = state.position.device
+        context = Context(memory=self._recall.neighbours(tokens, start))
         with torch.no_grad(), at_rest(self._model):
-            out = self._model(torch.tensor([tokens], dtype=torch.int64, device=device), state)
+            out = self._model(torch.tensor([tokens[start:]], dtype=torch.int64, device=device), state, context)
             return out.state, out.logits[0, -1] if scored else None
 
 

@@ -3,24 +3,15 @@
 Sizes: N chunks of C tokens, k neighbours of each, R = 2C tokens of a neighbour, B rows of T tokens.
 """
 
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from data_sources.batch import Arrivals
+from lm.memory.finder import Finder
 from lm.memory.memory import Memory, Passage
-
-
-class Finder(Protocol):
-    """What hands in neighbours."""
-
-    chunk_size: int
-
-    def __call__(self, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Chunks (N, C) -> neighbours (N, k, R), and how long they are (N, k)."""
-        ...
 
 
 class Lookup(NamedTuple):

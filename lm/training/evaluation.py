@@ -21,7 +21,8 @@ from data_sources.batch import Arrivals
 from data_sources.documents import Stopped
 from data_sources.held_out import HeldOutStore
 from data_sources.tokenizer import tokenizer_from_json
-from lm.memory.lookup import Finder, arrivals_in
+from lm.memory.finder import Finder
+from lm.memory.lookup import arrivals_in
 from lm.model import Context, Model, ModelState, build_model
 from lm.ops.cross_entropy import IGNORED, linear_cross_entropy
 from lm.preset import Preset

@@ -65,17 +65,17 @@ class Remembering:
         self.states = MemoryStates(1)
         self._memory: Memory | None = None  # on rank 0
         self._full = False
+        self.lost = False  # whether what a snapshot held is not there any more
 
-    def begin(self, held: Sequence[Sequence[int]] | None, goes_on: bool, next_row: int, global_rows: int) -> bool:
-        """Go on from what a snapshot held, or with an empty memory. goes_on: the same run, in the same steps. Whether what was held is lost."""
+    def begin(self, held: Sequence[Sequence[int]] | None, goes_on: bool, next_row: int, global_rows: int) -> None:
+        """Go on from what a snapshot held, or with an empty memory. goes_on: the same run, in the same steps."""
         noted = Noted.of(held)
         opened = self._ranks.first_does(lambda: self._open(noted.newest if noted else None))
-        lag, lost = LAG * global_rows, bool(noted and not opened)
+        lag, self.lost = LAG * global_rows, bool(noted and not opened)
         known = (noted.states if goes_on else {next_row - lag: tuple(noted.newest)}) if noted and opened else {}
         self.states = MemoryStates(lag, known)
         if not goes_on or not known:
             self._announce(next_row)
-        return lost
 
     def _open(self, state: State | None) -> bool:
         """Whether the memory of `state` is there to go on from; else an empty one is begun."""

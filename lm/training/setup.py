@@ -109,10 +109,8 @@ def open_session(
             run.adaptive = _adaptive(run, snapshot)
         if preset.train.tensorboard:
             ranks.first_does(lambda: report.observers.append(stack.enter_context(contextlib.closing(TensorBoard(folder, run.life["tokens"], report.notice)))))
-        run.memory = snapshot.run.get("memory") if snapshot else None
-        memory, forgotten = _memory(run, snapshot, under_way, tokenizer, folder, ranks, report) if preset.retro.enabled else (None, False)
-        if memory:
-            stack.callback(memory.close)
+        memory = _memory(run, snapshot, under_way, tokenizer, folder, ranks, report)
+        stack.callback(memory.close if memory else lambda: None)
         report.phase("opening the sources")
         stream = _opened(run, tokenizer, ranks, keep, memory, should_stop)
         ahead = stack.enter_context(Prefetch(stream, BATCHES_AHEAD))
@@ -123,8 +121,8 @@ def open_session(
         keeper = PastKeeper(past, folder) if past else None
         session = Session(ranks, run, teacher, tokenizer, stream, ahead, store, snapshots, saver, report, [], keeper, memory)
         if snapshot:
-            changes = ["the sample of the past that this run reads again is lost"] * lost + ["the memory of what was read is lost"] * forgotten
-            changes += _changes(session)
+            lost_parts = {"the sample of the past that this run reads again is lost": lost, "the memory of what was read is lost": memory and memory.lost}
+            changes = [line for line, is_lost in lost_parts.items() if is_lost] + _changes(session)
             session.expected = _tell_resume(run, snapshot, under_way, fits, changes, ranks, report)
             snapshot = None  # its tensors would stay in memory as long as the session
         yield session
@@ -160,7 +158,7 @@ def _take_over(run: Run, snapshot: Snapshot, under_way: bool, snapshots: Snapsho
         kept = ranks.first_does(lambda: snapshots.archive("before", snapshot.life["tokens"], snapshot.path))
         report.notice(f"{how.in_words()}; as it was it stays in {kept}")
         report({"event": "fit", **how._asdict()})
-    run.life, run.cursor, run.certificate = snapshot.life, snapshot.cursor, snapshot.certificate
+    run.life, run.cursor, run.certificate, run.memory = snapshot.life, snapshot.cursor, snapshot.certificate, snapshot.run.get("memory")
     other = other_tokenizer(run.life, run.preset)
     if other:
         report.notice(other)
@@ -245,14 +243,17 @@ def _tell_run(run: Run, ranks: Ranks, report: Reporter) -> None:
     report({"event": "run", **about, "sources": [source.name for source in run.preset.data.sources]})
 
 
-def _memory(run: Run, snapshot: Snapshot | None, under_way: bool, tokenizer: Any, folder: Path, ranks: Ranks, report: Reporter) -> tuple[Remembering, bool]:
-    """The memory of what was read, gone on with or begun, and whether it is lost. Halted where it can't be."""
+def _memory(run: Run, snapshot: Snapshot | None, under_way: bool, tokenizer: Any, folder: Path, ranks: Ranks, report: Reporter) -> Remembering | None:
+    """The memory of what was read, gone on with or begun, where the preset has one. Halted where it can't be."""
+    if not run.preset.retro.enabled:
+        return None
     try:
         memory = Remembering(run.preset, tokenizer, folder, ranks, report.notice)
         goes_on = under_way and snapshot is not None and snapshot.run["global_rows"] == run.global_rows
-        return memory, memory.begin(run.memory, goes_on, run.cursor["next_row"] if run.cursor else 0, run.global_rows)
+        memory.begin(run.memory, goes_on, run.cursor["next_row"] if run.cursor else 0, run.global_rows)
     except (ValueError, MemoryFault, OSError) as error:
         raise Halted(f"retro: {error}") from None
+    return memory
 
 
 def _opened(run: Run, tokenizer: Any, ranks: Ranks, keep: tuple[int, int] | None, memory: Remembering | None, should_stop: Callable[[], bool]) -> Stream:

@@ -70,7 +70,6 @@ def test_held_out_text_is_measured_with_the_memory(tiny: Tiny, tmp_path: Path) -
     groups = [group for (group,) in grouped(texts, tokenizer, 64, lookup)]
     model = build_model(snapshot.preset, len(tokenizer))
     model.load_state_dict(snapshot.model_weights)
-    model.layers.requires_grad_(False)
     found = {
         name: evaluate(model, tokenizer, {"all": texts}, snapshot.preset, find=find)
         for name, find in (("on", lookup), ("off", None), ("chance", Chance(lookup)))
@@ -78,7 +77,7 @@ def test_held_out_text_is_measured_with_the_memory(tiny: Tiny, tmp_path: Path) -
     assert len({measures["cross_entropy"] for measures in found.values()}) == 3
     position, document = 0, []
     for rows in groups:
-        handed = {at: tokens for at, tokens in zip(rows.arrivals.at.tolist(), rows.arrivals.tokens, strict=True)}
+        handed = dict(zip(rows.arrivals.at.tolist(), rows.arrivals.tokens, strict=True))
         for at, (token, begins) in enumerate(zip(rows.tokens.flatten().tolist(), rows.restart.flatten().tolist(), strict=True)):
             document = [] if begins else document
             whole = len(document) // 8 * 8
