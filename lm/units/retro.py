@@ -118,10 +118,10 @@ def reach_of(arrived: Arrived, state: RetroState, context: Context, chunk: int) 
     (rows, time), device = context.position.shape, arrived.key.device
     steps, row = torch.arange(time, device=device), torch.arange(rows, device=device)[:, None]
     place, begun = row * time + steps, row * time
-    goes_on = torch.ones_like(place, dtype=torch.bool)
+    goes_on = torch.full_like(place, context.carry, dtype=torch.bool)  # without a state that goes on all rows are fresh
     if context.any_restart:
         latest = torch.where(context.restart, steps, -1).cummax(1).values
-        begun, goes_on = begun + latest.clamp(min=0), latest < 0
+        begun, goes_on = begun + latest.clamp(min=0), goes_on & (latest < 0)
     at = F.pad(arrived.at.to(device, non_blocking=True), (1, 0), value=-1)
     newest = torch.searchsorted(at[1:], place, right=True)
     came_at = at[newest]
@@ -129,7 +129,7 @@ def reach_of(arrived: Arrived, state: RetroState, context: Context, chunk: int) 
     source = torch.where(new, rows - 1 + newest, row)
     length = joined(state.length, arrived.length)
     distance = torch.where(new, place - came_at, state.distance[:, None] + steps).clamp(max=chunk)
-    # Without a state that goes on all rows are fresh; on the host a look at it costs nothing.
+    # On the host a look at the state costs nothing.
     holds = context.carry and (device.type != "cpu" or bool(state.length.any()))
     blocks = blocks_of(arrived.at.cpu(), rows, time, chunk, holds)
     return Reach(source, (new | goes_on) & (length > 0).any(1)[source], distance, length, *(part.to(device, non_blocking=True) for part in blocks))

@@ -6,8 +6,8 @@
     time     a forward and backward pass of one layer's cross-attention, against the same with dense attention to all neighbours of the row
              under a mask, and against causal attention; and of a model with neighbours against the model without
 
-NEIGHBOURS_PARTS="time" leaves the other out. NEIGHBOURS_TOKENS (500,000) and NEIGHBOURS_SEEDS ("0 1") belong to the first. Text: the Hub that
-HF_ENDPOINT leads to, else installed documentation.
+NEIGHBOURS_PARTS="time" leaves the other out. NEIGHBOURS_TOKENS (1,200,000) and NEIGHBOURS_SEEDS ("0 1") belong to the first. Text: Python's own
+language reference, every tenth topic of which is held out.
 """
 
 import os
@@ -15,28 +15,30 @@ import statistics
 import time
 from collections.abc import Callable
 from functools import partial
+from pydoc_data.topics import topics
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
-from data_sources import Batch, open_stream
-from data_sources.tokenizer import build_tokenizer
+from data_sources import Batch
+from data_sources.packed import Rows
+from data_sources.tokenizer import trained_bpe
 from lm.model import Context, Model, build_model
-from lm.preset import Preset, count_parameters, load_preset
+from lm.preset import Preset, count_parameters
 from lm.units.retro import Neighbours
 from tests.benchmarks.learning import factor
 from tests.benchmarks.peers import stepper
-from tests.benchmarks.text import LOCAL
 from tests.benchmarks.unit_card import DEVICE, UNIT_PEERS, reader, unit_of
 
 PARTS = os.environ.get("NEIGHBOURS_PARTS", "copying time").split()
-TOKENS = int(os.environ.get("NEIGHBOURS_TOKENS", 500_000))
+TOKENS = int(os.environ.get("NEIGHBOURS_TOKENS", 1_200_000))
 SEEDS = tuple(map(int, os.environ.get("NEIGHBOURS_SEEDS", "0 1").split()))
-MODEL = {"hidden_size": 64, "num_layers": 4, "num_heads": 4, "seq_length": 256}
-RETRO = {"enabled": True, "chunk_size": 32, "num_neighbors": 2}
-ROWS, HELD_OUT_BATCHES, RATE, VOCABULARY, REPLACED = 8, 8, 2e-3, 2048, 0.15
+MODEL = {"hidden_size": 64, "num_layers": 2, "num_heads": 4, "seq_length": 128}
+RETRO = {"enabled": True, "chunk_size": 16, "num_neighbors": 2, "encoder_layers": 1}
+ROWS, HELD_OUT_BATCHES, RATE, VOCABULARY, REPLACED = 16, 8, 4e-3, 512, 0.15
 LENGTHS, READINGS = (1024, 4096), 9
 Source = Callable[[Batch, torch.Generator], Neighbours | None]
 
@@ -97,12 +99,28 @@ def preset_of(**sections: Any) -> Preset:
     return Preset.model_validate({"model": MODEL, "data": {"sources": ["c4"]}, **sections})
 
 
+def text_of(topics_read: list[str], tokenizer: PreTrainedTokenizerBase) -> tuple[Tensor, Tensor]:
+    """Tokens of all of them, one after the other (M,), and where each begins (M,)."""
+    each = [[tokenizer.bos_token_id, *tokenizer.encode(topic, add_special_tokens=False)] for topic in topics_read]
+    return torch.tensor([token for tokens in each for token in tokens]), torch.tensor([place == 0 for tokens in each for place in range(len(tokens))])
+
+
+def batch_of(text: tuple[Tensor, Tensor], starts: Tensor) -> Batch:
+    """Rows of the text from `starts` (B,) on."""
+    at = starts[:, None] + torch.arange(MODEL["seq_length"])
+    tokens, restart = text
+    arrays = (tokens[at], tokens[at + 1], restart[at], torch.zeros_like(at), torch.arange(len(starts)))
+    return Batch.of(Rows(*(array.numpy() for array in arrays)))
+
+
 def copying() -> None:
-    data = load_preset("configs/00_best_general.json").data if os.environ.get("HF_ENDPOINT") else LOCAL
-    tokenizer = build_tokenizer(data.model_copy(update={"vocab_size": VOCABULARY}), seed=0)
+    told = list(topics.values())
+    tokenizer = trained_bpe(iter(told), VOCABULARY)
     preset, length, steps = preset_of(retro=RETRO), MODEL["seq_length"], TOKENS // (ROWS * MODEL["seq_length"])
-    with open_stream(data, tokenizer, length, ROWS, part="held_out") as stream:
-        held = [next(stream)[0] for _ in range(HELD_OUT_BATCHES)]
+    text, others = (text_of(part, tokenizer) for part in ([topic for n, topic in enumerate(told) if n % 10], told[::10]))
+    places = torch.arange(0, len(others[0]) - length - 1, length)
+    held = [batch_of(others, starts) for starts in places[: HELD_OUT_BATCHES * ROWS].split(ROWS) if len(starts) > 1]
+    print(f"{len(text[0]):,} tokens to read, {sum(batch.tokens.numel() for batch in held):,} held out, vocabulary {len(tokenizer):,}", flush=True)
     for seed in SEEDS:
         models, takers = {}, {}
         for name, source in SOURCES.items():
@@ -110,16 +128,16 @@ def copying() -> None:
             models[name] = build_model(preset, len(tokenizer))
             reads = Reads(models[name], source, seed)
             takers[name] = stepper(reads, reads, RATE)
-        with open_stream(data, tokenizer, length, ROWS, seed=seed) as stream:
-            for index in range(steps):
-                batch, _ = next(stream)
-                for take in takers.values():
-                    take(batch, factor(index, steps))
-                if (index + 1) % max(steps // 4, 1) == 0:
-                    told = ", ".join(f"{name} {measured(models[name], SOURCES[name], held):.3f}" for name in models)
-                    print(f"seed {seed}, {(index + 1) * ROWS * length:,} tokens, nats a token: {told}", flush=True)
-        told = ", ".join(f"{name} {measured(models['answers'], source, held):.3f}" for name, source in SOURCES.items())
-        print(f"seed {seed}: the one taught with answers, handed {told}", flush=True)
+        draws = torch.Generator().manual_seed(seed)
+        for index in range(steps):
+            batch = batch_of(text, torch.randint(len(text[0]) - length, (ROWS,), generator=draws))
+            for take in takers.values():
+                take(batch, factor(index, steps))
+            if (index + 1) % max(steps // 6, 1) == 0:
+                found = ", ".join(f"{name} {measured(models[name], SOURCES[name], held):.3f}" for name in models)
+                print(f"seed {seed}, {(index + 1) * ROWS * length:,} tokens, nats a token: {found}", flush=True)
+        found = ", ".join(f"{name} {measured(models['answers'], source, held):.3f}" for name, source in SOURCES.items())
+        print(f"seed {seed}: the one taught with answers, handed {found}", flush=True)
 
 
 def timed(read: Callable[[], Tensor]) -> float:

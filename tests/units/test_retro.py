@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lm.model import Model, build_model
@@ -390,6 +391,23 @@ def test_nothing_is_ever_not_a_number(x: Tensor, qk_norm: bool) -> None:
             inputs = [x, *unit.parameters(), *model.neighbour_encoder.parameters()]
             gradients = torch.autograd.grad(mixed.y.square().sum(), inputs)
             assert all(bool(tensor.isfinite().all()) for tensor in (mixed.y, *state, *gradients))
+
+
+def test_no_token_is_left_without_anything_to_attend_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some kernels of attention give what is not a number for it."""
+    attention, masks = F.scaled_dot_product_attention, []
+
+    def noted(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor, enable_gqa: bool = False) -> Tensor:
+        masks.append(attn_mask)
+        return attention(query, key, value, attn_mask=attn_mask, enable_gqa=enable_gqa)
+
+    preset = preset_of()
+    model, x, memory = model_of(preset), drawn(B, T, SIZE, seed=1), came(preset, PLACES["irregular"])
+    context = context_of(model, memory, restarts())
+    monkeypatch.setattr(F, "scaled_dot_product_attention", noted)
+    unit_of(model)(x, held(unit_of(model), [[0] * COUNT, [3] * COUNT], [0, 1]), context)
+    model.neighbour_encoder.read(memory, model.embedding)
+    assert len(masks) == 1 + preset.retro.encoder_layers and all(bool(mask.any(-1).all()) for mask in masks)
 
 
 def test_autocast_is_near_float32() -> None:
