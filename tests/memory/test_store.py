@@ -310,7 +310,7 @@ def test_what_is_not_of_this_memory_is_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(ValueError):
             memory.add(bad)
-    memory.add(document(1, 0))
+    memory.add(document(5, 0))
     assert memory.length == 160
     with pytest.raises(MemoryFault, match="chunk_size 5 in place of 6"):
         Memory.open(tmp_path, 6, VOCABULARY, memory._embedder, memory.state)

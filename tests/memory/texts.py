@@ -12,6 +12,7 @@ from lm.memory.memory import Chunks, Memory, Options, chunks_of
 from lm.memory.store import About, State
 
 VOCABULARY, SIZE, SEGMENT = 3001, 5, 70  # tokens of a chunk, chunks of a segment
+BY_CODES = Options(10**6, "faiss", 512)
 ROOT = Path(__file__).parents[2]
 EMBEDDER = Hashed(VOCABULARY, size=64)
 
@@ -44,3 +45,11 @@ def run(program: str, *arguments: object) -> subprocess.Popen[str]:
     """A program in a process of its own, which finds the repository's packages."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen([sys.executable, "-c", program, *map(str, arguments)], stdout=subprocess.PIPE, text=True, env=environment, cwd=ROOT)
+
+
+def asked(memory: Memory, count: int = 40) -> tuple[np.ndarray, np.ndarray]:
+    """Chunks of documents that were read, a word of each changed, and their documents."""
+    parts = [document(number, 1) for number in range(3, 3 + 9 * count, 9)]
+    tokens = np.concatenate([part.tokens for part in parts])
+    tokens[:, 2] = 17
+    return memory.vectors(tokens, np.concatenate([part.count for part in parts])), np.concatenate([part.document for part in parts])
