@@ -146,7 +146,8 @@ def speed(count: int) -> None:
         Store(folder, memory.state.writer).check(0, count)
         checked = time.perf_counter() - began
         print(
-            f"{count:,} chunks: {count / seconds:,.0f} added/s (the slowest 512: {longest:.3f} s), {8192 / embedded:,.0f} embedded/s, checked in {checked:.2f} s"
+            f"{count:,} chunks: {count / seconds:,.0f} added/s (the slowest 512: {longest:.3f} s), {8192 / embedded:,.0f} embedded/s, "
+            f"checked in {checked:.2f} s"
         )
         began = time.perf_counter()
         memory.nearest(embedder(tokens[:1], np.array([SIZE])), 2, count)
