@@ -132,6 +132,10 @@ class Indexes:
             self._opened[block] = index
         return self._opened[block]
 
+    def there(self, store: Store, block: Block) -> bool:
+        """Whether a block's index was built."""
+        return any(self.folder.glob(f"{self.name(store, block)}-*{SUFFIX}"))
+
     def name(self, store: Store, block: Block) -> str:
         """What its file's name begins with."""
         digest = hashlib.blake2b(store.column("checksum", block.start, block.end).tobytes(), digest_size=8, person=INDEX)

@@ -162,6 +162,12 @@ def test_an_index_is_built_by_another_process_while_chunks_are_added(tmp_path: P
     memory.add(joined([document(number, 2) for number in range(300, 400)]))
     assert memory._building.wait(60) == 0
     assert [path.name.split("-")[0] for path in (tmp_path / "index").glob("*.faiss")] == ["000000000000"]
+    memory.add(joined([document(number, 2) for number in range(400, 600)]))
+    memory.close()  # while the second is built
+    memory = opened(tmp_path, memory.state, BY_CODES, write=True)
+    memory.add(document(600, 1))
+    assert memory._building is not None and memory._building.wait(60) == 0
+    assert sorted(path.name.split("-")[0] for path in (tmp_path / "index").glob("*.faiss")) == ["000000000000", "000000000512"]
     memory.close()
 
 
