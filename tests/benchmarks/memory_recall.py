@@ -106,7 +106,7 @@ def by_words(passages: list[str], questions: list[str]) -> np.ndarray:
 
 def found_by(name: str, embedder: Embedder, folder: Path, vocabulary: int, chunks: Chunks, asked: tuple[np.ndarray, np.ndarray], gold: Any) -> None:
     """Print what an embedder's memory of the chunks finds."""
-    memory = Memory.open(folder, SIZE, vocabulary, embedder, write=True)
+    memory = Memory.open(folder, SIZE, vocabulary, embedder, options=Options(unit=2048), write=True)
     began, length = time.perf_counter(), len(chunks.count)
     memory.add(chunks)
     seconds = time.perf_counter() - began
