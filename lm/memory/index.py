@@ -33,7 +33,7 @@ LAG = 4
 RERANKED = 512  # candidates of a query that are compared exactly, at least
 SAMPLE, ROUNDS = 4096, 10  # chunks that a quantiser is made from, and rounds of its k-means
 CODE = 4  # bits of a part of a code, which stands for D / M = 2 places of a vector
-QUERIES = 32  # reranked at once
+QUERIES = 8  # reranked at once: more leave the cache
 FOLDER, SUFFIX = "index", ".faiss"
 INDEX = b"pq-fast-scan-1"  # what `made` makes: of another name once it makes something else
 
@@ -131,6 +131,10 @@ class Indexes:
                     index = self._read(name) or self._build(store, block, name, should_stop)
             self._opened[block] = index
         return self._opened[block]
+
+    def there(self, store: Store, block: Block) -> bool:
+        """Whether a block's index was built."""
+        return any(self.folder.glob(f"{self.name(store, block)}-*{SUFFIX}"))
 
     def name(self, store: Store, block: Block) -> str:
         """What its file's name begins with."""

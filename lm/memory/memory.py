@@ -21,7 +21,7 @@ from typing import NamedTuple, Self
 import numpy as np
 
 from lm.memory.embedder import Embedder, scale
-from lm.memory.index import UNIT, Block, Indexes, due, plan
+from lm.memory.index import UNIT, Indexes, due, plan
 from lm.memory.layout import SEGMENT, MemoryFault, Shape
 from lm.memory.nearest import NONE, Nearest, exact
 from lm.memory.store import About, State, Store, Writer
@@ -74,7 +74,8 @@ class Memory:
         self._store, self._embedder, self._options, self._writer = store, embedder, options, writer
         self._indexes = Indexes(store.folder)
         self._unit = options.unit if options.retriever_type == "faiss" else 0
-        self._due: list[Block] = []
+        full = due(writer.store.manifest.floor, writer.length, self._unit) if writer else []
+        self._due = [block for block in full if block.start >= store.manifest.floor and not self._indexes.there(store, block)]
         self._building: subprocess.Popen[bytes] | None = None
 
     @classmethod

