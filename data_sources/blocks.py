@@ -29,6 +29,7 @@ class Block:
         self.ids: dict[int, np.ndarray | None] = {}  # tokenised ahead; None once handed out
         self.marks: dict[int, np.ndarray] = {}  # which of those ids are scored, where not all are
         self.at: tuple[int, ...] | None = None  # epoch, shard and block as lanes count them, once a lane has come by
+        self.key: Key | None = None  # in the cache
         self.bytes = sum(map(len, documents.texts)) + DOCUMENT_BYTES * (len(documents) + 1)
 
     def __len__(self) -> int:
@@ -45,10 +46,11 @@ class Block:
         """Where document `index` stands, in words."""
         return self._places[self._order[index]]
 
-    def let_go(self, index: int) -> None:
-        """Forget a document's text, which its lane has read."""
+    def let_go(self, index: int) -> int:
+        """Forget a document's text. How many bytes that was."""
         text, self._texts[index] = self._texts[index], None
         self.bytes -= len(text or "")
+        return len(text or "")
 
     def index(self, lane: int, taken: int) -> int:
         """Number of the document that `lane` reads after `taken` others of this block."""
@@ -64,26 +66,36 @@ class BlockCache:
     normally read once."""
 
     def __init__(self, limit: int = CACHE_BYTES):
-        self._limit = limit
+        self._limit, self._bytes = limit, 0
         self._blocks: OrderedDict[Key, Block] = OrderedDict()
         self._lock = threading.Lock()
 
     def get(self, key: Key, load: Callable[[], Block | None]) -> Block | None:
         """The block at `key`, loaded where it is not here. None is not kept. Sources may ask at once; they load side by side."""
-        block = self._blocks.get(key) or load()
+        block = self._blocks.get(key)
+        if block is None:  # one without documents is kept, too
+            block = load()
         if block is None:
             return None
         with self._lock:
-            is_new = self._blocks.setdefault(key, block) is block
+            if key not in self._blocks:
+                self._blocks[key], block.key = block, key
+                self._bytes += block.bytes
             self._blocks.move_to_end(key)
-            held = sum(each.bytes for each in self._blocks.values()) if is_new else 0
-            while held > self._limit and len(self._blocks) > 1:
-                held -= self._blocks.popitem(last=False)[1].bytes
+            while self._bytes > self._limit and len(self._blocks) > 1:
+                self._bytes -= self._blocks.popitem(last=False)[1].bytes
         return block
+
+    def let_go(self, block: Block, index: int) -> None:
+        """Forget the text of a document that its lane has read."""
+        with self._lock:
+            freed = block.let_go(index)
+            if block.key is not None and self._blocks.get(block.key) is block:
+                self._bytes -= freed
 
     def drop(self, source: int, before: tuple[int, ...]) -> None:
         """Let go of a source's blocks that lie before a place which all lanes have come to."""
         with self._lock:
             passed = [key for key, block in self._blocks.items() if key[0] == source and block.at is not None and block.at < before]
             for key in passed:
-                del self._blocks[key]
+                self._bytes -= self._blocks.pop(key).bytes

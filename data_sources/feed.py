@@ -140,6 +140,10 @@ class Feed:
         """Keep no block in memory that lies before all `places`, where the lanes of this process stand."""
         self._cache.drop(self.number, min(place[:3] for place in places))
 
+    def forget(self, found: Found) -> None:
+        """Keep the text of a document no longer: its lane has read it."""
+        self._cache.let_go(found.block, found.index)
+
     def chosen(self, block: Block, index: int) -> bool:
         """Whether this part of the data reads the document. What training meets of the held-out text is gathered."""
         known = block.chosen.get(index)

@@ -117,7 +117,7 @@ class Lane:
         self.begun, self.stretches = [], []
         for source, found in self._opened:
             if found.place < self.standings[source].place:
-                found.block.let_go(found.index)
+                self._feeds[source].forget(found)
         self._opened = [each for each in self._opened if each[0] == self._under_way][-1:]
         return self._kept[0]
 

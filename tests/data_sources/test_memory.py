@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from data_sources import open_stream, sources
-from data_sources.blocks import BlockCache
+from data_sources.blocks import Block, BlockCache
+from data_sources.documents import Documents
 from tests.data_sources.streams import byte_tokenizer, three_sources
 
 
@@ -17,6 +18,17 @@ class SeenCache(BlockCache):
     def __init__(self) -> None:
         super().__init__()
         SeenCache.last = self
+
+
+def test_a_block_is_loaded_once_though_nothing_is_in_it() -> None:
+    cache, loaded = BlockCache(), []
+
+    def load() -> Block:
+        loaded.append(Block(Documents([], [], []), False, 0))
+        return loaded[-1]
+
+    assert cache.get((0, 0, 0, 0), load) is cache.get((0, 0, 0, 0), load) is loaded[0] and len(loaded) == 1
+    assert cache.get((0, 0, 0, 1), lambda: None) is None
 
 
 @pytest.mark.parametrize("shuffle", [True, False])
@@ -38,4 +50,5 @@ def test_a_text_leaves_memory_once_its_lane_has_read_it(tmp_path: Path, monkeypa
                         assert block.text(index)
                 held = sum(len(block.text(index)) for index in range(len(block)) if block._texts[index] is not None)
                 assert held <= block.bytes
+            assert SeenCache.last._bytes == sum(block.bytes for block in SeenCache.last._blocks.values())
     assert let_go > 100
