@@ -20,7 +20,9 @@ from lm.training.headers import NAMES, SnapshotError
 
 if TYPE_CHECKING:
     from lm.generation.chat import Conversation
+    from lm.memory.memory import Passage
 
+PASSAGES = 4  # shown under an answer
 ENDINGS = {"length": "(max_new_tokens reached; an empty line lets it go on)", "stopped": "(stopped; an empty line lets it go on)"}
 
 
@@ -59,7 +61,7 @@ def _newest_talk(said: list[str]) -> Talk | None:
     if snapshot is None or snapshot.path is None:
         return None
     which = next((which for which, name in NAMES.items() if name == snapshot.path.name), "newest")
-    partner = awoken(snapshot)
+    partner = awoken(snapshot, CHECKPOINTS)
     return Talk(which, partner, partner.conversation())
 
 
@@ -106,6 +108,8 @@ class Chat(Sitting):
         about = f"{one_line(partner.preset.name)} · {which} snapshot · {counted(partner.tokens)} tokens read"
         self.console.print(Text.assemble(("Perennial", f"bold {ACCENT}"), ("  chat   ", "bold"), (about, QUIET)))
         self.note(f"A turn: {one_line(conversation.frame.in_words)} · /help for commands, Ctrl-D to leave")
+        if partner.trouble:
+            self.note(partner.trouble, "yellow")
 
     def _answer(self, message: str) -> None:
         """Stream the answer. Ctrl-C breaks it off; what was written until then is kept."""
@@ -119,7 +123,29 @@ class Chat(Sitting):
         self.console.print("" if started else Text("(no words)", style=QUIET))
         if answer.finished_by in ENDINGS:
             self.note(ENDINGS[answer.finished_by])
+        if self.talk.partner.memory:
+            self._show(self.talk.partner.memory.taken()[:PASSAGES])
         self.console.print()
+
+    def _show(self, passages: "Sequence[Passage]") -> None:
+        """Passages of the memory: where each is from, and how it reads."""
+        self.table([(f"{passage.source} · {passage.place}", self.talk.partner.text(passage.tokens)) for passage in passages])
+
+    def _remember(self, words: tuple[str, ...]) -> None:
+        partner = self.talk.partner
+        if partner.memory is None:
+            raise CommandError("this model has no memory of what it read (retro.enabled in its preset)")
+        if words in (("on",), ("off",)):
+            partner.memory.is_on = words == ("on",)
+            self.note(f"The memory is {words[0]}.")
+        elif not words:
+            raise CommandError("write /memory and some words, /memory off or /memory on")
+        else:
+            found = partner.found(" ".join(words))
+            partner.memory.taken()
+            self._show(found)
+            if not found:
+                self.note("Nothing was found.")
 
     def _obey(self, name: str, words: tuple[str, ...]) -> None:
         conversation = self.talk.conversation
@@ -130,6 +156,8 @@ class Chat(Sitting):
             self.note("The conversation is forgotten.")
         elif name == "/settings":
             conversation.settings = self.settings(self.talk.partner.preset, conversation.settings, words)
+        elif name == "/memory":
+            self._remember(words)
         else:
             self._change_snapshot(named_snapshot(words))
 

@@ -3,10 +3,11 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
 import psutil
 
 from lm.app.commands import CommandError
-from lm.app.terminal import uninterrupted
+from lm.app.terminal import CHECKPOINTS, uninterrupted
 from lm.app.words import one_line
 from lm.preset import Preset
 from lm.training.headers import Header, SnapshotError
@@ -15,6 +16,8 @@ if TYPE_CHECKING:  # a screen is drawn before torch is there
     from transformers import PreTrainedTokenizerBase
 
     from lm.generation.chat import Conversation
+    from lm.memory.lookup import Heard
+    from lm.memory.memory import Passage
     from lm.model import Model
     from lm.preset.switches import GenerationConfig
     from lm.training.snapshots import Snapshot
@@ -27,13 +30,32 @@ class Partner(NamedTuple):
     tokens: int  # read in its life
     model: "Model"
     tokenizer: "PreTrainedTokenizerBase"
+    memory: "Heard | None" = None  # of what it read
+    trouble: str = ""  # why there is no memory, where there should be one
 
     def conversation(self, settings: "GenerationConfig | None" = None, seed: int | None = None) -> "Conversation":
         """A new one, in the form of the snapshot's own sources."""
         with uninterrupted():
             from lm.generation.chat import Conversation, frame_of
 
-        return Conversation(self.model, self.tokenizer, frame_of(self.preset), settings or self.preset.generation, seed)
+        attends = self.memory is not None and self.preset.retro.add_cross_attention
+        terms = (self.model, self.tokenizer, frame_of(self.preset), settings or self.preset.generation, seed)
+        return Conversation(*terms, self.memory if attends else None, None if attends or not self.memory else self.before)
+
+    def before(self, message: str) -> str:
+        """What a model that attends to no neighbours reads before a message: the passages nearest to it."""
+        if self.memory is None or not self.memory.is_on:
+            return ""
+        return "".join(f"{self.text(passage.tokens)}\n\n" for passage in self.found(message))
+
+    def found(self, words: str) -> "list[Passage]":
+        """The passages nearest to some words."""
+        tokens = np.array(self.tokenizer.encode(words, add_special_tokens=False, split_special_tokens=True), np.int64)
+        return self.memory.passages(tokens) if self.memory is not None and len(tokens) else []
+
+    def text(self, tokens: np.ndarray) -> str:
+        """Tokens as text, in one line."""
+        return one_line(self.tokenizer.decode(tokens.tolist(), skip_special_tokens=True))
 
 
 def load(path: Path) -> Partner:
@@ -42,24 +64,32 @@ def load(path: Path) -> Partner:
         from lm.training.snapshots import read_snapshot
 
     try:
-        return awoken(read_snapshot(path))
+        return awoken(read_snapshot(path), CHECKPOINTS)
     except SnapshotError as error:
         raise CommandError(one_line(str(error))) from None
 
 
-def awoken(snapshot: "Snapshot") -> Partner:
-    """The model of `snapshot`, ready to talk."""
+def awoken(snapshot: "Snapshot", folder: Path) -> Partner:
+    """The model of `snapshot`, ready to talk. folder: where its memory is, if it has one."""
     with uninterrupted():
         import torch
 
         from data_sources.tokenizer import tokenizer_from_json
+        from lm.memory.layout import MemoryFault
+        from lm.memory.lookup import Heard
         from lm.model import build_model
+        from lm.training.remembering import lookup_of
 
     tokenizer = tokenizer_from_json(snapshot.tokenizer)
     model = build_model(snapshot.preset, len(tokenizer))
     model.load_state_dict(snapshot.model_weights)
     model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
-    return Partner(snapshot.preset, int(snapshot.life["tokens"]), model, tokenizer)
+    lookup, trouble = None, ""
+    try:
+        lookup = lookup_of(snapshot, folder, tokenizer)
+    except (MemoryFault, ValueError) as error:
+        trouble = f"without its memory: {one_line(str(error))}"
+    return Partner(snapshot.preset, int(snapshot.life["tokens"]), model, tokenizer, Heard(lookup) if lookup else None, trouble)
 
 
 class Cast:

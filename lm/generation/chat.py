@@ -4,6 +4,7 @@ A source with a format of two fields, such as "Q: {question}\\nA: {answer}", fra
 field and the model writes the second, until it ends the document. Without such a source the model goes on from the text as it stands.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -71,10 +72,11 @@ class Conversation:
         settings: GenerationConfig,
         seed: int | None = None,
         find: Finder | None = None,
+        before: Callable[[str], str] | None = None,
     ) -> None:
-        """find: a memory that the model attends to, asked on the way."""
+        """find: a memory that the model attends to, asked on the way. before: what stands before a message, for one that attends to none."""
         self.frame = frame
-        self.find = find
+        self._find, self._beforehand = find, before
         self.settings = settings
         self.turns: list[Turn] = []
         self._model = model
@@ -101,9 +103,10 @@ class Conversation:
         if not message.strip() and self._writing:
             answer = self._writing.going_on(self.settings, self._seed)
         else:
-            tokens = prompt_tokens(self._tokenizer, self.frame.around(message.strip()))
+            beforehand = self._beforehand(message) if self._beforehand else ""
+            tokens = prompt_tokens(self._tokenizer, beforehand + self.frame.around(message.strip()))
             start = prompt_tokens(self._tokenizer, "\n") if self._writing else [beginning(self._tokenizer)]
-            recall = Recall(self.find, self._writing.document if self._writing else ())
+            recall = Recall(self._find, self._writing.document if self._writing else ())
             answer = Writing(self._model, self._tokenizer, start + tokens, self.settings, self.state, self._seed, recall)
         self._message = message
         return answer

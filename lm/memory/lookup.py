@@ -30,10 +30,30 @@ class Lookup(NamedTuple):
         vectors = self.memory.vectors(tokens, np.full(len(tokens), tokens.shape[1]))
         return self.memory.nearest(vectors, self.neighbours, self.length).numbers
 
+
+class Heard:
+    """A lookup that can be switched off, and tells afterwards what it handed in."""
+
+    def __init__(self, lookup: Lookup) -> None:
+        self.lookup, self.chunk_size, self.is_on = lookup, lookup.chunk_size, True
+        self._numbers: dict[int, None] = {}  # in order, each once
+
+    def __call__(self, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        numbers = self.lookup.nearest(tokens) if self.is_on else np.full((len(tokens), self.lookup.neighbours), -1)
+        self._numbers |= dict.fromkeys(numbers[numbers >= 0].tolist())
+        return self.lookup.memory.neighbours(numbers, self.lookup.length)
+
     def passages(self, tokens: np.ndarray) -> list[Passage]:
-        """What is nearest to one text (its tokens), nearest first."""
-        numbers = self.nearest(tokens[None])[0]
-        return self.memory.about(numbers[numbers >= 0])
+        """What is nearest to one text (its tokens), nearest first; noted as handed in."""
+        numbers = self.lookup.nearest(tokens[None])[0]
+        numbers = numbers[numbers >= 0]
+        self._numbers |= dict.fromkeys(numbers.tolist())
+        return self.lookup.memory.about(numbers)
+
+    def taken(self) -> list[Passage]:
+        """What was handed in since the last call, each passage once."""
+        numbers, self._numbers = np.array(list(self._numbers), np.int64), {}
+        return self.lookup.memory.about(numbers)
 
 
 class Chance(NamedTuple):

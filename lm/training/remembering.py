@@ -22,6 +22,7 @@ from lm.memory.store import State
 from lm.preset import Preset
 from lm.training.distribution import Ranks
 from lm.training.headers import Header
+from lm.training.snapshots import Snapshot
 
 MEMORY = "memory"  # the folder, beside the snapshots
 LAG = 8  # steps that the memory is behind: more than are read ahead, so that nobody waits
@@ -140,6 +141,18 @@ class Remembering:
             self._memory.close()
         if self.recall is not None:
             self.recall.close()
+
+
+def lookup_of(snapshot: Snapshot, folder: Path, tokenizer: Any) -> Lookup | None:
+    """The memory as `snapshot`, of `folder`, holds it; None where it has none, or nothing is in it. MemoryFault, in one line, where it is
+    not there any more; ValueError where its sentence model can't be had."""
+    retro, noted = snapshot.preset.retro, Noted.of(snapshot.run.get("memory"))
+    if not (retro.enabled and noted and noted.newest.length):
+        return None
+    place = Path(retro.index_path) if retro.index_path else folder / MEMORY
+    options = Options(retro.memory_chunks, retro.retriever_type)
+    memory = Memory.open(place, retro.chunk_size, len(tokenizer), embedder_of(snapshot.preset, tokenizer), noted.newest, options)
+    return Lookup(memory, noted.newest.length, retro.chunk_size, retro.num_neighbors)
 
 
 def ended(chunks: Chunks) -> Chunks:
