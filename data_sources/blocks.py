@@ -11,7 +11,7 @@ from data_sources.order import LANES, draw, permutation
 
 Key = tuple[int, int, int, int]  # source, epoch, shard, block
 
-DOCUMENT_BYTES = 200  # what a document takes beside its characters
+DOCUMENT_BYTES = 200  # what a document takes beside its characters, each of which is taken for one
 CACHE_BYTES = 256 << 20
 
 
@@ -36,21 +36,23 @@ class Block:
         return len(self._texts)
 
     def text(self, index: int) -> str:
-        """Document `index`. LookupError once it was let go of."""
+        """Document `index`. LookupError once it was forgotten."""
         text = self._texts[index]
         if text is None:
-            raise LookupError(f"document {index} was let go of")
+            raise LookupError(f"document {index} was forgotten")
         return text
 
     def place(self, index: int) -> str:
         """Where document `index` stands, in words."""
         return self._places[self._order[index]]
 
-    def let_go(self, index: int) -> int:
-        """Forget a document's text. How many bytes that was."""
+    def forget(self, index: int) -> int:
+        """Keep the text of a document no longer, which was read. How many bytes that was."""
         text, self._texts[index] = self._texts[index], None
-        self.bytes -= len(text or "")
-        return len(text or "")
+        self.chosen[index] = True  # nobody can find out any more
+        freed = len(text or "")
+        self.bytes -= freed
+        return freed
 
     def index(self, lane: int, taken: int) -> int:
         """Number of the document that `lane` reads after `taken` others of this block."""
@@ -86,12 +88,11 @@ class BlockCache:
                 self._bytes -= self._blocks.popitem(last=False)[1].bytes
         return block
 
-    def let_go(self, block: Block, index: int) -> None:
-        """Forget the text of a document that its lane has read."""
+    def forget(self, key: Key, index: int) -> None:
+        """Keep the text of a document no longer: its lane has read it. The block may have left, or been loaded again."""
         with self._lock:
-            freed = block.let_go(index)
-            if block.key is not None and self._blocks.get(block.key) is block:
-                self._bytes -= freed
+            if key in self._blocks:
+                self._bytes -= self._blocks[key].forget(index)
 
     def drop(self, source: int, before: tuple[int, ...]) -> None:
         """Let go of a source's blocks that lie before a place which all lanes have come to."""

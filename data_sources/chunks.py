@@ -54,8 +54,8 @@ class Chunks(NamedTuple):
         tokens = np.zeros((len(pieces), size), np.int32)
         for index, piece in enumerate(pieces):
             tokens[index, : piece.end - piece.begin] = piece.stretch.document.tokens[piece.begin : piece.end]
-        keys = {id(piece.stretch.document): key_of(piece.stretch.document.found.text) for piece in pieces}
-        about = {keys[id(stretch.document)]: About(names[stretch.source], stretch.document.found.where) for stretch, *_ in pieces}
+        keys = {id(piece.stretch.document): key_of(piece.stretch.document.text) for piece in pieces}
+        about = {keys[id(stretch.document)]: About(names[stretch.source], stretch.document.where) for stretch, *_ in pieces}
         columns = [(piece.end - piece.begin, keys[id(piece.stretch.document)], piece.number, piece.stretch.row, piece.at, piece.is_new) for piece in pieces]
         length, document, number, row, at, is_new = np.array(columns, np.int64).reshape(-1, 6).T
         return cls(tokens, length, document, number, row, at, is_new.astype(np.bool_), about)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import count, islice
 from typing import Any, NamedTuple, TypeVar
 
-from data_sources.blocks import Block, BlockCache
+from data_sources.blocks import Block, BlockCache, Key
 from data_sources.documents import GivenUp, PassingFault, Reader
 from data_sources.fingerprint import fingerprint
 from data_sources.held_out import SAMPLE, Choice, HeldOut, local_choice
@@ -136,13 +136,13 @@ class Feed:
                 return Found(place, block, index)
             place = place._replace(taken=place.taken + 1)
 
-    def let_go(self, places: Iterable[Place]) -> None:
+    def drop(self, places: Iterable[Place]) -> None:
         """Keep no block in memory that lies before all `places`, where the lanes of this process stand."""
         self._cache.drop(self.number, min(place[:3] for place in places))
 
-    def forget(self, found: Found) -> None:
+    def forget(self, key: Key, index: int) -> None:
         """Keep the text of a document no longer: its lane has read it."""
-        self._cache.let_go(found.block, found.index)
+        self._cache.forget(key, index)
 
     def chosen(self, block: Block, index: int) -> bool:
         """Whether this part of the data reads the document. What training meets of the held-out text is gathered."""

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from data_sources.blocks import Key
 from data_sources.chunks import Stretch
 from data_sources.encoder import Encoder, Tokens
 from data_sources.feed import Aside, Feed, Found, Place
@@ -78,12 +79,23 @@ class Document(NamedTuple):
 
     tokens: np.ndarray
     targets: np.ndarray
-    found: Found
+    text: str
+    where: str  # its place in its source, in words
 
     @classmethod
     def of(cls, tokens: Tokens, found: Found) -> "Document":
         targets = tokens.ids[1:]
-        return cls(tokens.ids[:-1], targets if tokens.scored is None else np.where(tokens.scored[1:], targets, NOT_SCORED), found)
+        scored = targets if tokens.scored is None else np.where(tokens.scored[1:], targets, NOT_SCORED)
+        return cls(tokens.ids[:-1], scored, found.text, found.where)
+
+
+class Opened(NamedTuple):
+    """A document that was opened, and the block that it stands in."""
+
+    source: int
+    place: Place
+    key: Key
+    index: int
 
 
 class Lane:
@@ -105,7 +117,7 @@ class Lane:
         if state is not None:
             self._stand(state)
         self.begun: list[tuple[int, Found]] = []  # documents, with their sources, since `keep`
-        self._opened: list[tuple[int, Found]] = []  # those and the one that was under way then
+        self._opened: list[Opened] = []  # those and the one that was under way then; no blocks, which may have to leave memory
         self.stretches: list[Stretch] = []  # what was written into rows since `keep`
         self._document: Document | None = None  # the one under way
         self._fresh = False  # whether its first position is still to be written
@@ -115,10 +127,10 @@ class Lane:
         """The lane's cursor, which is where `rewind` goes back to. Called between rows. What was read before leaves memory."""
         self._kept = self._numbers(), self._document
         self.begun, self.stretches = [], []
-        for source, found in self._opened:
-            if found.place < self.standings[source].place:
-                self._feeds[source].forget(found)
-        self._opened = [each for each in self._opened if each[0] == self._under_way][-1:]
+        for source, place, key, index in self._opened:
+            if place < self.standings[source].place:
+                self._feeds[source].forget(key, index)
+        self._opened = [each for each in self._opened if each.source == self._under_way][-1:]
         return self._kept[0]
 
     def rewind(self) -> None:
@@ -206,7 +218,8 @@ class Lane:
         if found is None:
             return False
         assert self._encoder is not None
-        self._opened.append((source, found))
+        assert found.block.key is not None
+        self._opened.append(Opened(source, found.place, found.block.key, found.index))
         document = Document.of(self._encoder.tokens(self._feeds[source], found), found)
         if found.place != standing.place or standing.offset >= len(document.tokens):
             standing.offset = 0

@@ -165,7 +165,7 @@ class Reading:
         moved = self._lanes if due else rows.lane.tolist()
         self._states |= {str(number): self._lanes[number].keep() for number in moved}
         for source, feed in enumerate(self._sources.feeds):
-            feed.let_go(lane.standings[source].place for lane in self._lanes.values())
+            feed.drop(lane.standings[source].place for lane in self._lanes.values())
         self._tell_ends()
         rows.last = rows.empty and self.exhausted
         if rows.last and not self._job.endless:

@@ -25,10 +25,10 @@ def fused_kernel(name: str, x: Tensor, dtype: torch.dtype) -> Kernel | None:
 
 @functools.cache
 def installed(name: str) -> Kernel | None:
-    """The function of that name, None where its package is not installed."""
+    """The function of that name, None where its package is not installed, or has none."""
     module, _, function = name.rpartition(".")
     try:
-        return getattr(importlib.import_module(module), function)
+        return getattr(importlib.import_module(module), function, None)
     except ImportError:
         return None
 
@@ -36,8 +36,8 @@ def installed(name: str) -> Kernel | None:
 def by_documents(kernel: Kernel, streams: Mapping[str, Tensor], memory: Tensor, restart: Tensor | None, cu_seqlens: Tensor) -> tuple[Tensor, Tensor]:
     """What `kernel` reads (B, T, H, V), and the memory after the last token (B, H, K, V).
 
-    streams: (B, T, ...) each, under the kernel's names; memory (B, H, K, V); restart (B, T), None where no document begins after memory was
-    carried to it; cu_seqlens (N + 1,): where documents and rows begin in the flattened B * T, and its end.
+    streams: (B, T, ...) each, under the kernel's names; memory (B, H, K, V); restart (B, T), None where every row
+    is one document that goes on from its memory; cu_seqlens (N + 1,): where documents and rows begin in the flattened B * T, and its end.
     """
     kernel = functools.partial(kernel, scale=1.0, output_final_state=True)
     if restart is None:

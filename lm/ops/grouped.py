@@ -37,12 +37,12 @@ def by_group(chosen: Tensor, groups: int) -> Order:
 
 def dispatched(x: Tensor, order: Order) -> Tensor:
     """(N, I) -> (N * K, I): at each place the row that chose it."""
-    return _Spread.apply(x, order)
+    return _Dispatched.apply(x, order)
 
 
 def combined(y: Tensor, order: Order) -> Tensor:
     """(N * K, O) -> (N, O): for each row the sum of what stands at its choices' places."""
-    return _Gathered.apply(y, order)
+    return _Combined.apply(y, order)
 
 
 def grouped_linear(x: Tensor, weight: Tensor, order: Order) -> Tensor:
@@ -98,7 +98,7 @@ class _Segments(torch.autograd.Function):
         return of_x, of_weight, None
 
 
-class _Spread(torch.autograd.Function):
+class _Dispatched(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, order: Order) -> Tensor:
         ctx.order = order
@@ -109,7 +109,7 @@ class _Spread(torch.autograd.Function):
         return combined(gradient, ctx.order), None
 
 
-class _Gathered(torch.autograd.Function):
+class _Combined(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, y: Tensor, order: Order) -> Tensor:
         ctx.order = order

@@ -28,7 +28,7 @@ from lm.training.snapshots import Snapshots
 
 TOKENS = int(os.environ.get("PASSKEY_TOKENS", 6_000_000))
 SEEDS = tuple(map(int, os.environ.get("PASSKEY_SEEDS", "0 1").split()))
-STATES = os.environ.get("PASSKEY_STATES", "carried afresh").split()
+STATES = [{"carried": True, "afresh": False}[word] for word in os.environ.get("PASSKEY_STATES", "carried afresh").split()]
 ROW, CHUNK = 512, 256
 LETTERS = 2.2  # of a token, about
 FARTHEST, NEAR = 12_000, 40
@@ -103,7 +103,7 @@ def found(model: Model, tokenizer: Any, distance: int, carries: bool) -> float:
 
 def main() -> None:
     for seed in SEEDS:
-        for carries in (states == "carried" for states in STATES):
+        for carries in STATES:
             with tempfile.TemporaryDirectory() as folder:
                 path, rows, letters = Path(folder) / "keys.jsonl", documents(seed), 0
                 with path.open("w") as file:

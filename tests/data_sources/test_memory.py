@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from data_sources import open_stream, sources
-from data_sources.blocks import Block, BlockCache
+from data_sources.blocks import DOCUMENT_BYTES, Block, BlockCache
 from data_sources.documents import Documents
 from tests.data_sources.streams import byte_tokenizer, three_sources
 
@@ -34,7 +34,7 @@ def test_a_block_is_loaded_once_though_nothing_is_in_it() -> None:
 @pytest.mark.parametrize("shuffle", [True, False])
 def test_a_text_leaves_memory_once_its_lane_has_read_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shuffle: bool) -> None:
     monkeypatch.setattr(sources, "BlockCache", SeenCache)
-    let_go = 0
+    forgotten = 0
     with open_stream(three_sources(tmp_path, shuffle=shuffle), byte_tokenizer(), 37, 48) as stream:
         for (_, cursor), _ in zip(stream, range(200), strict=False):
             for (source, *_), block in SeenCache.last._blocks.items():
@@ -43,12 +43,12 @@ def test_a_text_leaves_memory_once_its_lane_has_read_it(tmp_path: Path, monkeypa
                     standing = cursor["lanes"][str(lane)][2 + 9 * source :]
                     passed = (*(block.at or ()), (index - (lane - block.offset) % 48) // 48) < tuple(standing[1:5])
                     if block.at and passed and block.chosen[index]:
-                        let_go += 1
+                        forgotten += 1
                         with pytest.raises(LookupError):
                             block.text(index)
                     else:
                         assert block.text(index)
-                held = sum(len(block.text(index)) for index in range(len(block)) if block._texts[index] is not None)
-                assert held <= block.bytes
+                held = sum(len(text) for text in block._texts if text is not None)
+                assert block.bytes == held + DOCUMENT_BYTES * (len(block) + 1)
             assert SeenCache.last._bytes == sum(block.bytes for block in SeenCache.last._blocks.values())
-    assert let_go > 100
+    assert forgotten > 100

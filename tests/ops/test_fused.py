@@ -27,13 +27,15 @@ def read_documents(
 
 @pytest.mark.parametrize("starts", [[], STARTS, [(0, 0)], [(row, at) for row in range(B) for at in range(T)]], ids=["none", "some", "the first", "all"])
 def test_documents_are_those_of_the_rows(starts: Starts) -> None:
-    query, key, value = drawn(B, T, H, K, seed=0), drawn(B, T, H, K, seed=1), drawn(B, T, H, V, seed=2)
-    log_decay, memory = -drawn(B, T, H, K, seed=3).exp(), drawn(B, H, K, V, seed=4)
-    context = context_of(query[..., 0], starts)
+    """Values, and gradients of all that went in."""
+    given = [drawn(B, T, H, K, seed=0), drawn(B, T, H, K, seed=1), drawn(B, T, H, V, seed=2), -drawn(B, T, H, K, seed=3).exp(), drawn(B, H, K, V, seed=4)]
+    query, key, value, log_decay, memory = (each.requires_grad_() for each in given)
+    context = context_of(query[..., 0].detach(), starts)
     restart = context.restart if context.any_restart else None
     wanted = decaying_recurrence(query, key, value, log_decay, memory, restart=restart)
     found = by_documents(read_documents, {"q": query, "k": key, "v": value, "g": log_decay}, memory, restart, context.cu_seqlens)
-    for left, right in zip(found, wanted, strict=True):
+    gradients = [torch.autograd.grad(sum(part.square().sum() for part in each), given) for each in (found, wanted)]
+    for left, right in zip((*found, *gradients[0]), (*wanted, *gradients[1]), strict=True):
         torch.testing.assert_close(left, right)
 
 
@@ -41,4 +43,4 @@ def test_only_what_a_kernel_is_for_goes_there() -> None:
     """Not from the CPU; and where its package is not installed there is none."""
     assert fused_kernel("torch.relu", torch.zeros(1, 1), torch.bfloat16) is None
     assert installed("torch.relu") is torch.relu
-    assert installed("no_such_package.kernel") is None
+    assert installed("no_such_package.kernel") is None and installed("torch.no_such_function") is None

@@ -1,13 +1,13 @@
 """What the tests of all recurrences share: reading a row, and what each of them is held to."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
-from lm.ops.fused import installed
+from lm.ops.fused import Kernel, installed
 from lm.units import Context, Mixed, State, Unit
 
 Starts = Sequence[tuple[int, int]]  # rows and places where documents begin
@@ -86,12 +86,25 @@ def fused_equals_chunks(unit: Unit, size: int, monkeypatch: pytest.MonkeyPatch) 
     before = mixed(unit.cuda(), x[:, :50]).state
     for starts in ([], STARTS):
         found = []
-        for kernel in (installed, lambda name: None):
-            monkeypatch.setattr("lm.ops.fused.installed", kernel)
+        for fused in (True, False):
+            asked: list[str] = []
+            monkeypatch.setattr("lm.ops.fused.installed", _counted(asked) if fused else lambda name: None)
             unit.zero_grad()
             with torch.autocast("cuda", torch.bfloat16):
                 out = mixed(unit, x, starts, tree_map(torch.detach, before))
             (out.y.float().square().sum() + out.state.memory.square().sum()).backward()
+            assert bool(asked) == fused, "this version of the package lacks the kernel" if fused else "a kernel was taken"
             found.append([out.y.float(), out.state.memory, *(parameter.grad for parameter in unit.parameters())])
         for left, right in zip(*found, strict=True):
             assert (left - right).norm() < 3e-2 * right.norm()
+
+
+def _counted(asked: list[str]) -> Callable[[str], Kernel | None]:
+    """What finds kernels, noting those that it found."""
+
+    def find(name: str) -> Kernel | None:
+        kernel = installed(name)
+        asked.extend([name] * (kernel is not None))
+        return kernel
+
+    return find
