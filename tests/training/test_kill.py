@@ -24,6 +24,7 @@ from lm.training.journal import JOURNAL
 from lm.training.snapshots import NEW, Snapshots
 from tests.data_sources.streams import files, paragraphs
 from tests.training.lives import loaders_of
+from tests.training.test_remembering import contents
 
 ROOT = Path(__file__).parents[2]
 STEP = 4 * 64  # tokens of a step
@@ -46,12 +47,13 @@ def two_sources(folder: Path) -> list[dict[str, Any]]:
     return [files("rows", folder / "rows", repeat=True), files("lines", folder / "lines.jsonl.gz", repeat=True)]
 
 
-def small(tiny: Callable[..., Preset], sources: list[dict[str, Any]], loaders: int) -> Preset:
+def small(tiny: Callable[..., Preset], sources: list[dict[str, Any]], loaders: int, remembers: bool) -> Preset:
     """Saved at every other step, and now and then evaluated, sampled from and weighed anew, so that kills fall into all of it."""
     often = {"snapshot_every_tokens": 2 * STEP, "evaluate_every_tokens": 40 * STEP, "sample_every_tokens": 100 * STEP}
     adaptive = {"enable_adaptive_sources": True, "adaptive_interval_tokens": 10 * STEP, "adaptive_smoothing": 0.5}
     data = {"sources": sources, "mix_strategy": "weighted", "source_weights": [2.0, 1.0]}
-    return tiny(train=often | {"loader_processes": loaders}, auxiliary=adaptive, data=data)
+    retro = {"retro": {"enabled": True, "chunk_size": 8, "layers": "all", "memory_chunks": 600}} if remembers else {}
+    return tiny(train=often | {"loader_processes": loaders}, auxiliary=adaptive, data=data, **retro)
 
 
 def moments(kills: int, draw: random.Random) -> list[tuple[int, bool, float]]:
@@ -88,16 +90,23 @@ def held_out(folder: Path) -> dict[str, set[str]]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("kills", "loaders", "least"), [(50, 0, {"starting": 5, "stepping": 20, "saving": 5}), (10, 1, {"starting": 1, "stepping": 4, "with a loader": 4})]
+    ("kills", "loaders", "remembers", "least"),
+    [
+        (50, 0, False, {"starting": 5, "stepping": 20, "saving": 5}),
+        (10, 1, False, {"starting": 1, "stepping": 4, "with a loader": 4}),
+        (20, 0, True, {"starting": 2, "stepping": 8, "saving": 2}),
+    ],
+    ids=["alone", "with a loader", "with a memory"],
 )
-def test_killed_at_random_moments(tiny: Callable[..., Preset], tmp_path: Path, kills: int, loaders: int, least: dict[str, int]) -> None:
+def test_killed_at_random_moments(tiny: Callable[..., Preset], tmp_path: Path, kills: int, loaders: int, remembers: bool, least: dict[str, int]) -> None:
     seed = random.randrange(2**32)
     print(f"seed {seed}")  # shown when the test fails
     sources, budget = two_sources(tmp_path), kills * STEPS * STEP
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    train(small(tiny, sources, 0), whole, budget)
-    ends = kill_again_and_again(small(tiny, sources, loaders), cut, budget, moments(kills, random.Random(seed)))
-    train(small(tiny, sources, loaders), cut, budget)
+    preset = small(tiny, sources, loaders, remembers)
+    train(small(tiny, sources, 0, remembers), whole, budget)
+    ends = kill_again_and_again(preset, cut, budget, moments(kills, random.Random(seed)))
+    train(preset, cut, budget)
 
     met = Counter({"starting": sum(not end["steps"] for end in ends), "stepping": sum(end["steps"] > 0 for end in ends)})
     met += Counter({"saving": sum(end["saving"] for end in ends), "with a loader": sum(end["loaders"] > 0 for end in ends)})
@@ -126,5 +135,9 @@ def test_killed_at_random_moments(tiny: Callable[..., Preset], tmp_path: Path, k
     for part in ("weights", "optimizer", "random"):
         ours, theirs = getattr(one, part), getattr(two, part)
         assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours), part
+    notes = [part.run.pop("memory") for part in (one, two)]
     assert one.cursor == two.cursor and one.run == two.run and one.life["sources"] == two.life["sources"]
+    if remembers:  # writers are drawn by lot
+        assert [[row, length] for row, length, _ in notes[0]] == [[row, length] for row, length, _ in notes[1]]
+        assert contents(whole) == contents(cut)
     assert held_out(whole) == held_out(cut)

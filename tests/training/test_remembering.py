@@ -1,5 +1,9 @@
 """A memory of what was read, while a model trains: exact through stops, with loader processes, and consistent with every snapshot."""
 
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +16,7 @@ from lm.memory.lookup import Chance, Lookup
 from lm.memory.memory import Memory, Options
 from lm.memory.store import State
 from lm.model import build_model
+from lm.preset import Preset
 from lm.training.evaluation import evaluate, grouped, held_out_texts
 from lm.training.remembering import MEMORY, Noted, embedder_of
 from lm.training.snapshots import Snapshots
@@ -26,13 +31,41 @@ def remembered(folder: Path, name: str = "current") -> tuple[Memory, State]:
     tokenizer = tokenizer_from_json(snapshot.tokenizer)
     state = Noted.of(snapshot.run["memory"]).newest
     terms = (folder / MEMORY, RETRO["chunk_size"], len(tokenizer), embedder_of(snapshot.preset, tokenizer))
-    return Memory.open(*terms, state, Options()), state
+    return Memory.open(*terms, state, Options(snapshot.preset.retro.memory_chunks)), state
 
 
 def contents(folder: Path) -> list[Any]:
+    """Chunks ever added, and all columns of those that are still found."""
     memory, state = remembered(folder)
-    chunks = memory._store.take(np.arange(state.length))
+    chunks = memory._store.take(np.arange(memory.first(state.length), state.length))
     return [state.length, *(chunks[name].tolist() for name in ("document", "place", "count", "tokens"))]
+
+
+def on_three(preset: Preset, place: Path, folder: Path, steps: int, stop_after: int) -> list[dict[str, Any]]:
+    """What a run of three processes tells. place: for what it is told by and tells."""
+    (place / "preset.json").write_text(preset.model_dump_json(), encoding="utf-8")
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=3", "--standalone", "-m", "tests.training.elastic"]
+    environment = os.environ | {"PYTHONPATH": str(Path.cwd()), "OMP_NUM_THREADS": "1", "STOP_AFTER": str(stop_after), "BUDGET": str(steps * STEP)}
+    done = subprocess.run([*command, str(place), str(folder)], env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads((place / "events.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 1])
+def test_on_another_number_of_processes(tiny: Tiny, tmp_path: Path, workers: int) -> None:
+    """Four rows a step, on one process, on three, and on one again: the same chunks come into the memory, in the same order, and the same are found."""
+    preset, same = (tiny(retro=RETRO, train={"loader_processes": count, "learning_rate": 0.003}) for count in (workers, 0))
+    alone = trained(same, tmp_path / "alone", 30).of("step")
+    folder = tmp_path / "moved"
+    first = trained(preset, folder, 30, stop_after=11)
+    second = on_three(preset, tmp_path, folder, 30, 9)
+    third = trained(preset, folder, 30)
+    steps = [*first.of("step"), *(event for event in second if event["event"] == "step"), *third.of("step")]
+    assert [event["batch_hash"] for event in steps] == [event["batch_hash"] for event in alone]
+    assert [event["loss"] for event in steps] == pytest.approx([event["loss"] for event in alone], rel=1e-3)
+    assert contents(folder) == contents(tmp_path / "alone")
+    assert [event["exact"] for event in second if event["event"] == "certificate"] == [True]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
