@@ -19,6 +19,7 @@ from lm.training.headers import Header, Listed, SnapshotError, listed, read_head
 
 MEANING = "cross entropy in nats a token; bits per byte do not depend on the tokenizer"
 COLUMNS = ("cross entropy", "perplexity", "bits per byte", "held-out tokens")
+WORTH = "bits per byte; overlap: the longest run of a text that its neighbours have, too; by chance: with chunks drawn by lot"
 MEASURE = {"m": "measure what is missing"}
 Texts = Mapping[str, Sequence[str]]  # by source
 
@@ -46,7 +47,7 @@ def evaluate() -> str:
 def _measured(say: Callable[[str], None]) -> tuple[Header | None, Texts, Mapping[str, Any]]:
     """The newest whole snapshot, all text that is held out, and the evaluation of the one on the other. `say` hears when it is not the current one."""
     with uninterrupted():
-        from lm.training.evaluation import evaluation_of, held_out_texts
+        from lm.training.snapshot_evaluation import evaluation_of, held_out_texts
         from lm.training.snapshots import Snapshots
 
     try:
@@ -54,7 +55,7 @@ def _measured(say: Callable[[str], None]) -> tuple[Header | None, Texts, Mapping
         if snapshot is None or snapshot.path is None:
             return None, {}, {"text": NO_MODEL}
         header, texts = read_header(snapshot.path), held_out_texts(CHECKPOINTS)
-        event = evaluation_of(snapshot, texts)
+        event = evaluation_of(snapshot, texts, CHECKPOINTS)
     except SnapshotError as error:
         return None, {}, {"text": one_line(str(error))}
     keep_measures(CHECKPOINTS, header.identity, event.get("sources", {}))
@@ -63,14 +64,14 @@ def _measured(say: Callable[[str], None]) -> tuple[Header | None, Texts, Mapping
 
 def _measure(console: Console, missing: list[Listed], texts: Texts) -> list[str]:
     """Measure snapshots on the text that the current one was measured on. Lines about those that could not be."""
-    from lm.training.evaluation import evaluate_file
+    from lm.training.snapshot_evaluation import evaluate_file
 
     notes = []
     for each in missing:
         words = f"measuring {heading(each.kind, each.header)} on held-out text (Ctrl-C stops)"
         try:
             with console.status(Text(words, style=QUIET), spinner_style=ACCENT), quieted():
-                measures = evaluate_file(each.path, texts)["sources"]
+                measures = evaluate_file(each.path, texts, CHECKPOINTS)["sources"]
             keep_measures(CHECKPOINTS, each.header.identity, measures)
         except SnapshotError as error:
             notes.append(one_line(str(error)))
@@ -81,8 +82,10 @@ def _measure(console: Console, missing: list[Listed], texts: Texts) -> list[str]
 
 def _page(event: Mapping[str, Any], panel: Panel, notes: list[str]) -> Callable[[int], Group]:
     def page(width: int) -> Group:
-        lines = [*lines_of(panel, width), *(line for note in notes for line in wrapped(spans((note, "yellow")), width, 3))]
-        return Group(table_of(event), Text(MEANING, style=QUIET), Text(""), Text("\n").join(lines))
+        said = [*([event["trouble"]] if "trouble" in event else []), *notes]
+        lines = [*lines_of(panel, width), *(line for note in said for line in wrapped(spans((one_line(note), "yellow")), width, 3))]
+        worth = [worth_table(event["memory"]), Text(WORTH, style=QUIET), Text("")] if event.get("memory") else []
+        return Group(table_of(event), Text(MEANING, style=QUIET), Text(""), *worth, Text("\n").join(lines))
 
     return page
 
@@ -97,6 +100,18 @@ def table_of(event: Mapping[str, Any]) -> Table:
         table.add_row(Text(one_line(name)), *_cells(values))
     if len(event["sources"]) > 1:
         table.add_row("all", *_cells({**event, "tokens": sum(each["tokens"] for each in event["sources"].values())}), style="bold")
+    return table
+
+
+def worth_table(memory: Sequence[Mapping[str, Any]]) -> Table:
+    """Bits per byte with the memory and without, by how much of the text it had."""
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style=LABEL)
+    table.add_column("overlap")
+    for column in ("memory on", "off", "by chance", "bytes"):
+        table.add_column(column, justify="right")
+    for row in memory:
+        bits = [figure(row["bits"][way], 4) for way in ("on", "off", "chance")]
+        table.add_row(row["overlap"], *bits, counted(row["bytes"]), style="bold" if row["overlap"] == "all" else "")
     return table
 
 

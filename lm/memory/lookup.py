@@ -13,6 +13,8 @@ from data_sources.batch import Arrivals
 from lm.memory.finder import Finder
 from lm.memory.memory import Memory, Passage
 
+NOT_HANDED = -1.0  # in place of an overlap
+
 
 class Lookup(NamedTuple):
     """The nearest chunks of a memory as it stood at a length."""
@@ -84,3 +86,29 @@ def arrivals_in(tokens: Tensor, restart: Tensor, find: Finder) -> Arrivals:
     chunks = flat[(ends - size)[:, None] + torch.arange(size)]
     found, length = find(chunks.numpy())
     return Arrivals(at, torch.from_numpy(found), torch.from_numpy(length))
+
+
+def overlaps_in(targets: Tensor, restart: Tensor, arrivals: Arrivals) -> Tensor:
+    """(B, T) how much of the text from one arrival to the next stood in what was handed in: the longest run of its `targets` (B, T) that one of
+    the neighbours has, too, over its length. NOT_HANDED before the first arrival of a document, and where none of the neighbours is there."""
+    found = torch.full(targets.shape, NOT_HANDED)
+    edges = restart.clone()
+    edges[:, 0] = True
+    edges.view(-1)[arrivals.at] = True
+    starts = edges.flatten().nonzero().flatten()
+    ends = dict(zip(starts.tolist(), [*starts[1:].tolist(), targets.numel()], strict=True))
+    for at, tokens, length in zip(arrivals.at.tolist(), arrivals.tokens.numpy(), arrivals.length.numpy(), strict=True):
+        if length.any():
+            text = targets.flatten()[at : ends[at]].numpy()
+            found.view(-1)[at : ends[at]] = longest_run(text, tokens, length) / len(text)
+    return found
+
+
+def longest_run(text: np.ndarray, others: np.ndarray, length: np.ndarray) -> int:
+    """Of the tokens (N,) that stand in one piece in one of the `others` (k, R), of which the first `length` (k,) count."""
+    there = np.arange(others.shape[1]) < length[:, None]
+    longest, run = 0, np.zeros((len(others), others.shape[1] + 1), np.int64)
+    for token in text.tolist():
+        run[:, 1:] = np.where(there & (others == token), run[:, :-1] + 1, 0)
+        longest = max(longest, int(run.max()))
+    return longest

@@ -9,7 +9,6 @@ Bits per byte does not depend on the tokenizer. As in training, each row of seq_
 import contextlib
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -19,15 +18,12 @@ from torch.utils._pytree import tree_map
 
 from data_sources.batch import Arrivals
 from data_sources.documents import Stopped
-from data_sources.held_out import HeldOutStore
-from data_sources.tokenizer import tokenizer_from_json
 from lm.memory.finder import Finder
-from lm.memory.lookup import arrivals_in
-from lm.model import Context, Model, ModelState, build_model
+from lm.memory.lookup import arrivals_in, overlaps_in
+from lm.model import Context, Model, ModelState
 from lm.ops.cross_entropy import IGNORED, linear_cross_entropy
 from lm.preset import Preset
 from lm.preset.training import LongContextConfig
-from lm.training.snapshots import Snapshot, Snapshots, read_snapshot
 from lm.units.neighbours import Neighbours
 
 HELD_OUT = "held_out"
@@ -73,19 +69,24 @@ class Rows(NamedTuple):
     targets: Tensor
     restart: Tensor
     arrivals: Arrivals | None = None  # what a memory answered
+    overlap: Tensor | None = None  # how much of what stands there was in it, where that was asked for
 
     def part(self, rows: slice, time: slice) -> "Rows":
         """Some rows, and some positions of them."""
         arrivals = self.arrivals.part(rows, time, self.tokens.shape) if self.arrivals else None
-        return Rows(*(each[rows, time] for each in self[:3]), arrivals)
+        overlap = self.overlap[rows, time] if self.overlap is not None else None
+        return Rows(*(each[rows, time] for each in self[:3]), arrivals, overlap)
 
     def pieces(self, time: int) -> "list[Rows]":
         """In pieces of up to `time` positions, one after the other."""
         return [self.part(slice(None), slice(start, start + time)) for start in range(0, self.tokens.shape[1], time)]
 
-    def asked(self, find: Finder | None) -> "Rows":
-        """With what a memory answers to their chunks."""
-        return self._replace(arrivals=arrivals_in(self.tokens, self.restart, find)) if find else self
+    def asked(self, find: Finder | None, compares: bool = False) -> "Rows":
+        """With what a memory answers to their chunks; and where it `compares`, with the overlap."""
+        if find is None:
+            return self
+        arrivals = arrivals_in(self.tokens, self.restart, find)
+        return self._replace(arrivals=arrivals, overlap=overlaps_in(self.targets, self.restart, arrivals) if compares else None)
 
 
 def packed(texts: Sequence[str], tokenizer: Any, seq_length: int) -> Rows:
@@ -102,22 +103,30 @@ def packed(texts: Sequence[str], tokenizer: Any, seq_length: int) -> Rows:
     return Rows(*(torch.tensor(column[: len(tokens) + missing]).view(-1, seq_length) for column in columns))
 
 
-def grouped(texts: Sequence[str], tokenizer: Any, seq_length: int, find: Finder | None = None) -> list[list[Rows]]:
+def laid_out(texts: Sequence[str], tokenizer: Any, preset: Preset, find: Finder | None = None, compares: bool = False) -> list[list[Rows]]:
+    """Groups of rows as the model was taught to read: each begins afresh, and is read piece after piece."""
+    long = preset.train.long_context
+    if long.enabled:
+        return whole(texts, tokenizer, long, find, compares)
+    return grouped(texts, tokenizer, preset.model.seq_length, find, compares)
+
+
+def grouped(texts: Sequence[str], tokenizer: Any, seq_length: int, find: Finder | None = None, compares: bool = False) -> list[list[Rows]]:
     """Packed rows, some at a time: each group is one piece that is read afresh."""
     rows = packed(texts, tokenizer, seq_length)
     if not len(rows.tokens):
         return []
-    rows = rows.asked(find)
+    rows = rows.asked(find, compares)
     return [[rows.part(slice(start, start + ROWS_AT_ONCE), slice(None))] for start in range(0, len(rows.tokens), ROWS_AT_ONCE)]
 
 
-def whole(texts: Sequence[str], tokenizer: Any, config: LongContextConfig, find: Finder | None = None) -> list[list[Rows]]:
+def whole(texts: Sequence[str], tokenizer: Any, config: LongContextConfig, find: Finder | None = None, compares: bool = False) -> list[list[Rows]]:
     """A row for each text, those of about a length together: each group in chunks, to be read one after the other. Rows that have ended
     are in no later chunk; they are the first, since a group goes from short to long."""
     alone = (Rows(*(part.view(1, -1) for part in packed([text], tokenizer, 1)[:3])) for text in texts)
     documents = sorted(alone, key=lambda rows: rows.tokens.shape[1])
     groups = [documents[start : start + ROWS_AT_ONCE] for start in range(0, len(documents), ROWS_AT_ONCE)]
-    return [[_going_on(piece) for piece in _side_by_side(group, config).asked(find).pieces(config.chunk_length)] for group in groups]
+    return [[_going_on(piece) for piece in _side_by_side(group, config).asked(find, compares).pieces(config.chunk_length)] for group in groups]
 
 
 def _going_on(rows: Rows) -> Rows:
@@ -149,31 +158,39 @@ def tally_of(
 
     `stopped` is asked equally often on every rank, so that it may be agreed on among them. Stopped when it says so.
     """
-    long = preset.train.long_context
-    groups = whole(texts, tokenizer, long, find) if long.enabled else grouped(texts, tokenizer, preset.model.seq_length, find)
+    groups = laid_out(texts, tokenizer, preset, find)
     total = Tally(bytes=0 if place.rank else sum(len(text.encode()) for text in texts))
     for start in range(0, len(groups), place.world_size):
         own = groups[start + place.rank] if start + place.rank < len(groups) else []
-        state = model.initial_state(len(own[0].tokens)) if own and long.enabled else None
+        state = first_state(model, own, preset) if own else None
         pieces = max(map(len, groups[start : start + place.world_size]))  # of the rank that has most
         for number in range(pieces):
             if stopped():
                 raise Stopped
             if number < len(own):
-                tally, state = _read(model, own[number], state, tokenizer.eos_token_id)
-                total = total.plus(tally)
+                nats, state = nats_of(model, own[number], state)
+                total = total.plus(_tally(nats, own[number].targets.to(nats.device), tokenizer.eos_token_id))
     return total
 
 
-def _read(model: Model, rows: Rows, state: ModelState | None, eos: int) -> tuple[Tally, ModelState | None]:
-    """The next piece of rows, of which the first may have ended since the last."""
+def first_state(model: Model, pieces: Sequence[Rows], preset: Preset) -> ModelState | None:
+    """What the first of them is read with: None where nothing is carried from one to the next."""
+    return model.initial_state(len(pieces[0].tokens)) if preset.train.long_context.enabled else None
+
+
+def _tally(nats: Tensor, targets: Tensor, eos: int) -> Tally:
+    total = nats.sum(dtype=torch.float32)
+    return Tally(float(total), float((targets != IGNORED).sum()), float(total - nats[targets == eos].sum(dtype=torch.float32)))
+
+
+def nats_of(model: Model, rows: Rows, state: ModelState | None) -> tuple[Tensor, ModelState | None]:
+    """Of each target (R, T), 0 where none is scored, and the state after the next piece of rows, of which the first may have ended since the last."""
     tokens, targets, restart = (part.to(model.embedding.weight.device) for part in rows[:3])
     if state is not None:
         state = tree_map(lambda leaf: leaf[len(leaf) - len(tokens) :], state)
     out = model(tokens, state, Context(restart=restart, memory=Neighbours(*rows.arrivals) if rows.arrivals else None))
-    total_nats, nll = linear_cross_entropy(out.hidden.flatten(0, 1), model.output_weight, targets.flatten())
-    ends = nll[targets.flatten() == eos].sum()
-    return Tally(float(total_nats), float((targets != IGNORED).sum()), float(total_nats - ends)), out.state
+    _, nats = linear_cross_entropy(out.hidden.flatten(0, 1), model.output_weight, targets.flatten())
+    return nats.view(targets.shape), out.state
 
 
 def evaluate(
@@ -225,28 +242,3 @@ def _until(texts: Sequence[str], tokenizer: Any, limit: int) -> Iterator[str]:
         text = text[: 8 * limit]  # one long text must not take the time of all
         limit -= len(encoded(tokenizer, text)) + 1
         yield text
-
-
-def evaluate_snapshot(checkpoint_dir: str | Path, which: str = "current") -> dict[str, Any]:
-    """The evaluation event of a snapshot on all text that was held out for it. SnapshotError when there is no snapshot."""
-    return evaluate_file(Snapshots(checkpoint_dir).path_of(which), held_out_texts(checkpoint_dir))
-
-
-def held_out_texts(checkpoint_dir: str | Path) -> dict[str, list[str]]:
-    """All text that was held out, by source."""
-    store = HeldOutStore(Path(checkpoint_dir) / HELD_OUT, limit_tokens=0)
-    return {name: store.texts(name) for name in store.sources()}
-
-
-def evaluate_file(path: Path, texts: Mapping[str, Sequence[str]]) -> dict[str, Any]:
-    """The same for the snapshot at `path`, on `texts`."""
-    return evaluation_of(read_snapshot(path), texts)
-
-
-def evaluation_of(snapshot: Snapshot, texts: Mapping[str, Sequence[str]]) -> dict[str, Any]:
-    """The same for one that was read."""
-    tokenizer = tokenizer_from_json(snapshot.tokenizer)
-    model = build_model(snapshot.preset, len(tokenizer))
-    model.load_state_dict(snapshot.model_weights)
-    measures = evaluate(model.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer, texts, snapshot.preset)
-    return {"event": "evaluation", **measures, "tokens": snapshot.run["tokens"]}

@@ -24,8 +24,8 @@ from lm.app.terminal import uninterrupted
 from lm.app.words import clean, counted
 from lm.preset import load_preset
 from lm.training import train
-from lm.training.evaluation import evaluate_snapshot
 from lm.training.headers import Header, listed, read_header
+from lm.training.snapshot_evaluation import evaluate_snapshot
 from tests.app.conftest import TINY, write_preset
 from tests.app.person import KEYS, MAIN, ROOT, Person
 from tests.training.test_going_back import flipped

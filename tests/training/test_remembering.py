@@ -17,8 +17,10 @@ from lm.memory.memory import Memory, Options
 from lm.memory.store import State
 from lm.model import build_model
 from lm.preset import Preset
-from lm.training.evaluation import evaluate, grouped, held_out_texts
+from lm.training.evaluation import evaluate, grouped
+from lm.training.memory_worth import worth_of
 from lm.training.remembering import MEMORY, Noted, embedder_of
+from lm.training.snapshot_evaluation import evaluate_snapshot, held_out_texts
 from lm.training.snapshots import Snapshots
 from tests.training.test_run import STEP, Tiny, trained
 
@@ -108,6 +110,13 @@ def test_held_out_text_is_measured_with_the_memory(tiny: Tiny, tmp_path: Path) -
         for name, find in (("on", lookup), ("off", None), ("chance", Chance(lookup)))
     }
     assert len({measures["cross_entropy"] for measures in found.values()}) == 3
+    *by_overlap, every = worth_of(model, tokenizer, {"all": texts}, snapshot.preset, lookup)
+    for way, measures in found.items():
+        assert every["bits"][way] == pytest.approx(measures["bits_per_byte"], rel=1e-6)
+        assert sum(each["bits"][way] * each["bytes"] for each in by_overlap) == pytest.approx(every["bits"][way] * every["bytes"])
+    assert every["bytes"] == sum(len(text.encode()) for text in texts) and len(by_overlap) > 2
+    assert by_overlap[0]["overlap"] == "nothing handed in" and by_overlap[0]["bits"]["off"] == pytest.approx(by_overlap[0]["bits"]["on"])
+    assert evaluate_snapshot(tmp_path)["memory"][-1]["bits"] == pytest.approx(every["bits"])
     position, document = 0, []
     for rows in groups:
         handed = dict(zip(rows.arrivals.at.tolist(), rows.arrivals.tokens, strict=True))
