@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +20,7 @@ from lm.model import build_model
 from lm.preset import Preset
 from lm.training.evaluation import evaluate, grouped
 from lm.training.memory_worth import worth_of
-from lm.training.remembering import MEMORY, Noted, embedder_of
+from lm.training.remembering import MEMORY, Noted, embedder_of, lookup_of
 from lm.training.snapshot_evaluation import evaluate_snapshot, held_out_texts
 from lm.training.snapshots import Snapshots
 from tests.training.test_run import STEP, Tiny, trained
@@ -131,3 +132,22 @@ def test_held_out_text_is_measured_with_the_memory(tiny: Tiny, tmp_path: Path) -
             document.append(token)
             position += 1
     assert position > 500
+
+
+def test_a_disk_that_is_full_stops_no_training(tiny: Tiny, tmp_path: Path) -> None:
+    """The memory takes in what there is room for, says so once, and is as the snapshot says."""
+    small = tmp_path / "small"
+    small.mkdir()
+    if not shutil.which("mount") or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", small], capture_output=True).returncode:
+        pytest.skip("this machine mounts no small disk")
+    try:
+        told = trained(tiny(retro=RETRO | {"index_path": str(small / "memory")}), tmp_path / "checkpoints", 20)
+        said = [event["text"] for event in told.of("notice") if "memory" in event["text"]]
+        assert said == ["the memory can't take in what is read: No space left on device; training goes on"]
+        assert len(told.of("step")) == 20 and told.of("end")[0]["reason"] == "the run's tokens are read"
+        snapshot = Snapshots(tmp_path / "checkpoints").read("current")
+        lookup = lookup_of(snapshot, tmp_path / "checkpoints", tokenizer_from_json(snapshot.tokenizer))
+        assert 0 < lookup.length < 18 * STEP // 8
+        assert len(lookup.memory.about(np.arange(lookup.length))) == lookup.length
+    finally:
+        subprocess.run(["umount", "-l", small], check=True)
