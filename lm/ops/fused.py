@@ -18,9 +18,9 @@ Kernel = Callable[..., tuple[Tensor, Tensor]]
 def fused_kernel(name: str, x: Tensor, dtype: torch.dtype) -> Kernel | None:
     """The function "package.module.function" for streams like `x` (B, T, ...), projected in `dtype`; None where it is not for them.
 
-    The kernels multiply in bfloat16, so only what was computed in it goes there.
+    The kernels multiply in bfloat16, so only what was computed in it goes there; and they read in chunks, which one token would not fill.
     """
-    return installed(name) if x.device.type == "cuda" and dtype == torch.bfloat16 and x.shape[1] else None
+    return installed(name) if x.device.type == "cuda" and dtype == torch.bfloat16 and x.shape[1] > 1 else None
 
 
 @functools.cache

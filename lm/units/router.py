@@ -11,12 +11,13 @@ and moves all scores faster than any threshold follows. They are buffers, which 
 At the level of sequences the mean score of the document's tokens before t stands in for score_t (0 where there is none), so that what a
 document was like so far decides for it as a whole, and the state is the sum of its scores; else the state is empty.
 
-Scores learn by what the weight did to the model's loss, the threshold by a loss of the budget, linear in tokens, however a step is cut:
+Scores learn by what the weight did to the model's loss, the threshold by a loss of the budget, the same for each token, however a step is cut:
 
-    loss_t = (share - budget) sigmoid(standard score_t - QUICK threshold), with the scores held fixed
+    loss_t = (budget - share) QUICK threshold
 
 where `share` was picked in the step before, by all ranks. While it is too large the threshold rises, and it rests only where the share is
-the budget: one that the model's loss pulled at, too, would rest beside it. QUICK lets it go ten times as fast as the learning rate.
+the budget: one that the model's loss pulled at, too, would rest beside it, and so would one that the scores of the step weighed (where
+few tokens are asked about, a high share and low standard scores come together). QUICK lets it go ten times as fast as the learning rate.
 
 Sizes: B batch, T time, D hidden, R width of the network.
 """
@@ -54,10 +55,10 @@ class Router(nn.Module):
     def __init__(self, preset: Preset, section: RoutedMechanism, budget: float) -> None:
         super().__init__()
         size = preset.model.hidden_size
-        width = section.router_size or max(8, -(-size // 8))
+        width = section.router_width(size)
         self.eps, self._budget, self.by_sequence = preset.model.norm_eps, budget, section.routing_strategy == "sequence_level"
-        self.inner = nn.Linear(size, width, bias=False) if section.router_type == "mlp" else None
-        self.score = nn.Linear(size if self.inner is None else width, 1, bias=False)
+        self.inner = nn.Linear(size, width, bias=False) if width else None
+        self.score = nn.Linear(width or size, 1, bias=False)
         self.threshold = nn.Parameter(torch.zeros(()))
         # Of the step before: what share was picked, and the mean and the deviation of the scores.
         self.register_buffer("share", torch.tensor(budget))
@@ -92,7 +93,7 @@ class Router(nn.Module):
         standard = (decisive - self.mean) / self.deviation
         threshold = QUICK * self.threshold
         picked = standard > threshold
-        loss = context.mean((self.share - self._budget) * torch.sigmoid(standard.detach() - threshold))
+        loss = context.mean(((self._budget - self.share) * threshold).expand_as(scores))
         with torch.no_grad():
             stats = {
                 "share": torch.stack([context.total(picked.to(scores.dtype)), context.total(torch.ones_like(scores))]),

@@ -1,5 +1,7 @@
 """Rows of documents are handed to a kernel that reads documents one behind the other, and come back as rows."""
 
+from typing import Any, NamedTuple
+
 import pytest
 import torch
 from torch import Tensor
@@ -39,8 +41,28 @@ def test_documents_are_those_of_the_rows(starts: Starts) -> None:
         torch.testing.assert_close(left, right)
 
 
-def test_only_what_a_kernel_is_for_goes_there() -> None:
-    """Not from the CPU; and where its package is not installed there is none."""
-    assert fused_kernel("torch.relu", torch.zeros(1, 1), torch.bfloat16) is None
+class OnGpu(NamedTuple):
+    """As much of a tensor on a GPU as is looked at."""
+
+    shape: tuple[int, ...]
+    device: torch.device = torch.device("cuda")
+
+
+@pytest.mark.parametrize(
+    ("x", "dtype", "taken"),
+    [
+        (OnGpu((2, 8, 4)), torch.bfloat16, True),
+        (OnGpu((2, 8, 4)), torch.float32, False),
+        (OnGpu((2, 1, 4)), torch.bfloat16, False),
+        (OnGpu((2, 0, 4)), torch.bfloat16, False),
+        (torch.zeros(2, 8, 4), torch.bfloat16, False),
+    ],
+    ids=["rows in bfloat16", "float32", "one token", "nothing", "on the CPU"],
+)
+def test_only_what_a_kernel_is_for_goes_there(x: Any, dtype: torch.dtype, taken: bool) -> None:
+    assert (fused_kernel("torch.relu", x, dtype) is torch.relu) == taken
+
+
+def test_a_kernel_that_is_not_installed_is_none() -> None:
     assert installed("torch.relu") is torch.relu
     assert installed("no_such_package.kernel") is None and installed("torch.no_such_function") is None

@@ -30,8 +30,8 @@ SIZE, N, P, K = 15, 7, 5, 3
 H = 2 * SIZE // P
 
 
-def preset_of(groups: int = 1, size: int = SIZE, head_size: int = P) -> Preset:
-    section = {"enabled": True, "state_size": N, "head_size": head_size, "kernel_size": K, "groups": groups}
+def preset_of(groups: int = 1, size: int = SIZE, head_size: int = P, state_size: int = N) -> Preset:
+    section = {"enabled": True, "state_size": state_size, "head_size": head_size, "kernel_size": K, "groups": groups}
     return Preset.model_validate({"model": {"hidden_size": size, "num_heads": 1, "position": "learned"}, "data": {"sources": ["c4"]}, "mamba2": section})
 
 
@@ -162,4 +162,4 @@ def test_sizes_that_do_not_fit_are_told(section: dict[str, float], told: str) ->
 
 @pytest.mark.gpu
 def test_the_fused_kernel_equals_the_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    fused_equals_chunks(with_random_weights(Mamba2(preset_of(2, 128, 32)), 0.2), 128, monkeypatch)
+    fused_equals_chunks(with_random_weights(Mamba2(preset_of(2, 128, 32, 64)), 0.2), 128, monkeypatch)
