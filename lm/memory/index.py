@@ -94,7 +94,7 @@ class Indexes:
 
         vectors (Q, D) int8; exclude (Q,). Where most candidates of a query are of its own document, there are more of them."""
         rows, k = np.arange(len(vectors)), best.numbers.shape[1]
-        wanted, most = max(RERANKED, 16 * k), sum(block.end - block.start for block in blocks)
+        wanted, most = max(RERANKED, 2 * k), sum(block.end - block.start for block in blocks)
         while len(rows):
             numbers = self._likeliest(store, blocks, vectors[rows], wanted)
             other = (numbers >= 0) & (store.gathered("document", numbers.ravel()).reshape(numbers.shape) != exclude[rows, None])

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from lm.memory.embedder import Embedder
 from lm.memory.store import Store
 
 BLOCK = 4096  # chunks compared at once
@@ -30,6 +31,10 @@ class Nearest(NamedTuple):
     def least(self) -> np.ndarray:
         """(Q,) what a later chunk must be above to be among them."""
         return self.scores[:, -1]
+
+    def cut(self, k: int) -> "Nearest":
+        """The k best."""
+        return Nearest(self.numbers[:, :k], self.scores[:, :k])
 
     def merged(self, rows: np.ndarray, numbers: np.ndarray, scores: np.ndarray) -> "Nearest":
         """With candidates (M,), each for the query in its row."""
@@ -54,6 +59,19 @@ def exact(store: Store, vectors: np.ndarray, first: int, last: int, exclude: np.
         forbid(scores, documents, exclude)
         best = best.merged(*candidates(scores, start, best))
     return best
+
+
+def scored(store: Store, embedder: Embedder, questions: list[np.ndarray], best: Nearest) -> Nearest:
+    """The chunks in `best`, whose scores are inner products, as the embedder scores them for questions (Q, any number of tokens)."""
+    numbers, scores = np.empty_like(best.numbers), np.empty_like(best.scores)
+    for row, question in enumerate(questions):
+        there = best.numbers[row] >= 0
+        tokens, count = (store.gathered(name, best.numbers[row, there]) for name in ("tokens", "count"))
+        found = np.full(len(there), -np.inf, np.float32)
+        found[there] = embedder.scores(question, best.scores[row, there], tokens, count)
+        order = np.lexsort((best.numbers[row], -found))
+        numbers[row], scores[row] = best.numbers[row, order], found[order]
+    return Nearest(numbers, scores)
 
 
 def blocks(store: Store, first: int, last: int) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
