@@ -13,7 +13,9 @@ import numpy as np
 from lm.memory.embedder import Embedder
 from lm.memory.store import Store
 
-BLOCK = 4096  # chunks compared at once
+BLOCK = 2048  # chunks compared at once: as many as stay in the cache
+PLACES = 38  # bits of a chunk's number in a key; those of a score take 25 more
+LAST, NOTHING = (1 << PLACES) - 1, -(1 << 63)
 NONE = -1  # in place of a chunk's or a document's number
 
 
@@ -37,15 +39,20 @@ class Nearest(NamedTuple):
         return Nearest(self.numbers[:, :k], self.scores[:, :k])
 
     def merged(self, rows: np.ndarray, numbers: np.ndarray, scores: np.ndarray) -> "Nearest":
-        """With candidates (M,), each for the query in its row."""
+        """With candidates (M,), each for the query in its row; rows ascend. Scores are whole numbers."""
         queries, k = self.numbers.shape
-        rows = np.concatenate([np.repeat(np.arange(queries), k), rows])
-        numbers, scores = np.concatenate([self.numbers.ravel(), numbers]), np.concatenate([self.scores.ravel(), scores])
-        order = np.lexsort((numbers, -scores, rows))
-        rows = rows[order]
-        rank = np.arange(len(rows)) - np.searchsorted(rows, rows)  # within its row
-        kept = order[rank < k]
-        return Nearest(numbers[kept].reshape(queries, k), scores[kept].reshape(queries, k))
+        place = k + np.arange(len(rows)) - np.searchsorted(rows, rows)  # within its row, behind those that are there
+        keys = np.full((queries, place.max(initial=k - 1) + 1), NOTHING)
+        keys[:, :k] = np.where(self.numbers >= 0, keys_of(self.numbers, np.maximum(self.scores, -(2.0**24))), NOTHING)
+        keys[rows, place] = keys_of(numbers, scores)
+        keys = np.sort(keys, axis=1)[:, : -k - 1 : -1]
+        there = keys > NOTHING
+        return Nearest(np.where(there, LAST - (keys & LAST), NONE), np.where(there, keys >> PLACES, -np.inf).astype(np.float32))
+
+
+def keys_of(numbers: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """int64 whose order is that of the scores, and of equal ones the older chunk's is the larger."""
+    return (scores.astype(np.int64) << PLACES) + (LAST - numbers)
 
 
 def exact(store: Store, vectors: np.ndarray, first: int, last: int, exclude: np.ndarray, best: Nearest) -> Nearest:
@@ -92,13 +99,5 @@ def forbid(scores: np.ndarray, documents: np.ndarray, exclude: np.ndarray) -> No
 
 def candidates(scores: np.ndarray, start: int, best: Nearest) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(rows, numbers, scores), each (M,): what may be among the best of a block's chunks start, start + 1 ... with `scores` (Q, N)."""
-    k, count = best.numbers.shape[1], scores.shape[1]
-    above = scores > best.least[:, None]
-    if np.count_nonzero(above) > 4 * k * len(scores) and count > k:
-        rank = np.where(above, scores, -(2.0**24)).astype(np.float64) * count - np.arange(count)  # no two are equal, and the older is above
-        chosen = np.argpartition(rank, count - k, axis=1)[:, count - k :]
-        kept = np.zeros_like(above)
-        np.put_along_axis(kept, chosen, True, axis=1)
-        above &= kept
-    rows, columns = np.nonzero(above)
+    rows, columns = np.nonzero(scores > best.least[:, None])
     return rows, start + columns, scores[rows, columns]

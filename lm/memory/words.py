@@ -25,12 +25,14 @@ RUN = re.compile(r"[^\W_]+")
 UNKNOWN = "\ufffd"  # where a piece is no whole letter
 COMMON, RATIO = 50, (9, 8)  # the tokens before this number count least; another unit of weight with each factor
 
+RARER = 3  # units of weight that a word of several tokens has more than the last token
+
 
 class Found(NamedTuple):
-    """The words of chunks, each once, in the order of their hashes."""
+    """The words of chunks, in the order of their hashes."""
 
-    hashes: np.ndarray  # (N, C) uint64; 0 where there is none
-    weights: np.ndarray  # (N, C) float64, whole numbers; 0 where there is none
+    hashes: np.ndarray  # (N, C) uint64, 0 where there is none
+    weights: np.ndarray  # (N, C) float64, whole numbers: 0 where there is none, or the same one stood before
 
 
 class Piece(NamedTuple):
@@ -49,8 +51,7 @@ class Piece(NamedTuple):
         if UNKNOWN in text or any(letter.isalpha() and letter.upper() == letter.lower() for letter in run):
             return cls.whole(number if UNKNOWN in text else hash_of(run))
         start = text.casefold().find(run)
-        plural = run.endswith("s") and not run.endswith("ss")
-        return cls(hash_of(run), pow(BASE, len(run), 1 << 64), start > 0 or not run, not run or not text.casefold().endswith(run), plural)
+        return cls(hash_of(run), pow(BASE, len(run), 1 << 64), start > 0 or not run, not run or not text.casefold().endswith(run), run.endswith("s"))
 
     @classmethod
     def whole(cls, value: int) -> "Piece":
@@ -80,11 +81,10 @@ class Words:
         made = [Piece.whole(number) if pieces is None else Piece.of(pieces[number], number) for number in range(vocab_size)]
         kinds = zip(Piece._fields, (np.uint64, np.uint64, bool, bool, bool), strict=True)
         self._hash, self._power, self._begins, self._ends, self._plural = (np.array([getattr(p, name) for p in made], kind) for name, kind in kinds)
-        single = singular(self._hash, self._plural)
-        self._known, first = np.unique(np.where(self._hash > 0, single, 0), return_index=True)
+        self._known, first = np.unique(np.where(self._plural, singular(self._hash), self._hash), return_index=True)
         limits = limits_below(vocab_size)
         self._known_weight = np.searchsorted(limits, first, "right").astype(np.float64)
-        self._rare = float(len(limits) + 2)
+        self._rare = float(np.searchsorted(limits, vocab_size - 1, "right") + RARER)
 
     @property
     def table(self) -> np.ndarray:
@@ -94,8 +94,10 @@ class Words:
     def __call__(self, tokens: np.ndarray, count: np.ndarray) -> Found:
         """tokens (N, C), of which the first `count` (N,) of each count. IndexError where one is past the vocabulary."""
         hashes = np.sort(self.hashes(tokens, count).T, axis=1)
-        hashes[:, 1:] *= hashes[:, 1:] != hashes[:, :-1]
-        return Found(hashes, self._weights(hashes))
+        again = hashes[:, 1:] == hashes[:, :-1]
+        weights = self._weights(hashes)
+        weights[:, 1:] *= ~again
+        return Found(hashes, weights)
 
     def hashes(self, tokens: np.ndarray, count: np.ndarray) -> np.ndarray:
         """(C, N) uint64: where a word ends, its hash; 0 elsewhere. Its axes are the other way round: what is done step by step is then one
@@ -103,20 +105,30 @@ class Words:
         there = np.arange(tokens.shape[1])[:, None] < count
         tokens = np.where(there, tokens.T, 0)
         hashes = np.where(there, self._hash[tokens], 0)
-        joined = ~self._begins[tokens[1:]] & ~self._ends[tokens[:-1]] & there[1:]
-        for step, goes_on in enumerate(joined, 1):
-            hashes[step] += hashes[step - 1] * self._power[tokens[step]] * goes_on
-        hashes[:-1] *= ~joined
-        return np.where(hashes > 0, singular(hashes, self._plural[tokens]), 0)
+        joined = np.zeros_like(there)
+        joined[1:] = there[1:] & ~(self._begins[tokens[1:]] | self._ends[tokens[:-1]])
+        self._join(hashes.ravel(), tokens.ravel(), joined.ravel(), len(count))
+        hashes[:-1] *= ~joined[1:]
+        return np.where(self._plural[tokens] & (hashes > 0), singular(hashes), hashes)
+
+    def _join(self, hashes: np.ndarray, tokens: np.ndarray, joined: np.ndarray, step: int) -> None:
+        """Each hash with that of what is before it, `step` places back, where it is joined: all second pieces of words, then all third ones."""
+        place = np.flatnonzero(joined)
+        place = place[~joined[place - step]]
+        while len(place):
+            hashes[place] += hashes[place - step] * self._power[tokens[place]]
+            place = place[place + step < len(joined)] + step
+            place = place[joined[place]]
 
     def shared(self, hashes: np.ndarray, weights: np.ndarray, tokens: np.ndarray, count: np.ndarray) -> np.ndarray:
         """(N,) the squared weights, added up, of those words (T,) of a question that stand in chunks (N, C), each counted once."""
-        held = self.hashes(tokens, count)
-        order = np.argsort(hashes)
-        place = order[np.minimum(np.searchsorted(hashes[order], held), len(hashes) - 1)]
-        step, chunk = np.nonzero((hashes[place] == held) & (held > 0))
+        held, likely = self.hashes(tokens, count).ravel(), np.zeros(1 << 12, bool)
+        likely[hashes >> np.uint64(52)] = True
+        at = np.flatnonzero(likely[held >> np.uint64(52)])  # few are left to be looked for
+        word = np.minimum(np.searchsorted(hashes, held[at]), len(hashes) - 1)
+        same = hashes[word] == held[at]
         words = np.zeros((len(count), len(hashes)), bool)
-        words[chunk, place[step, chunk]] = True
+        words[at[same] % max(len(count), 1), word[same]] = True
         return words @ weights**2
 
     def _weights(self, hashes: np.ndarray) -> np.ndarray:
@@ -125,9 +137,9 @@ class Words:
         return np.where(hashes > 0, weights, 0.0)
 
 
-def singular(hashes: np.ndarray, plural: np.ndarray) -> np.ndarray:
-    """Of words, of which these have a last s: without it, and 1 for the word s."""
-    return np.where(plural, np.maximum((hashes - np.uint64(ord("s"))) * np.uint64(INVERSE), np.uint64(1)), hashes)
+def singular(hashes: np.ndarray) -> np.ndarray:
+    """Of words with a last s: without it, and 1 for the word s."""
+    return np.maximum((hashes - np.uint64(ord("s"))) * np.uint64(INVERSE), np.uint64(1))
 
 
 def limits_below(vocab_size: int) -> list[int]:

@@ -207,7 +207,7 @@ def test_every_flipped_byte_is_noticed(tmp_path: Path) -> None:
     memory = filled(tmp_path)
     state, draw = memory.state, random.Random(0)
     memory.close()
-    query = memory.vectors(words(0, SIZE)[None], np.array([SIZE]))
+    query = words(0, SIZE)[None], np.array([SIZE])
     for path in sorted(tmp_path.glob("[0-9w]*")):
         whole = path.read_bytes()
         used = max(index for index, byte in enumerate(whole) if byte) + 1  # the last segment has room
@@ -217,7 +217,7 @@ def test_every_flipped_byte_is_noticed(tmp_path: Path) -> None:
             if in_use(path, at, state):
                 with pytest.raises(MemoryFault) as caught:
                     seen = opened(tmp_path, state)
-                    seen.nearest(query, 3, state.length)
+                    seen.nearest(*query, 3, state.length)
                     seen.about(np.arange(state.length))
                 assert "\n" not in str(caught.value)
         path.write_bytes(whole)
@@ -286,8 +286,8 @@ def test_the_oldest_leave_and_what_is_told_stays(tmp_path: Path) -> None:
     assert files <= (200 + 3 * 80 + 80) // SEGMENT + 2
     reader = opened(tmp_path, memory.state, options)
     assert reader.first(1200) == 1000
-    query = reader.vectors(document(3, 4).tokens, document(3, 4).count)
-    assert reader.nearest(query, 5, 1200).numbers.min() >= 1000
+    query = document(3, 4).tokens, document(3, 4).count
+    assert reader.nearest(*query, 5, 1200).numbers.min() >= 1000
     held = reader.neighbours(np.arange(1000, 1200), 1200)
     memory.tidy([])
     assert all((now == then).all() for now, then in zip(reader.neighbours(np.arange(1000, 1200), 1200), held, strict=True)), "what is mapped stays"
