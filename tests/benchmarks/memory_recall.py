@@ -4,7 +4,8 @@ Recall: passages of encyclopedia and educational web, real questions, and the pa
 found (Karpukhin et al. 2020); many hold it by chance, so BM25 (the package bm25s, over the same passages) stands beside as what words can give.
 And quotations: a passage that begins half a chunk later, a fifth of its tokens drawn anew. And chunks: how many of the ten nearest to one are of its
 own document, by which they can't be known. Text: the Hub that HF_ENDPOINT leads to.
-Speed: chunks of drawn words; questions are seconds of one processor, since others may be at work on the machine. MEMORY_CHUNKS (sizes), MEMORY_CHARACTERS (of text) and MEMORY_PARTS ("recall speed") say how much of it.
+Speed: chunks of drawn words; questions are seconds of one processor, since others may be at work on the machine.
+MEMORY_CHUNKS (sizes), MEMORY_CHARACTERS (of text) and MEMORY_PARTS ("recall speed") say how much of it.
 """
 
 import contextlib
@@ -151,9 +152,7 @@ def speed(count: int) -> None:
         checked = cpu_seconds(lambda: Store(folder, memory.state.writer).check(0, count))
         began = time.perf_counter()
         ask(memory, tokens[:1], count)
-        print(
-            f"  {8192 / embedded:,.0f} embedded/s; checked in {checked:.2f} s; first question, which builds what is missing: {time.perf_counter() - began:.1f} s"
-        )
+        print(f"  {8192 / embedded:,.0f} embedded/s; checked in {checked:.2f} s; first question, and the indexes missing: {time.perf_counter() - began:.1f} s")
         exact = Memory.open(folder, SIZE, VOCABULARY, embedder, memory.state, Options(count, "exact"))
         for form, each in (("codes", memory), ("exact", exact)):
             ask(each, tokens[:1], count)
