@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -127,13 +128,19 @@ def killed_writers(folder: Path, kills: int, draw: random.Random) -> Iterator[li
         yield states
 
 
+@cache
+def pair_of(number: int) -> np.ndarray:
+    """(1, 2 * SIZE)."""
+    return document(number, 2).tokens.reshape(1, -1)
+
+
 def whole_after_kills(folder: Path, kills: int) -> None:
     for states in killed_writers(folder, kills, random.Random(kills)):
         for state in states[-3:]:
             if state.writer:
                 memory = opened(folder, state)
                 tokens, count = memory.neighbours(np.arange(state.length), state.length)
-                wanted = np.concatenate([document(number, 2).tokens.reshape(1, -1) for number in range(0, state.length, 2)])
+                wanted = np.concatenate([pair_of(number) for number in range(0, state.length, 2)])
                 assert (tokens[::2] == wanted).all() and (count[::2] > SIZE).all() and (count[1::2] <= SIZE).all()
                 assert [passage.place for passage in memory.about(np.arange(state.length))] == [about(n - n % 2)[1] for n in range(state.length)]
 
@@ -143,6 +150,7 @@ def test_a_writer_that_is_killed_leaves_all_that_it_told(tmp_path: Path) -> None
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_writers_killed_again_and_again_leave_all_that_they_told(tmp_path: Path) -> None:
     whole_after_kills(tmp_path, 100)
 
