@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 
+from data_sources.batch import Arrivals
 from lm.model import Context, build_model
 from lm.preset import MECHANISMS, Preset, layer_plan, load_preset
 from lm.preset.plan import state_grows
@@ -183,7 +184,7 @@ class Reading(NamedTuple):
 
     def came(self, rows: slice = ALL, columns: slice = ALL) -> Neighbours | None:
         """The neighbours that come with a part of the text."""
-        return None if self.memory is None else self.memory.cut(rows, columns, self.text.shape[:2])
+        return None if self.memory is None else Neighbours(*Arrivals(*self.memory).part(rows, columns, self.text.shape[:2]))
 
 
 def preset_of(sections: Sections) -> Preset:

@@ -1,12 +1,12 @@
-"""What makes chunks comparable: a vector for each, near to those of chunks that tell the same.
+"""What makes chunks comparable: a vector for each, near to those of chunks that tell the same, and a score for the few whose vectors are.
 
-`Hashed` needs no download and never drifts. A chunk's tokens, and its pairs of neighbouring tokens, each count with a weight, and every one of
-them is added, with a sign, to a few places of the vector that its hash names: a fixed sparse random projection (Charikar, Chen and
-Farach-Colton 2002; Li, Hastie and Church 2006; for words: Weinberger et al. 2009). The inner product of two vectors is what their chunks
-have in common, plus noise that falls with the square root of the vector's size. A token's weight grows with the logarithm of its number:
-BPE numbers its tokens by how often they were needed, so that is what idf would give, and no later text can change it.
+`Hashed` needs no download and never drifts. A question's score of a chunk is the part of its words that stands in the chunk, each word
+counted once, by its weight squared. What idf and the saturation of BM25 bring is in that (Robertson and Zaragoza 2009); the lengths that BM25
+allows for are all one here. To compare every chunk so takes too long, so each has a vector: a fixed sparse random projection of its words
+(Charikar, Chen and Farach-Colton 2002; Li, Hastie and Church 2006; for words: Weinberger et al. 2009). The inner product of two vectors is what
+their chunks have in common, plus noise that falls with the square root of the vector's size: enough to tell the few hundred that are to be scored.
 
-Vectors are whole numbers of 8 bits, of length `scale`. All sums on the way are exact in float64, and so are the inner products in float32
+Vectors are whole numbers of 8 bits. All sums on the way are exact in float64, and so are the inner products in float32
 (127 * 127 * 1024 < 2^24): they are the same on every machine, in every order, by every library.
 
 Sizes: N chunks, C tokens of a chunk, D size of a vector.
@@ -21,12 +21,12 @@ from typing import Any, Protocol
 import numpy as np
 
 from lm.memory.layout import mixed
+from lm.memory.words import Found, Words
 
 LARGEST = 1024  # size of a vector, for exact inner products
 PEAK = 8.0  # times the root mean square of a vector's numbers: the largest that is not clipped
-HITS = 2  # places of a vector that a feature is added to
-AT_ONCE = 4096  # chunks
-COMMON, RATIO = 50, (9, 8)  # the tokens before this number count least; another unit of weight with each factor
+HITS = 4  # places of a vector that a word is added to
+AT_ONCE = 1024  # chunks
 
 
 class Embedder(Protocol):
@@ -34,9 +34,14 @@ class Embedder(Protocol):
 
     name: str
     size: int
+    breadth: int  # chunks, at least, that are scored: those whose vectors have the largest inner products with the question's
 
     def __call__(self, tokens: np.ndarray, count: np.ndarray) -> np.ndarray:
         """tokens (N, C), of which the first `count` (N,) of each count -> (N, D) int8."""
+        ...
+
+    def scores(self, question: np.ndarray, products: np.ndarray, tokens: np.ndarray, count: np.ndarray) -> np.ndarray:
+        """(N,) how near chunks (N, C) are to a question (any number of tokens): from 0 for nothing in common, to 1 for all of it."""
         ...
 
 
@@ -52,53 +57,37 @@ def quantised(vectors: np.ndarray) -> np.ndarray:
 
 
 class Hashed:
-    """Hashed tokens and pairs of tokens. `pieces`: the text of each token, where it is known; then those that differ in case or space alone are one."""
+    """Words, hashed. `pieces`: the text of each token, as `piece_texts` has it; without, each token is a word."""
+
+    breadth = 512  # words are compared in so many; the vectors leave about 1 in 100 of the best out
 
     def __init__(self, vocab_size: int, pieces: Sequence[str] | None = None, size: int = 512):
         if not 0 < size <= LARGEST or size % HITS:
-            raise ValueError(f"a vector has an even number of places, at most {LARGEST}, not {size}")
-        self.size = size
-        self._same, self._weight = _folded(vocab_size, pieces)
-        self.name = f"hashed-1-{size}-{zlib.crc32(self._same.tobytes()):08x}"
+            raise ValueError(f"a vector has at most {LARGEST} places, a multiple of {HITS}, not {size}")
+        self.size, self._words = size, Words(vocab_size, pieces)
+        self.name = f"hashed-2-{size}-{zlib.crc32(self._words.table.tobytes()):08x}"
 
     def __call__(self, tokens: np.ndarray, count: np.ndarray) -> np.ndarray:
         """IndexError where a token is past the vocabulary."""
-        parts = [self._embed(tokens[at : at + AT_ONCE], count[at : at + AT_ONCE]) for at in range(0, len(tokens), AT_ONCE)]
+        parts = [self._embed(self._words(tokens[at : at + AT_ONCE], count[at : at + AT_ONCE])) for at in range(0, len(tokens), AT_ONCE)]
         return np.concatenate(parts) if parts else np.zeros((0, self.size), np.int8)
 
-    def _embed(self, tokens: np.ndarray, count: np.ndarray) -> np.ndarray:
-        there = np.arange(tokens.shape[1]) < count[:, None]
-        words = self._same[np.where(there, tokens, 0)].astype(np.uint64)
-        weights = self._weight[np.where(there, tokens, 0)]
-        pair = words[:, :-1] * np.uint64(1 << 32) + words[:, 1:] + np.uint64(1 << 31)
-        total = self._projected(words[there], weights[there], np.nonzero(there)[0], len(tokens))
-        both = there[:, 1:]
-        lighter = np.minimum(weights[:, :-1], weights[:, 1:])
-        return quantised(2 * total + self._projected(pair[both], lighter[both], np.nonzero(both)[0], len(tokens)))
+    def scores(self, question: np.ndarray, products: np.ndarray, tokens: np.ndarray, count: np.ndarray) -> np.ndarray:
+        hashes, weights = (part[0] for part in self._words(question[None], np.array([len(question)])))
+        return self._words.shared(hashes, weights, tokens, count) / max((weights**2).sum(), 1.0)
 
-    def _projected(self, features: np.ndarray, weights: np.ndarray, rows: np.ndarray, count: int) -> np.ndarray:
-        """(count, D) float64, exact: each feature's weight, with its sign, in the HITS places of its row that its hash names."""
-        hashes, width = mixed(features * np.uint64(2) + np.uint64(1)), self.size // HITS
+    def _embed(self, words: Found) -> np.ndarray:
+        """Each word's weight, with its sign, is added to HITS places that its hash names. What is too large is clipped: no place of a chunk
+        of 64 tokens is, but 1 in 10,000."""
+        rows, column = np.nonzero(words.weights)
+        hashes, weights, width = mixed(words.hashes[rows, column]), words.weights[rows, column], self.size // HITS
         places, signed = [], []
         for hit in range(HITS):
-            bits = (hashes >> np.uint64(32 * hit)) & np.uint64(0xFFFFFFFF)
+            bits = (hashes >> np.uint64(64 // HITS * hit)) & np.uint64((1 << 64 // HITS) - 1)
             places.append(rows * self.size + hit * width + ((bits >> np.uint64(1)) % np.uint64(width)).astype(np.int64))
             signed.append(np.where(bits & np.uint64(1), weights, -weights))
-        return np.bincount(np.concatenate(places), np.concatenate(signed), count * self.size).reshape(count, self.size)
-
-
-def _folded(vocab_size: int, pieces: Sequence[str] | None) -> tuple[np.ndarray, np.ndarray]:
-    """(V,) int64 the first token that is the same word, and (V,) float64 its weight."""
-    same = np.arange(vocab_size)
-    if pieces is not None:
-        first: dict[str, int] = {}
-        for number, piece in enumerate(pieces[:vocab_size]):
-            same[number] = first.setdefault(piece.strip().casefold() or piece, number)
-    limits, power = [], 0
-    while not limits or limits[-1] < vocab_size:
-        limits.append(COMMON * RATIO[0] ** power // RATIO[1] ** power - COMMON)
-        power += 1
-    return same, np.searchsorted(limits, same, "right").astype(np.float64)
+        total = np.bincount(np.concatenate(places), np.concatenate(signed), len(words.hashes) * self.size)
+        return np.clip(total, -127, 127).astype(np.int8).reshape(-1, self.size)
 
 
 class SentenceModel:
@@ -106,6 +95,8 @@ class SentenceModel:
 
     `decode`: token ids -> text. Its vectors depend on the versions and the machine in their last bits, which quantising hides but at the edges.
     """
+
+    breadth = 1  # no more than are wanted
 
     def __init__(self, model: str, decode: Callable[[list[int]], str], batch_size: int = 64):
         """ValueError, in one line, where the model can't be had."""
@@ -128,6 +119,10 @@ class SentenceModel:
         texts = [self._decode(row[:length].tolist()) for row, length in zip(tokens, count.tolist(), strict=True)]
         parts = [self._embed(texts[at : at + self._batch_size]) for at in range(0, len(texts), self._batch_size)]
         return np.concatenate(parts) if parts else np.zeros((0, self.size), np.int8)
+
+    def scores(self, question: np.ndarray, products: np.ndarray, tokens: np.ndarray, count: np.ndarray) -> np.ndarray:
+        """Cosines."""
+        return np.clip(products / scale(self.size) ** 2, 0, 1)
 
     def _embed(self, texts: list[str]) -> np.ndarray:
         import torch

@@ -4,7 +4,8 @@ A block is `unit` chunks from a multiple of `unit` on. Each has an index of its 
 registers (Jégou, Douze and Schmid 2011; André, Kermarrec and Le Scouarnec 2015), made from that block's vectors and never again: as the memory grows
 blocks are added, as it forgets they are dropped, and nothing has to be rebuilt. Of all blocks' chunks the RERANKED best by their codes are
 compared exactly, and so are all chunks that no indexed block holds. (Inverted lists were measured, too: hashed vectors have no clusters, and
-95 of 100 nearest neighbours were found only once half the lists were read.)
+95 of 100 nearest neighbours were found only once half the lists were read. So were whole vectors of 8 bits in faiss and binary codes: the first
+take five times as long for 64 questions at once, and of the second nothing is left, since most places of a short chunk's vector are zero.)
 
 Which blocks serve a question is a rule on the length it is asked at alone: a block serves from unit / LAG chunks past its end on. Its index is
 built in the meantime, in another process; who needs it before it is there waits for it, and builds it if nobody does. It is made by one thread from
@@ -25,15 +26,16 @@ import numpy as np
 
 from data_sources.disk import discard
 from lm.memory.layout import MemoryFault, in_short, mixed
-from lm.memory.nearest import Nearest
+from lm.memory.nearest import NONE, Nearest
 from lm.memory.store import Store
 
 UNIT = 32_768  # chunks
 LAG = 4
 RERANKED = 512  # candidates of a query that are compared exactly, at least
+CROWD, LEAST = 4, 64  # times its share of the candidates, and how many, a block may give
 SAMPLE, ROUNDS = 4096, 10  # chunks that a quantiser is made from, and rounds of its k-means
+AT_ONCE = 128  # vectors: more of them leave the cache
 CODE = 4  # bits of a part of a code, which stands for D / M = 2 places of a vector
-QUERIES = 8  # reranked at once: more leave the cache
 FOLDER, SUFFIX = "index", ".faiss"
 INDEX = b"pq-fast-scan-1"  # what `made` makes: of another name once it makes something else
 
@@ -94,28 +96,28 @@ class Indexes:
 
         vectors (Q, D) int8; exclude (Q,). Where most candidates of a query are of its own document, there are more of them."""
         rows, k = np.arange(len(vectors)), best.numbers.shape[1]
-        wanted, most = max(RERANKED, 16 * k), sum(block.end - block.start for block in blocks)
+        wanted, most = max(RERANKED, 2 * k), sum(block.end - block.start for block in blocks)
         while len(rows):
             numbers = self._likeliest(store, blocks, vectors[rows], wanted)
-            other = (numbers >= 0) & (store.gathered("document", numbers.ravel()).reshape(numbers.shape) != exclude[rows, None])
+            other = (numbers >= 0) & (store.gathered("document", np.maximum(numbers, 0).ravel()).reshape(numbers.shape) != exclude[rows, None])
             short = (other.sum(1) < min(wanted // 2, most)) & (wanted < most)
-            done = np.flatnonzero(~short)
-            for at in range(0, len(done), QUERIES):
-                best = _reranked(store, vectors, rows[done[at : at + QUERIES]], numbers[done[at : at + QUERIES]], other[done[at : at + QUERIES]], best)
+            for row in np.flatnonzero(~short):
+                best = _reranked(store, vectors, rows[row], numbers[row, other[row]], best)
             rows, wanted = rows[short], 8 * wanted
         return best
 
     def _likeliest(self, store: Store, blocks: list[Block], vectors: np.ndarray, wanted: int) -> np.ndarray:
-        """(Q, R) chunks, R being `wanted` at most, with the largest inner products by their codes."""
+        """(Q, R) chunks, with the largest inner products by their codes: `wanted` of them, or fewer where they crowd in few of the blocks."""
         import faiss
 
         queries, scores, numbers = vectors.astype(np.float32), [], []
+        each = min(wanted, max(wanted * CROWD // len(blocks), LEAST))
         for block in blocks:
             index = self.open(store, block)
             faiss.omp_set_num_threads(1)
-            score, place = index.search(queries, min(wanted, block.end - block.start))
+            score, place = index.search(queries, min(each, block.end - block.start))
             scores.append(np.where(place >= 0, score, -np.inf))
-            numbers.append(np.maximum(place, 0) + block.start)
+            numbers.append(np.where(place >= 0, place + block.start, NONE))
         score, number = np.concatenate(scores, 1), np.concatenate(numbers, 1)
         if score.shape[1] <= wanted:
             return number
@@ -193,9 +195,11 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=8)).hexdigest()
 
 
-def _reranked(store: Store, vectors: np.ndarray, rows: np.ndarray, numbers: np.ndarray, other: np.ndarray, best: Nearest) -> Nearest:
-    """`best` with the candidates `numbers` (q, R) of the queries `rows` (q,), where `other` (q, R) says so."""
-    own = store.gathered("vectors", numbers.ravel()).reshape(*numbers.shape, -1).astype(np.float32)
-    scores = np.matmul(own, vectors[rows, :, None].astype(np.float32))[..., 0]
-    which, column = np.nonzero(other)
-    return best.merged(rows[which], numbers[which, column], scores[which, column])
+def _reranked(store: Store, vectors: np.ndarray, row: int, numbers: np.ndarray, best: Nearest) -> Nearest:
+    """`best` with the candidates `numbers` (R,) of a query."""
+    own, query = store.gathered("vectors", numbers), vectors[row].astype(np.float32)
+    parts = [own[at : at + AT_ONCE].astype(np.float32) @ query for at in range(0, len(own), AT_ONCE)]
+    scores = np.concatenate(parts) if parts else np.zeros(0, np.float32)
+    one = Nearest(best.numbers[row : row + 1], best.scores[row : row + 1]).merged(np.zeros(len(numbers), np.int64), numbers, scores)
+    best.numbers[row], best.scores[row] = one.numbers[0], one.scores[0]
+    return best

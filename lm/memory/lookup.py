@@ -29,8 +29,7 @@ class Lookup(NamedTuple):
 
     def nearest(self, tokens: np.ndarray) -> np.ndarray:
         """Numbers (N, k) of the chunks nearest to `tokens` (N, any number), -1 where there are no more."""
-        vectors = self.memory.vectors(tokens, np.full(len(tokens), tokens.shape[1]))
-        return self.memory.nearest(vectors, self.neighbours, self.length).numbers
+        return self.memory.nearest(tokens, np.full(len(tokens), tokens.shape[1]), self.neighbours, self.length).numbers
 
 
 class Heard:

@@ -20,10 +20,10 @@ from typing import NamedTuple, Self
 
 import numpy as np
 
-from lm.memory.embedder import Embedder, scale
+from lm.memory.embedder import Embedder
 from lm.memory.index import UNIT, Indexes, due, plan
 from lm.memory.layout import SEGMENT, MemoryFault, Shape
-from lm.memory.nearest import NONE, Nearest, exact
+from lm.memory.nearest import NONE, Nearest, exact, scored
 from lm.memory.store import About, State, Store, Writer
 
 ROOT = Path(__file__).parents[2]  # where a new process finds this package
@@ -151,25 +151,24 @@ class Memory:
         self._writer.tidy(kept)
         self._indexes.tidy(names)
 
-    def vectors(self, tokens: np.ndarray, count: np.ndarray) -> np.ndarray:
-        """(Q, D) int8 of questions (Q, any number of tokens), of which the first `count` (Q,) of each count."""
-        return self._embedder(tokens, count)
+    def nearest(self, tokens: np.ndarray, count: np.ndarray, k: int, length: int, exclude: np.ndarray | None = None) -> Nearest:
+        """The k nearest of the chunks below `length`, none of the document `exclude` (Q,), to questions (Q, any number of tokens), of which
+        the first `count` (Q,) of each count.
 
-    def nearest(self, vectors: np.ndarray, k: int, length: int, exclude: np.ndarray | None = None) -> Nearest:
-        """The k nearest of the chunks below `length`, none of the document `exclude` (Q,), for each of `vectors` (Q, D).
-
-        numbers (Q, k), -1 where there are no more; scores (Q, k), cosines, and -inf there. MemoryFault where the memory is damaged."""
-        barred = np.full(len(vectors), NONE) if exclude is None else np.asarray(exclude)
-        first, store = self.first(length), self._store
-        best = Nearest.none(len(vectors), k)
-        if len(vectors) and k:
-            head, served, tail = plan(first, length, self._unit)
-            store.check(first, length)
-            best = exact(store, vectors, first, head, barred, best)
-            best = self._indexes.search(store, served, vectors, barred, best) if served else best
-            best = exact(store, vectors, tail, length, barred, best)
-            self._indexes.forget(first)
-        return Nearest(best.numbers, best.scores / np.float32(scale(self._store.shape.vector_size) ** 2))
+        numbers (Q, k), -1 where there are no more; scores (Q, k) from 0 to 1, -inf there. MemoryFault where the memory is damaged."""
+        barred = np.full(len(tokens), NONE) if exclude is None else np.asarray(exclude)
+        best = Nearest.none(len(tokens), max(k, self._embedder.breadth))
+        if not len(tokens) or not k:
+            return best.cut(k)
+        first, store, vectors = self.first(length), self._store, self._embedder(tokens, count)
+        head, served, tail = plan(first, length, self._unit)
+        store.check(first, length)
+        best = exact(store, vectors, first, head, barred, best)
+        best = self._indexes.search(store, served, vectors, barred, best) if served else best
+        best = exact(store, vectors, tail, length, barred, best)
+        self._indexes.forget(first)
+        questions = [row[:size] for row, size in zip(tokens, count.tolist(), strict=True)]
+        return scored(store, self._embedder, questions, best).cut(k)
 
     def neighbours(self, numbers: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
         """Tokens (..., 2C) int64, zeros behind them, and how many (...), of chunks (...) and of what follows each below `length`; none for -1."""

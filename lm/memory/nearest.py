@@ -10,9 +10,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from lm.memory.embedder import Embedder
 from lm.memory.store import Store
 
-BLOCK = 4096  # chunks compared at once
+BLOCK = 2048  # chunks compared at once: as many as stay in the cache
+PLACES = 38  # bits of a chunk's number in a key; those of a score take 25 more
+LAST, NOTHING = (1 << PLACES) - 1, -(1 << 63)
 NONE = -1  # in place of a chunk's or a document's number
 
 
@@ -31,16 +34,25 @@ class Nearest(NamedTuple):
         """(Q,) what a later chunk must be above to be among them."""
         return self.scores[:, -1]
 
+    def cut(self, k: int) -> "Nearest":
+        """The k best."""
+        return Nearest(self.numbers[:, :k], self.scores[:, :k])
+
     def merged(self, rows: np.ndarray, numbers: np.ndarray, scores: np.ndarray) -> "Nearest":
-        """With candidates (M,), each for the query in its row."""
+        """With candidates (M,), each for the query in its row; rows ascend. Scores are whole numbers."""
         queries, k = self.numbers.shape
-        rows = np.concatenate([np.repeat(np.arange(queries), k), rows])
-        numbers, scores = np.concatenate([self.numbers.ravel(), numbers]), np.concatenate([self.scores.ravel(), scores])
-        order = np.lexsort((numbers, -scores, rows))
-        rows = rows[order]
-        rank = np.arange(len(rows)) - np.searchsorted(rows, rows)  # within its row
-        kept = order[rank < k]
-        return Nearest(numbers[kept].reshape(queries, k), scores[kept].reshape(queries, k))
+        place = k + np.arange(len(rows)) - np.searchsorted(rows, rows)  # within its row, behind those that are there
+        keys = np.full((queries, place.max(initial=k - 1) + 1), NOTHING)
+        keys[:, :k] = np.where(self.numbers >= 0, keys_of(self.numbers, np.maximum(self.scores, -(2.0**24))), NOTHING)
+        keys[rows, place] = keys_of(numbers, scores)
+        keys = np.sort(keys, axis=1)[:, : -k - 1 : -1]
+        there = keys > NOTHING
+        return Nearest(np.where(there, LAST - (keys & LAST), NONE), np.where(there, keys >> PLACES, -np.inf).astype(np.float32))
+
+
+def keys_of(numbers: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """int64 whose order is that of the scores, and of equal ones the older chunk's is the larger."""
+    return (scores.astype(np.int64) << PLACES) + (LAST - numbers)
 
 
 def exact(store: Store, vectors: np.ndarray, first: int, last: int, exclude: np.ndarray, best: Nearest) -> Nearest:
@@ -54,6 +66,19 @@ def exact(store: Store, vectors: np.ndarray, first: int, last: int, exclude: np.
         forbid(scores, documents, exclude)
         best = best.merged(*candidates(scores, start, best))
     return best
+
+
+def scored(store: Store, embedder: Embedder, questions: list[np.ndarray], best: Nearest) -> Nearest:
+    """The chunks in `best`, whose scores are inner products, as the embedder scores them for questions (Q, any number of tokens)."""
+    numbers, scores = np.empty_like(best.numbers), np.empty_like(best.scores)
+    for row, question in enumerate(questions):
+        there = best.numbers[row] >= 0
+        tokens, count = (store.gathered(name, best.numbers[row, there]) for name in ("tokens", "count"))
+        found = np.full(len(there), -np.inf, np.float32)
+        found[there] = embedder.scores(question, best.scores[row, there], tokens, count)
+        order = np.lexsort((best.numbers[row], -found))
+        numbers[row], scores[row] = best.numbers[row, order], found[order]
+    return Nearest(numbers, scores)
 
 
 def blocks(store: Store, first: int, last: int) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
@@ -74,13 +99,5 @@ def forbid(scores: np.ndarray, documents: np.ndarray, exclude: np.ndarray) -> No
 
 def candidates(scores: np.ndarray, start: int, best: Nearest) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(rows, numbers, scores), each (M,): what may be among the best of a block's chunks start, start + 1 ... with `scores` (Q, N)."""
-    k, count = best.numbers.shape[1], scores.shape[1]
-    above = scores > best.least[:, None]
-    if np.count_nonzero(above) > 4 * k * len(scores) and count > k:
-        rank = np.where(above, scores, -(2.0**24)).astype(np.float64) * count - np.arange(count)  # no two are equal, and the older is above
-        chosen = np.argpartition(rank, count - k, axis=1)[:, count - k :]
-        kept = np.zeros_like(above)
-        np.put_along_axis(kept, chosen, True, axis=1)
-        above &= kept
-    rows, columns = np.nonzero(above)
+    rows, columns = np.nonzero(scores > best.least[:, None])
     return rows, start + columns, scores[rows, columns]

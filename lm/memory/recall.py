@@ -36,8 +36,7 @@ class MemoryRecall:
         if not len(asked):
             return Answers(row, at, np.zeros((0, self.neighbours, 2 * self.chunk_size), np.int64), np.zeros((0, self.neighbours), np.int64))
         memory, length = self.memory(State(*state)), state[0]
-        vectors = memory.vectors(chunks.tokens[asked], chunks.length[asked])
-        found = memory.nearest(vectors, self.neighbours, length, chunks.document[asked])
+        found = memory.nearest(chunks.tokens[asked], chunks.length[asked], self.neighbours, length, chunks.document[asked])
         return Answers(row, at, *memory.neighbours(found.numbers, length))
 
     def memory(self, state: State) -> Memory:

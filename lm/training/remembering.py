@@ -19,6 +19,7 @@ from lm.memory.memory import Chunks as NewChunks
 from lm.memory.memory import Memory, Options
 from lm.memory.recall import MemoryRecall
 from lm.memory.store import State
+from lm.memory.words import piece_texts
 from lm.preset import Preset
 from lm.training.distribution import Ranks
 from lm.training.headers import Header
@@ -49,7 +50,7 @@ def embedder_of(preset: Preset, tokenizer: Any) -> Embedder:
     """What finds neighbours. ValueError, in one line, where a sentence model can't be had."""
     if preset.retro.embedder != "hashed":
         return SentenceModel(preset.retro.embedder, tokenizer.decode)
-    return Hashed(len(tokenizer), [tokenizer.decode([token]) for token in range(len(tokenizer))])
+    return Hashed(len(tokenizer), piece_texts(tokenizer))
 
 
 class Remembering:

@@ -32,14 +32,6 @@ class Neighbours(NamedTuple):
     tokens: Tensor  # (N, k, R) int64, padded at the right with anything
     length: Tensor  # (N, k) int64: tokens of each; 0 where there is no such neighbour
 
-    def cut(self, rows: slice, columns: slice, shape: tuple[int, int]) -> "Neighbours":
-        """What came within `rows` and `columns` of the text of `shape` (B, T) for which these are, as that part of it takes them."""
-        (top, bottom, _), (left, right, _) = (part.indices(size) for part, size in zip((rows, columns), shape, strict=True))
-        row, column = self.at // max(shape[1], 1), self.at % max(shape[1], 1)
-        inside = (row >= top) & (row < bottom) & (column >= left) & (column < right)
-        at = (row - top) * (right - left) + column - left
-        return Neighbours(at[inside], *(part[inside.to(part.device)] for part in (self.tokens, self.length)))
-
     def to(self, device: torch.device) -> "Neighbours":
         """The same with what the model reads on `device`. Places stay on the host, by which the work is laid out."""
         return self._replace(tokens=self.tokens.to(device, non_blocking=True), length=self.length.to(device, non_blocking=True))

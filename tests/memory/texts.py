@@ -47,9 +47,9 @@ def run(program: str, *arguments: object) -> subprocess.Popen[str]:
     return subprocess.Popen([sys.executable, "-c", program, *map(str, arguments)], stdout=subprocess.PIPE, text=True, env=environment, cwd=ROOT)
 
 
-def asked(memory: Memory, count: int = 40) -> tuple[np.ndarray, np.ndarray]:
-    """Chunks of documents that were read, a word of each changed, and their documents."""
+def asked(count: int = 40) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Chunks of documents that were read, a word of each changed, how long they are, and their documents."""
     parts = [document(number, 1) for number in range(3, 3 + 9 * count, 9)]
     tokens = np.concatenate([part.tokens for part in parts])
     tokens[:, 2] = 17
-    return memory.vectors(tokens, np.concatenate([part.count for part in parts])), np.concatenate([part.document for part in parts])
+    return tokens, np.concatenate([part.count for part in parts]), np.concatenate([part.document for part in parts])

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from data_sources.batch import Arrivals
 from lm.model import Model, build_model
 from lm.preset import Preset
 from lm.units.neighbours import AT, ENCODED, LENGTH
@@ -188,7 +189,7 @@ def test_it_equals_the_papers_equations_in_numpy(sections: dict[str, Any]) -> No
     memory, restart = came(preset, [8, 13, 17, 20, 24, 31, 37]), restarts((0, 8), (0, 15), (1, 9))
     found = unit_of(model)(x, unit_of(model).initial_state(B), context_of(model, memory, restart)).y
     for row in range(B):
-        own = memory.cut(slice(row, row + 1), slice(None), (B, T))
+        own = Neighbours(*Arrivals(*memory).part(slice(row, row + 1), slice(None), (B, T)))
         torch.testing.assert_close(found[row], torch.from_numpy(in_numpy(model, preset, x[row].numpy(), own, restart[row].numpy())))
 
 
@@ -314,21 +315,6 @@ def test_what_can_not_be_handed_in_is_one_line() -> None:
         build_model(preset, V)(tokens, None, Context(memory=memory._replace(tokens=torch.zeros(1, COUNT, 11, dtype=torch.int64))))
 
 
-@pytest.mark.parametrize("shape", [(3, 7), (1, 21), (7, 3), (2, 0)])
-def test_parts_of_neighbours_are_those_that_come_within(shape: tuple[int, int]) -> None:
-    """By rows and by time, each against a list of (row, column, what)."""
-    size = shape[0] * shape[1]
-    at = torch.arange(size).repeat_interleave(torch.arange(size) % 3)
-    memory = Neighbours(at, torch.arange(len(at))[:, None, None], torch.arange(len(at))[:, None])
-    told = [(place // shape[1], place % shape[1], number) for number, place in enumerate(at.tolist())]
-    for rows in (slice(None), slice(0, 1), slice(1, 9), slice(2, 2)):
-        for columns in (slice(None), slice(0, 2), slice(2, 5), slice(5, 50)):
-            part = memory.cut(rows, columns, shape)
-            (top, bottom, _), (left, right, _) = rows.indices(shape[0]), columns.indices(shape[1])
-            meant = [((row - top) * (right - left) + column - left, n) for row, column, n in told if top <= row < bottom and left <= column < right]
-            assert list(zip(part.at.tolist(), part.tokens.flatten().tolist(), strict=True)) == meant and torch.equal(part.tokens[:, 0], part.length)
-
-
 @pytest.mark.parametrize("holds", [False, True])
 @pytest.mark.parametrize("seed", range(20))
 def test_blocks_hold_every_token_once_and_little_else(seed: int, holds: bool) -> None:
@@ -350,7 +336,8 @@ def test_neighbours_are_encoded_once_and_only_when_they_come() -> None:
     model.neighbour_encoder.register_forward_hook(lambda module, inputs, out: calls.append(len(out)))
     state, tokens, memory = model.initial_state(B), torch.zeros(B, T, dtype=torch.int64), came(preset, [3, 4, 23])
     for piece in (slice(0, 4), slice(4, 5), slice(5, T)):
-        state = model(tokens[:, piece], state, Context(memory=memory.cut(slice(None), piece, (B, T)))).state
+        part = Neighbours(*Arrivals(*memory).part(slice(None), piece, (B, T)))
+        state = model(tokens[:, piece], state, Context(memory=part)).state
     assert calls == [1, 2]
 
 
