@@ -11,6 +11,7 @@ from torch import Tensor
 
 from data_sources.batch import Arrivals
 from lm.memory.finder import Finder
+from lm.memory.layout import MemoryFault
 from lm.memory.memory import Memory, Passage
 
 
@@ -32,28 +33,43 @@ class Lookup(NamedTuple):
 
 
 class Heard:
-    """A lookup that can be switched off, and tells afterwards what it handed in."""
+    """A lookup that can be switched off, and tells afterwards what it handed in. What is damaged is asked no more, and `trouble` says why."""
 
     def __init__(self, lookup: Lookup) -> None:
-        self.lookup, self.chunk_size, self.is_on = lookup, lookup.chunk_size, True
+        self.lookup, self.chunk_size, self.is_on, self.trouble = lookup, lookup.chunk_size, True, ""
         self._numbers: dict[int, None] = {}  # in order, each once
 
     def __call__(self, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        numbers = self.lookup.nearest(tokens) if self.is_on else np.full((len(tokens), self.lookup.neighbours), -1)
-        self._numbers |= dict.fromkeys(numbers[numbers >= 0].tolist())
-        return self.lookup.memory.neighbours(numbers, self.lookup.length)
+        try:
+            if self.is_on and not self.trouble:
+                numbers = self.lookup.nearest(tokens)
+                found = self.lookup.memory.neighbours(numbers, self.lookup.length)
+                self._numbers |= dict.fromkeys(numbers[numbers >= 0].tolist())
+                return found
+        except MemoryFault as fault:
+            self.trouble = str(fault)
+        shape = (len(tokens), self.lookup.neighbours)
+        return np.zeros((*shape, 2 * self.chunk_size), np.int64), np.zeros(shape, np.int64)
 
     def passages(self, tokens: np.ndarray) -> list[Passage]:
-        """What is nearest to one text (its tokens), nearest first; noted as handed in."""
-        numbers = self.lookup.nearest(tokens[None])[0]
-        numbers = numbers[numbers >= 0]
-        self._numbers |= dict.fromkeys(numbers.tolist())
-        return self.lookup.memory.about(numbers)
+        """What is nearest to one text (its tokens), nearest first."""
+        if self.trouble or not len(tokens):
+            return []
+        try:
+            numbers = self.lookup.nearest(tokens[None])[0]
+            return self.lookup.memory.about(numbers[numbers >= 0])
+        except MemoryFault as fault:
+            self.trouble = str(fault)
+            return []
 
     def taken(self) -> list[Passage]:
         """What was handed in since the last call, each passage once."""
         numbers, self._numbers = np.array(list(self._numbers), np.int64), {}
-        return self.lookup.memory.about(numbers)
+        try:
+            return self.lookup.memory.about(numbers)
+        except MemoryFault as fault:
+            self.trouble = str(fault)
+            return []
 
 
 class Chance(NamedTuple):
