@@ -17,6 +17,8 @@ from lm.generation.writing import prompt_tokens
 from lm.memory.memory import Passage
 from lm.model import ModelState
 
+LEAST = 4  # a part of a passage that is read is at least such a part
+
 
 class Held(NamedTuple):
     """Passages that a state holds, and how it stood before them."""
@@ -40,10 +42,10 @@ class Library(NamedTuple):
         return tuple(self._while_there_is(min(self.room // 2, self.room - prompt - min(answer, self.room // 4)), self.find(words)))
 
     def _while_there_is(self, room: int, found: Sequence[Passage]) -> Iterator[Passage]:
-        """Whole ones, but the first, of which there may be a part only."""
+        """Whole ones, but the first, of which a part is better than nothing."""
         for number, passage in enumerate(found):
             beyond = len(self.as_read(passage)) - room
-            if beyond > 0 and (number or beyond >= len(passage.tokens)):
+            if beyond > 0 and (number or LEAST * (len(passage.tokens) - beyond) < len(passage.tokens)):
                 return
             cut = passage._replace(tokens=passage.tokens[: len(passage.tokens) - max(beyond, 0)])
             room -= len(self.as_read(cut))

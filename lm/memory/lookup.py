@@ -3,6 +3,7 @@
 Sizes: N chunks of C tokens, k neighbours of each, R = 2C tokens of a neighbour, B rows of T tokens.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +14,8 @@ from data_sources.batch import Arrivals
 from lm.memory.finder import Finder
 from lm.memory.layout import MemoryFault
 from lm.memory.memory import Memory, Passage
+
+COPIES = (4, 32, 256)  # of a text that are searched through for another: a source that is read again is remembered again
 
 
 class Lookup(NamedTuple):
@@ -26,10 +29,10 @@ class Lookup(NamedTuple):
     def __call__(self, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return self.memory.neighbours(self.nearest(tokens), self.length)
 
-    def nearest(self, tokens: np.ndarray) -> np.ndarray:
-        """Numbers (N, k) of the chunks nearest to `tokens` (N, any number), -1 where there are no more."""
+    def nearest(self, tokens: np.ndarray, times: int = 1) -> np.ndarray:
+        """Numbers (N, times * k) of the chunks nearest to `tokens` (N, any number), -1 where there are no more."""
         vectors = self.memory.vectors(tokens, np.full(len(tokens), tokens.shape[1]))
-        return self.memory.nearest(vectors, self.neighbours, self.length).numbers
+        return self.memory.nearest(vectors, times * self.neighbours, self.length).numbers
 
 
 class Heard:
@@ -52,24 +55,41 @@ class Heard:
         return np.zeros((*shape, 2 * self.chunk_size), np.int64), np.zeros(shape, np.int64)
 
     def passages(self, tokens: np.ndarray) -> list[Passage]:
-        """What is nearest to one text (its tokens), nearest first."""
+        """What is nearest to one text (its tokens), nearest first. Of what was read more than once one is enough."""
         if self.trouble or not len(tokens):
             return []
         try:
-            numbers = self.lookup.nearest(tokens[None])[0]
-            return self.lookup.memory.about(numbers[numbers >= 0])
+            return self._unlike(tokens[None])[: self.lookup.neighbours]
         except MemoryFault as fault:
             self.trouble = str(fault)
             return []
+
+    def _unlike(self, tokens: np.ndarray) -> list[Passage]:
+        """At least as many unlike passages as are wanted, where there are."""
+        found: list[Passage] = []
+        for times in COPIES:
+            numbers = self.lookup.nearest(tokens, times)[0]
+            found = unlike(self.lookup.memory.about(numbers[numbers >= 0]))
+            if len(found) >= self.lookup.neighbours or numbers[-1] < 0:
+                break
+        return found
 
     def taken(self) -> list[Passage]:
         """What was handed in since the last call, each passage once."""
         numbers, self._numbers = np.array(list(self._numbers), np.int64), {}
         try:
-            return self.lookup.memory.about(numbers)
+            return unlike(self.lookup.memory.about(numbers))
         except MemoryFault as fault:
             self.trouble = str(fault)
             return []
+
+
+def unlike(passages: Sequence[Passage]) -> list[Passage]:
+    """The first of each text."""
+    found: dict[tuple[int, ...], Passage] = {}
+    for passage in passages:
+        found.setdefault(tuple(passage.tokens.tolist()), passage)
+    return list(found.values())
 
 
 class Chance(NamedTuple):
