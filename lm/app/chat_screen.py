@@ -13,7 +13,7 @@ from lm.app.life import NO_MODEL
 from lm.app.partner import Partner, awoken, load
 from lm.app.sitting import Sitting, terminal_size
 from lm.app.terminal import CHECKPOINTS, quieted, unechoed, uninterrupted
-from lm.app.text import ACCENT, LABEL, QUIET, spans, wrapped
+from lm.app.text import ACCENT, LABEL, QUIET, Lines, spans, wrapped
 from lm.app.words import counted, one_line
 from lm.preset.switches import GenerationConfig
 from lm.training.headers import NAMES, SnapshotError
@@ -78,6 +78,13 @@ def talk_with(which: str, settings: GenerationConfig) -> Talk:
     return Talk(which, partner, partner.conversation(settings))
 
 
+def passage_lines(passage: "Passage", text: str, width: int, lines: int) -> Lines:
+    """Where a passage is from, and in up to so many lines `text`, as it reads."""
+    where = " · ".join(one_line(words) for words in (passage.source, passage.place) if words)
+    body = wrapped(spans((text, LABEL)), width - INDENT, lines)
+    return [*wrapped(spans(("▪ ", ACCENT), (where, ACCENT)), width, lines), *(spans(" " * INDENT, line) for line in body)]
+
+
 class Chat(Sitting):
     """One sitting: reads lines, answers them, obeys commands."""
 
@@ -137,11 +144,8 @@ class Chat(Sitting):
 
     def _show(self, passages: "Sequence[Passage]", lines: int = 3) -> None:
         """Passages of the memory: where each is from, and in so many lines how it reads."""
-        width = self.console.width
         for passage in passages:
-            where = " · ".join(one_line(words) for words in (passage.source, passage.place) if words)
-            text = wrapped(spans((self.talk.partner.text(passage.tokens), LABEL)), width - INDENT, lines)
-            for line in (*wrapped(spans(("▪ ", ACCENT), (where, ACCENT)), width, lines), *(spans(" " * INDENT, part) for part in text)):
+            for line in passage_lines(passage, self.talk.partner.text(passage.tokens), self.console.width, lines):
                 self.console.print(line, end="\n")
 
     def _remember(self, words: tuple[str, ...]) -> None:

@@ -6,10 +6,13 @@ from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
 
+import numpy as np
 import pytest
 
 from lm.app import partner
-from lm.app.words import clean
+from lm.app.chat_screen import passage_lines
+from lm.app.words import clean, one_line
+from lm.memory.memory import Passage
 from lm.preset import load_preset
 from lm.training import train
 from lm.training.remembering import MEMORY
@@ -20,7 +23,7 @@ from tests.app.test_earlier import lines, opens, without_blanks
 STEP = 8 * 64  # tokens
 ASKED = "is used to wrap the execution of a block with methods defined by a context manager"
 MARK = "▪ "
-EVIL = "hostile escapes \x1b]0;owned\x07 \x1b[2J \x9b31m [red]and[/] " + "longword" * 60 + " \u202e東京 here they end"
+EVIL = "hostile words \x1b]0;owned\x07 \x1b[2J \x9b31m [red]and[/] " + "longword" * 60 + " \u202e東京 here they end"
 RETRO = {"enabled": True, "chunk_size": 8, "layers": "all", "encoder_layers": 1}
 SETTINGS = ("/settings temperature 0", "/settings max_new_tokens 12")
 
@@ -130,9 +133,10 @@ def test_hostile_passages_at_any_width(attending: Path, width: int, height: int)
         opens(person, "chat")
         person.waits_for("›", 30)
         begun = len(person.raw)
-        person.types(lines("/memory hostile escapes owned", "/memory longwordlongwordlongword", "/memory here they end 東京"))
+        person.types(lines("/memory hostile words", "/memory 東京 here they end"))
         text = without_blanks(person.waits_for(r"(?s)東京.*▪ .*\n›\s*$", 10))
-        assert "evil.txt,row1" in text and "longwordlongword" in text.partition("/memoryhere")[0].partition("▪")[2] and "theyend" in text
+        first, second = text.split("›/memory")[1:3]
+        assert "texts·evil.txt,row1hostile" in first and "texts·evil.txt,row1" in second and "they" in second.partition("▪")[2]
         raw = person.raw[begun:]
         assert not any(evil in raw for evil in ("\x1b[2J", "\x1b]0", "owned\x07", "\x9b", "\u202e"))
         person.types(lines("/settings max_new_tokens 5", "hostile"))
@@ -162,5 +166,10 @@ def test_a_memory_that_is_gone_or_damaged_is_said_once_and_the_model_talks(atten
             assert "Traceback" not in person.raw
 
 
-def test_a_model_without_a_memory_says_so(attending: Path, here: Any) -> None:
-    assert here(attending)._replace(memory=None).trouble == ""
+@pytest.mark.parametrize("width", [1, 20, 80, 200])
+def test_whatever_stands_in_a_passage_stays_in_its_lines(width: int) -> None:
+    passage = Passage(EVIL, f"{EVIL}.pdf, page 3", np.zeros(0, np.int64))
+    drawn = passage_lines(passage, one_line(EVIL), width, 3)
+    assert len(drawn) == 6 and all(line.cell_len <= max(width, 3) for line in drawn)
+    text = "".join(line.plain for line in drawn)
+    assert text.isprintable() and (width == 1 or "[red]and[/]" in text.replace(" ", "")) and "\u202e" not in text
