@@ -1,5 +1,6 @@
 """A memory as a person meets it in chat: passages under the answers, searched, switched off, gone or damaged; at any width, whatever stands in them."""
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -25,6 +26,7 @@ ASKED = "is used to wrap the execution of a block with methods defined by a cont
 MARK = "▪ "
 EVIL = "hostile words \x1b]0;owned\x07 \x1b[2J \x9b31m [red]and[/] " + "longword" * 60 + " \u202e東京 here they end"
 RETRO = {"enabled": True, "chunk_size": 8, "layers": "all", "encoder_layers": 1}
+GREEDY = {"temperature": 0, "max_new_tokens": 12}
 SETTINGS = ("/settings temperature 0", "/settings max_new_tokens 12")
 
 
@@ -51,10 +53,13 @@ def attending(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def reading(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """With a memory and no unit, taught on questions with answers as far as its frame goes."""
-    framed = {"type": "files", "path": "./texts", "repeat": True, "format": "Q: {text}\nA: {more}"}
-    data = {**TINY["data"], "sources": [framed]}
-    return taught(tmp_path_factory.mktemp("reading"), 12, retro=RETRO | {"add_cross_attention": False, "num_neighbors": 4}, data=data)
+    """With a memory and no unit, taught on questions with their answers."""
+    folder = tmp_path_factory.mktemp("reading")
+    rows = [{"question": f"What does the reference say of {name}?", "answer": text[:300]} for name, text in list(topics.items())[:60]]
+    (folder / "asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    source = {"type": "files", "path": "./asked.jsonl", "repeat": True, "fields": ["question", "answer"], "format": "Q: {question}\nA: {answer}"}
+    memory = RETRO | {"add_cross_attention": False, "chunk_size": 16}
+    return taught(folder, 12, retro=memory, data={**TINY["data"], "sources": [source]})
 
 
 @pytest.fixture
@@ -79,13 +84,13 @@ def last_turn(text: str, asked: str) -> str:
 
 def expected(one: partner.Partner, message: str) -> str:
     """The answer without the likes of a screen."""
-    settings = one.preset.generation.model_copy(update={"temperature": 0, "max_new_tokens": 12})
-    return without_blanks(clean("".join(one.conversation(settings).say(message))))
+    settings = one.preset.generation.model_copy(update=GREEDY)
+    return without_blanks(clean("".join(one.conversation(settings).say(message)))) or "(nowords)"
 
 
 @pytest.mark.timeout(120)
 def test_passages_searching_switching_off_and_an_earlier_memory(attending: Path, here: Any) -> None:
-    now, before = here(attending), here(attending, "prev2")
+    now, before = here(attending), here(attending, "prev")
     assert before.memory.lookup.length < now.memory.lookup.length
     with Person(MAIN, attending) as person:
         opens(person, "chat")
@@ -108,8 +113,8 @@ def test_passages_searching_switching_off_and_an_earlier_memory(attending: Path,
         assert without_blanks(text.partition("(max_new_tokens reached")[0]) == expected(now._replace(memory=None), "The statement")
         assert expected(now._replace(memory=None), "The statement") != expected(now, "The statement"), "else nothing would be compared"
 
-        person.types(lines("/snapshot prev2", "/reset", "The statement"))
-        text = last_turn(person.waits_for(r"(?s)prev2 snapshot.*› The statement\n.*reached.*\n›\s*$", 20), "The statement")
+        person.types(lines("/snapshot prev", "/reset", "The statement"))
+        text = last_turn(person.waits_for(r"(?s)prev snapshot.*› The statement\n.*reached.*\n›\s*$", 20), "The statement")
         assert MARK not in text, "it stays off"
         person.types(lines("/memory on", "/reset", "The statement"))
         text = last_turn(person.waits_for(r"(?s)memory is on.*› The statement\n.*▪ .*\n›\s*$", 20), "The statement")
@@ -164,6 +169,58 @@ def test_a_memory_that_is_gone_or_damaged_is_said_once_and_the_model_talks(atten
             person.types(lines("/quit"))
             person.waits_for("q quit", 10)
             assert "Traceback" not in person.raw
+
+
+@pytest.mark.timeout(120)
+def test_compared_each_answers_with_the_memory_of_its_time(attending: Path, tmp_path: Path, here: Any) -> None:
+    """Also where the memory is gone, which is said of each."""
+    written = {}
+    for which in ("current", "prev"):
+        one = here(attending, which)
+        written[which] = without_blanks(clean("".join(one.conversation(one.preset.generation.model_copy(update=GREEDY), 1).say("The statement"))))
+    gone = copied(attending, tmp_path / "gone")
+    shutil.rmtree(gone / "checkpoints" / MEMORY)
+    for folder, troubles in ((attending, 0), (gone, 2)):
+        with Person(MAIN, folder, 100, 40) as person:
+            opens(person, "compare")
+            person.waits_for("Esc to leave", 10)
+            person.types(lines(*SETTINGS, "/with 1 2", "The statement"))
+            text = last_turn(person.waits_for(r"(?s)seed 1 · 2 models in memory", 30), "The statement")
+            assert text.count("without its memory: checkpoints/memory") == troubles
+            found = [without_blanks(part.split("\n", 1)[1]) for part in text.split("prev · ")[:2]]
+            assert troubles or (written["current"] in without_blanks(text.split("prev · ")[0]) and found[1].startswith(written["prev"]))
+            person.types(lines("/quit"))
+            person.waits_for("q quit", 10)
+            assert "Traceback" not in person.raw
+
+
+@pytest.mark.timeout(120)
+def test_a_model_without_the_unit_reads_passages_before_the_question(reading: Path, here: Any) -> None:
+    """On the same screen; they are gone with the next question, and switched off there are none."""
+    one, topic = here(reading), list(topics)[7]
+    question = f"What does the reference say of {topic}?"
+    conversation = one.conversation(one.preset.generation.model_copy(update=GREEDY))
+    answer = conversation.say(question)
+    written = "".join(answer)
+    conversation.settle(answer)
+    text, passages = one.tokenizer.decode(conversation.tokens), conversation.passages
+    assert f"\n\nQ: {question}\nA:" in text
+    assert 1 <= len(passages) <= 2 and sum(len(passage.tokens) for passage in passages) <= one.preset.model.seq_length // 2
+    assert any(topic in one.text(passage.tokens) for passage in passages)
+    with Person(MAIN, reading, 100, 30) as person:
+        opens(person, "chat")
+        assert "Q: ... A: ..." in person.waits_for("›", 30)
+        person.types(lines(*SETTINGS, question))
+        shown = last_turn(person.waits_for(r"(?s)reached.*▪ asked.*\n›\s*$", 20), question)
+        assert without_blanks(shown.partition("(max_new_tokens")[0]) == without_blanks(clean(written))
+        assert shown.count(MARK) == len(passages) and "asked.jsonl, row " in shown
+        assert all(without_blanks(one.text(passage.tokens)) in without_blanks(shown) for passage in passages)
+        person.types(lines("/memory off", "/reset", question))
+        shown = last_turn(person.waits_for(r"(?s)is off.*› What.*reached.*\n›\s*$", 20), question)
+        assert MARK not in shown and without_blanks(shown.partition("(max_new_tokens")[0]) == expected(one._replace(memory=None), question)
+        person.types(lines("/quit"))
+        person.waits_for("q quit", 10)
+        assert "Traceback" not in person.raw
 
 
 @pytest.mark.parametrize("width", [1, 20, 80, 200])
