@@ -59,7 +59,7 @@ def reading(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     source = {"type": "files", "path": "./asked.jsonl", "repeat": True, "fields": ["question", "answer"], "format": "Q: {question}\nA: {answer}"}
     memory = RETRO | {"add_cross_attention": False, "chunk_size": 16}
-    return taught(folder, 12, retro=memory, data={**TINY["data"], "sources": [source]})
+    return taught(folder, 40, retro=memory, data={**TINY["data"], "sources": [source]})
 
 
 @pytest.fixture
@@ -131,6 +131,7 @@ def test_passages_searching_switching_off_and_an_earlier_memory(attending: Path,
         assert "write /memory and some words" in person.raw
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize(("width", "height"), [(20, 40), (200, 50)])
 def test_hostile_passages_at_any_width(attending: Path, width: int, height: int) -> None:
@@ -151,6 +152,7 @@ def test_hostile_passages_at_any_width(attending: Path, width: int, height: int)
         assert "Traceback" not in person.raw
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_a_memory_that_is_gone_or_damaged_is_said_once_and_the_model_talks(attending: Path, tmp_path: Path) -> None:
     gone, cut = copied(attending, tmp_path / "gone"), copied(attending, tmp_path / "cut")
@@ -171,6 +173,7 @@ def test_a_memory_that_is_gone_or_damaged_is_said_once_and_the_model_talks(atten
             assert "Traceback" not in person.raw
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_compared_each_answers_with_the_memory_of_its_time(attending: Path, tmp_path: Path, here: Any) -> None:
     """Also where the memory is gone, which is said of each."""
@@ -194,6 +197,7 @@ def test_compared_each_answers_with_the_memory_of_its_time(attending: Path, tmp_
             assert "Traceback" not in person.raw
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_a_model_without_the_unit_reads_passages_before_the_question(reading: Path, here: Any) -> None:
     """On the same screen; they are gone with the next question, and switched off there are none."""
