@@ -57,6 +57,7 @@ class Batch:
     last: bool  # nothing but padding, now and from here on: this rank has read its share
     chunks: Chunks | None = None  # of the documents that stand here, where the stream was asked for them
     answers: Arrivals | None = None  # of a memory, where the stream was given one
+    asked_seconds: float = 0.0  # that the memory took, in all readers of this rank together
     begun: Sequence[Read] = ()  # documents that begin here and may be kept of the past, where the stream was asked to tell
 
     @classmethod
@@ -70,6 +71,7 @@ class Batch:
             last=rows.last,
             chunks=rows.chunks,
             answers=Arrivals.of(rows),
+            asked_seconds=rows.asked_seconds,
             begun=rows.begun,
         )
 

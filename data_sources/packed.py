@@ -41,6 +41,7 @@ class Rows:
     begun: Sequence[Read] = ()  # documents that begin here and may be kept of the past
     chunks: Chunks | None = None  # of the documents that stand here, where they are wanted
     answers: Answers | None = None  # of a memory, where it was asked
+    asked_seconds: float = 0.0  # that it took to answer
 
     @classmethod
     def blank(cls, numbers: Sequence[int], seq_length: int, pad: int) -> Self:
@@ -75,7 +76,9 @@ def joined(parts: Sequence[Rows]) -> Rows:
     columns = (np.concatenate([getattr(part, name) for part in parts])[order] for name in ("tokens", "targets", "restart", "source", "row"))
     begun = [read for part in parts for read in part.begun]
     chunks, answers = Chunks.joined([part.chunks for part in parts if part.chunks]), Answers.joined([part.answers for part in parts if part.answers])
-    return Rows(*columns, last=all(part.last for part in parts), begun=begun, chunks=chunks, answers=answers)
+    return Rows(
+        *columns, last=all(part.last for part in parts), begun=begun, chunks=chunks, answers=answers, asked_seconds=sum(part.asked_seconds for part in parts)
+    )
 
 
 def bounds_of(restart: np.ndarray) -> np.ndarray:

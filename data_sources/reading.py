@@ -10,6 +10,7 @@ each goes on with batches of padding, marked `last`, until the training loop see
 made equally many batches, and no collective is needed here.
 """
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -161,7 +162,10 @@ class Reading:
         rows.begun = self._sifted(rows)
         rows.chunks = self._chunked(rows)
         if self._recall is not None and self._memory is not None and rows.chunks is not None:
-            rows.answers = self._recall.ask(rows.chunks, self._memory.of(first, self._sources.closing))
+            state = self._memory.of(first, self._sources.closing)
+            asked = time.monotonic()
+            rows.answers = self._recall.ask(rows.chunks, state)
+            rows.asked_seconds = time.monotonic() - asked
         moved = self._lanes if due else rows.lane.tolist()
         self._states |= {str(number): self._lanes[number].keep() for number in moved}
         for source, feed in enumerate(self._sources.feeds):

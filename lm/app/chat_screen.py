@@ -13,7 +13,7 @@ from lm.app.life import NO_MODEL
 from lm.app.partner import Partner, awoken, load
 from lm.app.sitting import Sitting, terminal_size
 from lm.app.terminal import CHECKPOINTS, quieted, unechoed, uninterrupted
-from lm.app.text import ACCENT, QUIET
+from lm.app.text import ACCENT, LABEL, QUIET, Lines, spans, wrapped
 from lm.app.words import counted, one_line
 from lm.preset.switches import GenerationConfig
 from lm.training.headers import NAMES, SnapshotError
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from lm.memory.memory import Passage
 
 PASSAGES = 4  # shown under an answer
+INDENT = 2  # cells, of their text
 ENDINGS = {"length": "(max_new_tokens reached; an empty line lets it go on)", "stopped": "(stopped; an empty line lets it go on)"}
 
 
@@ -77,12 +78,19 @@ def talk_with(which: str, settings: GenerationConfig) -> Talk:
     return Talk(which, partner, partner.conversation(settings))
 
 
+def passage_lines(passage: "Passage", text: str, width: int, lines: int) -> Lines:
+    """Where a passage is from, and in up to so many lines `text`, as it reads."""
+    where = " · ".join(one_line(words) for words in (passage.source, passage.place) if words)
+    body = wrapped(spans((text, LABEL)), width - INDENT, lines)
+    return [*wrapped(spans(("▪ ", ACCENT), (where, ACCENT)), width, lines), *(spans(" " * INDENT, line) for line in body)]
+
+
 class Chat(Sitting):
     """One sitting: reads lines, answers them, obeys commands."""
 
     def __init__(self, console: Console, talk: Talk) -> None:
         super().__init__(console)
-        self.talk = talk
+        self.talk, self._told = talk, ""
 
     def run(self, said: Sequence[str] = ()) -> None:
         for line in said:
@@ -108,8 +116,8 @@ class Chat(Sitting):
         about = f"{one_line(partner.preset.name)} · {which} snapshot · {counted(partner.tokens)} tokens read"
         self.console.print(Text.assemble(("Perennial", f"bold {ACCENT}"), ("  chat   ", "bold"), (about, QUIET)))
         self.note(f"A turn: {one_line(conversation.frame.in_words)} · /help for commands, Ctrl-D to leave")
-        if partner.trouble:
-            self.note(partner.trouble, "yellow")
+        self._told = ""
+        self._tell_trouble()
 
     def _answer(self, message: str) -> None:
         """Stream the answer. Ctrl-C breaks it off; what was written until then is kept."""
@@ -123,27 +131,36 @@ class Chat(Sitting):
         self.console.print("" if started else Text("(no words)", style=QUIET))
         if answer.finished_by in ENDINGS:
             self.note(ENDINGS[answer.finished_by])
-        if self.talk.partner.memory:
-            self._show(self.talk.partner.memory.taken()[:PASSAGES])
+        self._show(self.talk.partner.used(conversation)[:PASSAGES])
+        self._tell_trouble()
         self.console.print()
 
-    def _show(self, passages: "Sequence[Passage]") -> None:
-        """Passages of the memory: where each is from, and how it reads."""
-        self.table([(f"{passage.source} · {passage.place}", self.talk.partner.text(passage.tokens)) for passage in passages])
+    def _tell_trouble(self) -> None:
+        """Say once why the model talks without its memory."""
+        trouble = self.talk.partner.trouble
+        if trouble and trouble != self._told:
+            self.note(trouble, "yellow")
+        self._told = trouble
+
+    def _show(self, passages: "Sequence[Passage]", lines: int = 3) -> None:
+        """Passages of the memory: where each is from, and in so many lines how it reads."""
+        for passage in passages:
+            for line in passage_lines(passage, self.talk.partner.text(passage.tokens), self.console.width, lines):
+                self.console.print(line, end="\n")
 
     def _remember(self, words: tuple[str, ...]) -> None:
-        partner = self.talk.partner
-        if partner.memory is None:
-            raise CommandError("this model has no memory of what it read (retro.enabled in its preset)")
+        memory = self.talk.partner.memory
+        if memory is None:
+            raise CommandError(self.talk.partner.trouble or "this model has no memory of what it read (retro.enabled in its preset)")
         if words in (("on",), ("off",)):
-            partner.memory.is_on = words == ("on",)
-            self.note(f"The memory is {words[0]}.")
+            memory.is_on = words == ("on",)
+            self.note(f"The memory is {words[0]}. /reset forgets what was answered with{'out' * memory.is_on} it.")
         elif not words:
             raise CommandError("write /memory and some words, /memory off or /memory on")
         else:
-            found = partner.found(" ".join(words))
-            partner.memory.taken()
-            self._show(found)
+            found = self.talk.partner.found(" ".join(words))
+            self._show(found, lines=8)
+            self._tell_trouble()
             if not found:
                 self.note("Nothing was found.")
 
@@ -163,5 +180,7 @@ class Chat(Sitting):
 
     def _change_snapshot(self, which: str) -> None:
         with self.console.status(Text("loading the snapshot", style=QUIET), spinner_style=ACCENT), quieted():
-            self.talk = talk_with(which, self.talk.conversation.settings)
+            before, self.talk = self.talk, talk_with(which, self.talk.conversation.settings)
+        if before.partner.memory and self.talk.partner.memory:
+            self.talk.partner.memory.is_on = before.partner.memory.is_on
         self._greet()

@@ -23,6 +23,7 @@ class Answer:
     text: str = ""
     note: str = ""  # in the place of a text
     stopped: bool = False  # not whole yet, or never
+    trouble: str = ""  # that it was written with
 
 
 def per_row(count: int, width: int) -> int:

@@ -21,7 +21,7 @@ from lm.app.columns import Answer, in_columns, per_row
 from lm.app.commands import COMPARING, CommandError, command_in, numbered, seed_in
 from lm.app.earlier import ago, heading
 from lm.app.flow import flow
-from lm.app.partner import Cast
+from lm.app.partner import Cast, Partner
 from lm.app.sitting import Sitting, terminal_size
 from lm.app.terminal import CHECKPOINTS, Escape, quieted
 from lm.app.text import ACCENT, LABEL, QUIET
@@ -42,6 +42,14 @@ def compare() -> str:
     console.clear()
     Comparison(console).run()
     return ""
+
+
+def _watched(writing: Iterable[str], partner: Partner, answer: Answer) -> Iterator[str]:
+    """`writing`, and afterwards a note of what its partner had to do without. Nothing is kept of the partner, who may have to make room."""
+    try:
+        yield from writing
+    finally:
+        answer.trouble = partner.trouble
 
 
 def _there() -> list[Listed]:
@@ -111,6 +119,9 @@ class Comparison(Sitting):
                 (self._in_columns if side_by_side else self._in_turn)(answers, prompt, escape)
             except KeyboardInterrupt:
                 self.note("(stopped)")
+        for answer in answers:
+            if answer.trouble:
+                self.note(f"{heading(answer.kind, answer.header)}: {answer.trouble}", "yellow")
         models, held = self._cast.size
         self.note(f"seed {self.seed} · {models} model{'s' * (models != 1)} in memory, {size(held)}")
         self.seed += 1
@@ -151,7 +162,7 @@ class Comparison(Sitting):
             answer.note = str(error)
             return ()
         answer.note = "(no words)"
-        return partner.conversation(self.write_by, self.seed).say(prompt)
+        return _watched(partner.conversation(self.write_by, self.seed).say(prompt), partner, answer)
 
     def _pieces(self, answer: Answer, writing: Iterable[str], escape: Escape) -> Iterator[str]:
         """The pieces of `writing`, noted in its answer. KeyboardInterrupt when the person has had enough of them."""

@@ -6,7 +6,8 @@ progress                                    progress
 curve          | numbers                    curve            | numbers
 sources                                                      | held-out text
 experts                                     sources          | what the model writes
-held-out text                               experts          |
+memory                                      experts          |
+held-out text                               memory           |
 what the model writes                       log
 log                                         keys
 keys
@@ -58,12 +59,12 @@ def _narrow(facts: Facts, width: int, height: int) -> Lines:
     sources = panels.sources(facts, width, max(height // 4, 4))
     writes = panels.samples(facts, width, 2 + height // 12)
     held_out = panels.held_out_line(facts, width)
-    experts = panels.experts(facts, width, height // 15)
-    log = panels.log(facts, width, 2 + height // 10 - min(len(experts), 1))
-    rest = height - len(sources) - len(writes) - len(held_out) - len(experts) - len(log)
+    experts, memory = panels.experts(facts, width, height // 15), panels.memory(facts, width, height // 15)
+    log = panels.log(facts, width, 2 + height // 10 - min(len(experts) + len(memory), 1))
+    rest = height - len(sources) - len(writes) - len(held_out) - len(experts) - len(memory) - len(log)
     right = 24
     upper = beside(panels.loss(facts, width - right - 3, rest), panels.numbers(facts, right, rest), width - right - 3, right)
-    return [*upper, *sources, *experts, *held_out, *writes, *log]
+    return [*upper, *sources, *experts, *memory, *held_out, *writes, *log]
 
 
 def _wide(facts: Facts, width: int, height: int) -> Lines:
@@ -72,8 +73,8 @@ def _wide(facts: Facts, width: int, height: int) -> Lines:
     left = width - right - 3
     log = panels.log(facts, width, max(height // 7, 3))
     rest = height - len(log) - 1
-    sources, experts = panels.sources(facts, left, rest // 3), panels.experts(facts, left, rest // 6)
-    below = [Text(""), *sources, *([Text("")] if experts else []), *experts]
+    sources, experts, memory = panels.sources(facts, left, rest // 3), panels.experts(facts, left, rest // 6), panels.memory(facts, left, rest // 6)
+    below = [Text(""), *sources, *([Text("")] if experts else []), *experts, *([Text("")] if memory else []), *memory]
     numbers, held_out = panels.numbers(facts, right, 11), panels.held_out_table(facts, right, rest // 3)
     writes = panels.samples(facts, right, rest - len(numbers) - len(held_out) - 2)
     first = [*panels.loss(facts, left, rest - len(below)), *below]

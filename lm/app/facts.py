@@ -59,6 +59,7 @@ class Facts:
     step: Event = field(default_factory=dict)  # the last step
     loss: float | None = None
     pace: float | None = None  # tokens a second, smoothed
+    memory: dict[str, Any] | None = None  # of what was read: as the last step told, seconds smoothed
     sources: dict[str, SourceFacts] = field(default_factory=dict)
     curve: Curve = field(default_factory=Curve)
     evaluation: Event = field(default_factory=dict)
@@ -150,6 +151,10 @@ class Facts:
         self.life_tokens = event["life_tokens"]
         self.loss = _smoothed(self.loss, event["loss"])
         self.pace = _smoothed(self.pace, event["tokens_per_second"])
+        if told := event.get("memory"):
+            before = self.memory or {}
+            seconds = {key: _smoothed(before.get(key), told[key]) for key in ("asked_seconds", "added_seconds")}
+            self.memory = {**seconds, "chunks": told["chunks"]}
         self.curve.add(event["tokens"], event["loss"])
         for name, told in event["sources"].items():
             self._source(name, told)

@@ -146,7 +146,9 @@ class ListScreen:
         return _is_roomy() and self._list_room() < len(self._entries)
 
     def _head_height(self) -> int:
-        return sum(text.count("\n") for _, text in self._head(_width() - 2)) or 1
+        """Without its last line, which is blank, where the list then fits that would not."""
+        lines = sum(text.count("\n") for _, text in self._head(_width() - 2)) or 1
+        return lines - (lines > 2 and _is_wide() and _height() - lines == len(self._entries))
 
     def _list(self) -> Fragments:
         out: Fragments = []

@@ -8,7 +8,7 @@ from rich.text import Text
 from lm.app.curve import draw
 from lm.app.facts import Facts, SourceFacts, over_mean
 from lm.app.text import ACCENT, LABEL, QUIET, TONES, Lines, apart, filled, fitted, spans, title, wrapped
-from lm.app.words import NOTHING, counted, duration, figure, one_line, rate, size
+from lm.app.words import NOTHING, counted, duration, figure, milliseconds, one_line, rate, size
 
 STATE_STYLES = {"reading": "green", "waiting": "yellow", "given up": "red", "finished": "dim"}
 BARS = "▁▂▃▄▅▆▇█"
@@ -118,6 +118,17 @@ def experts(facts: Facts, width: int, height: int) -> Lines:
     cells = [f"{layer:>3} {bars(load, max(width - 11, 1))} {over_mean(load):.2f}   " for layer, load in loads.items()]
     columns = max((width + 3) // max(map(len, cells)), 1)
     return [heading, *(spans("".join(cells[at : at + columns])) for at in range(0, len(cells), columns))][:height]
+
+
+def memory(facts: Facts, width: int, height: int) -> Lines:
+    """The memory of what was read in a line: its chunks, what it takes, and what held-out text loses without it, where that is known."""
+    if facts.memory is None or height < 1:
+        return []
+    told = facts.memory
+    took = f"asks {milliseconds(told['asked_seconds'])}, adds {milliseconds(told['added_seconds'])} a step"
+    without = facts.evaluation.get("without_memory")
+    held_out = [f"{figure(without['bits_per_byte'], 3)} bits/byte without"] if without else []
+    return [title("memory", width, " · ".join([f"{counted(told['chunks'])} chunks", took, *held_out]))]
 
 
 def bars(load: list[float], width: int) -> str:

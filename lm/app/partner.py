@@ -16,6 +16,7 @@ if TYPE_CHECKING:  # a screen is drawn before torch is there
     from transformers import PreTrainedTokenizerBase
 
     from lm.generation.chat import Conversation
+    from lm.generation.passages import Library
     from lm.memory.lookup import Heard
     from lm.memory.memory import Passage
     from lm.model import Model
@@ -31,27 +32,39 @@ class Partner(NamedTuple):
     model: "Model"
     tokenizer: "PreTrainedTokenizerBase"
     memory: "Heard | None" = None  # of what it read
-    trouble: str = ""  # why there is no memory, where there should be one
+    lost: str = ""  # why there is no memory, where there should be one
 
     def conversation(self, settings: "GenerationConfig | None" = None, seed: int | None = None) -> "Conversation":
         """A new one, in the form of the snapshot's own sources."""
         with uninterrupted():
             from lm.generation.chat import Conversation, frame_of
 
-        attends = self.memory is not None and self.preset.retro.add_cross_attention
+        attends = self.preset.retro.add_cross_attention
         terms = (self.model, self.tokenizer, frame_of(self.preset), settings or self.preset.generation, seed)
-        return Conversation(*terms, self.memory if attends else None, None if attends or not self.memory else self.before)
+        return Conversation(*terms, self.memory if attends else None, self._library() if self.memory and not attends else None)
 
-    def before(self, message: str) -> str:
-        """What a model that attends to no neighbours reads before a message: the passages nearest to it."""
-        if self.memory is None or not self.memory.is_on:
-            return ""
-        return "".join(f"{self.text(passage.tokens)}\n\n" for passage in self.found(message))
+    def _library(self) -> "Library":
+        """Passages for a model that attends to no neighbours."""
+        from lm.generation.passages import Library
+
+        long = self.preset.train.long_context
+        room = long.context_length if long.enabled else self.preset.model.seq_length
+        return Library(lambda words: self.found(words) if self.memory and self.memory.is_on else [], room, self.tokenizer)
 
     def found(self, words: str) -> "list[Passage]":
         """The passages nearest to some words."""
         tokens = np.array(self.tokenizer.encode(words, add_special_tokens=False, split_special_tokens=True), np.int64)
-        return self.memory.passages(tokens) if self.memory is not None and len(tokens) else []
+        return self.memory.passages(tokens) if self.memory else []
+
+    def used(self, conversation: "Conversation") -> "list[Passage]":
+        """The passages that the newest answer was written with."""
+        return [*conversation.passages, *(self.memory.taken() if self.memory else [])]
+
+    @property
+    def trouble(self) -> str:
+        """Why it talks without its memory, in a line; empty where it has it, or should have none."""
+        why = self.lost or (self.memory.trouble if self.memory else "")
+        return f"without its memory: {one_line(why)}" if why else ""
 
     def text(self, tokens: np.ndarray) -> str:
         """Tokens as text, in one line."""
@@ -84,12 +97,12 @@ def awoken(snapshot: "Snapshot", folder: Path) -> Partner:
     model = build_model(snapshot.preset, len(tokenizer))
     model.load_state_dict(snapshot.model_weights)
     model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
-    lookup, trouble = None, ""
+    lookup, lost = None, ""
     try:
         lookup = lookup_of(snapshot, folder, tokenizer)
     except (MemoryFault, ValueError) as error:
-        trouble = f"without its memory: {one_line(str(error))}"
-    return Partner(snapshot.preset, int(snapshot.life["tokens"]), model, tokenizer, Heard(lookup) if lookup else None, trouble)
+        lost = str(error)
+    return Partner(snapshot.preset, int(snapshot.life["tokens"]), model, tokenizer, Heard(lookup) if lookup else None, lost)
 
 
 class Cast:

@@ -44,5 +44,6 @@ class Printed:
         facts = self._facts
         left = "" if facts.seconds_left is None else f" · {duration(facts.seconds_left)} left"
         experts = "" if facts.busiest is None else f" · busiest expert {facts.busiest[1]:.2f} times the mean"
+        memory = f" · {counted(facts.memory['chunks'])} chunks in memory" if facts.memory else ""
         done = f"{event['tokens']:,} of {counted(facts.budget)} tokens"
-        self.line(f"{done} · loss {figure(event['loss'], 3)} · {figure(facts.pace, 0)} tokens/s{experts}{left}")
+        self.line(f"{done} · loss {figure(event['loss'], 3)} · {figure(facts.pace, 0)} tokens/s{experts}{memory}{left}")

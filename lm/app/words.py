@@ -57,6 +57,11 @@ def size(count: int | None) -> str:
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
 
 
+def milliseconds(seconds: float | None) -> str:
+    """A short time: 0.4 ms, 12 ms, 1,200 ms."""
+    return NOTHING if seconds is None else f"{figure(1000 * seconds, 0 if seconds >= 0.00995 else 1)} ms"
+
+
 def duration(seconds: float) -> str:
     """A stretch of time in at most two units: 45 s, 12 min, 3 h 12 min, 2 d 5 h."""
     minutes = int(seconds // 60)

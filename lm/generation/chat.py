@@ -4,16 +4,17 @@ A source with a format of two fields, such as "Q: {question}\\nA: {answer}", fra
 field and the model writes the second, until it ends the document. Without such a source the model goes on from the text as it stands.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
 from data_sources.config import format_fields
+from lm.generation.passages import Held, Library, missing
 from lm.generation.recollection import Recall
-from lm.generation.writing import Writing, beginning, prompt_tokens
+from lm.generation.writing import Aside, Writing, beginning, prompt_tokens
 from lm.memory.finder import Finder
+from lm.memory.memory import Passage
 from lm.model import Model, ModelState
 from lm.preset import Preset
 from lm.preset.switches import GenerationConfig
@@ -61,8 +62,16 @@ class Turn:
     written: tuple[int, ...]
 
 
+class Asked(NamedTuple):
+    """A turn that is not settled."""
+
+    message: str = ""
+    read: tuple[int, ...] = ()
+    held: Held = Held()
+
+
 class Conversation:
-    """Turns with one model. `state` holds all of them, so that none is read again."""
+    """Turns with one model. `state` holds all of them, and none is read again but to be rid of passages."""
 
     def __init__(
         self,
@@ -72,18 +81,18 @@ class Conversation:
         settings: GenerationConfig,
         seed: int | None = None,
         find: Finder | None = None,
-        before: Callable[[str], str] | None = None,
+        library: Library | None = None,
     ) -> None:
-        """find: a memory that the model attends to, asked on the way. before: what stands before a message, for one that attends to none."""
+        """find: a memory that the model attends to, asked on the way. library: passages to be read, for a model that attends to none."""
         self.frame = frame
-        self._find, self._beforehand = find, before
+        self._find, self._library = find, library
         self.settings = settings
         self.turns: list[Turn] = []
         self._model = model
         self._tokenizer = tokenizer
         self._seed = seed
         self._writing: Writing | None = None
-        self._message = ""
+        self._held, self._asked = Held(), Asked()
 
     @property
     def state(self) -> ModelState | None:
@@ -93,7 +102,12 @@ class Conversation:
     @property
     def tokens(self) -> tuple[int, ...]:
         """All tokens that the state holds, in order."""
-        return tuple(token for turn in self.turns for token in (*turn.read, *turn.written))
+        return self._writing.document if self._writing else ()
+
+    @property
+    def passages(self) -> tuple[Passage, ...]:
+        """Those that the state holds as text, in the order in which they were read."""
+        return self._held.passages
 
     def say(self, message: str) -> Writing:
         """The answer to `message`, to be iterated over. An empty message lets the model go on with what it was writing.
@@ -101,23 +115,38 @@ class Conversation:
         The turn counts once `settle` is called; an answer dropped before the whole message was read leaves everything as it was.
         """
         if not message.strip() and self._writing:
-            answer = self._writing.going_on(self.settings, self._seed)
-        else:
-            beforehand = self._beforehand(message) if self._beforehand else ""
-            tokens = prompt_tokens(self._tokenizer, beforehand + self.frame.around(message.strip()))
-            start = prompt_tokens(self._tokenizer, "\n") if self._writing else [beginning(self._tokenizer)]
-            recall = Recall(self._find, self._writing.document if self._writing else ())
-            answer = Writing(self._model, self._tokenizer, start + tokens, self.settings, self.state, self._seed, recall)
-        self._message = message
-        return answer
+            self._asked = Asked(message, (), self._held)
+            return self._writing.going_on(self.settings, self._seed)
+        words = message.strip()
+        own = prompt_tokens(self._tokenizer, self.frame.around(words))
+        start = prompt_tokens(self._tokenizer, "\n") if self._writing else [beginning(self._tokenizer)]
+        found = self._library.fitting(words, len(own), self.settings.max_new_tokens) if self._library else ()
+        return self._answer(message, found, tuple(start), tuple(own))
+
+    def _answer(self, message: str, found: tuple[Passage, ...], start: tuple[int, ...], own: tuple[int, ...]) -> Writing:
+        """To the prompt `own`; `start` and what is new of `found` come before it."""
+        held = self._held
+        stale = bool(missing(held.passages, found))
+        state, document = (held.state, held.document) if stale else (self.state, self.tokens)
+        again = tuple(token for turn in self.turns[held.turns :] for token in (*turn.read, *turn.written)) if stale else ()
+        new = found if stale else missing(found, held.passages)
+        stays = bool(held.passages) and not stale
+        kept = held._replace(passages=(*held.passages, *new)) if stays else Held(new, None, (*document, *again), len(self.turns))
+        self._asked = Asked(message, start + own, kept)
+        read = tuple(token for passage in new for token in self._library.as_read(passage)) if self._library else ()
+        prompt, aside = (own, Aside(again, start + read)) if read else (start + own, Aside(again))
+        recall = Recall(self._find, document, asks=True)
+        return Writing(self._model, self._tokenizer, prompt, self.settings, state, self._seed, recall, aside)
 
     def settle(self, answer: Writing) -> None:
         """Keep `answer`, whole or broken off, as the newest turn."""
         if answer.begun:
+            held = self._asked.held
+            self._held = held if held.state is not None else held._replace(state=answer.before_passages)
             self._writing = answer
-            self.turns.append(Turn(self._message, answer.read, answer.tokens))
+            self.turns.append(Turn(self._asked.message, self._asked.read, answer.tokens))
 
     def reset(self) -> None:
         """Forget all turns."""
         self.turns.clear()
-        self._writing = None
+        self._writing, self._held = None, Held()

@@ -21,8 +21,16 @@ from lm.generation.recollection import Recall
 from lm.generation.sampling import Sampler
 from lm.model import Context, Model, ModelState
 from lm.preset.switches import GenerationConfig
+from lm.units.neighbours import Neighbours
 
 PREFILL = 512  # tokens of a prompt read at once
+
+
+class Aside(NamedTuple):
+    """What is read before a prompt and was not said now: no penalty falls on its words."""
+
+    again: tuple[int, ...] = ()  # said since the state that is gone on from, and read once more
+    passages: tuple[int, ...] = ()  # from a memory, for a model that attends to none
 
 
 class Read(NamedTuple):
@@ -66,9 +74,9 @@ class Writing(Iterator[str]):
     """An iterator of text pieces, each of whole characters.
 
     At any moment between two pieces, also when nobody asks for the next one:
-    `state` is the model's after everything read and written, `read` the prompt's tokens, `tokens` the written ones, and
-    `finished_by` "end" (the model ended the document; that token is neither read nor written, so that a conversation can go on),
-    "length" (max_new_tokens), or "stopped" (not finished).
+    `state` is the model's after everything read and written, `read` the prompt's tokens, `tokens` the written ones, `before_passages` the
+    state before the passages of `aside`, and `finished_by` "end" (the model ended the document; that token is neither read nor written, so
+    that a conversation can go on), "length" (max_new_tokens), or "stopped" (not finished).
     """
 
     def __init__(
@@ -80,10 +88,12 @@ class Writing(Iterator[str]):
         state: ModelState | None = None,
         seed: int | None = None,
         recall: Recall = Recall(),  # noqa: B008 - it can't be changed
+        aside: Aside = Aside(),  # noqa: B008 - it can't be changed
     ) -> None:
         """recall: a memory that is asked on the way, and the tokens that `state` holds."""
-        self._recall = recall
+        self._recall, self._aside = recall, aside
         self.read = tuple(tokens)
+        self.before_passages = state
         self.finished_by: Literal["end", "length", "stopped"] = "stopped"
         self._model = model
         self._tokenizer = tokenizer
@@ -115,7 +125,12 @@ class Writing(Iterator[str]):
     @property
     def document(self) -> tuple[int, ...]:
         """All tokens that `state` holds, once the prompt is read."""
-        return (*self._recall.document, *self.read, *self.tokens)
+        return (*self._recall.document, *self._prompt, *self.tokens)
+
+    @property
+    def _prompt(self) -> tuple[int, ...]:
+        """All that is read before the first token is written."""
+        return (*self._aside.again, *self._aside.passages, *self.read)
 
     def __next__(self) -> str:
         return next(self._flow)
@@ -144,26 +159,31 @@ class Writing(Iterator[str]):
 
     def _prompt_read(self) -> Read:
         """All but the last token without ever computing scores, then the last."""
-        state = self._start or self._model.initial_state(1)
-        body = len(self.read) - 1
-        for begin in range(0, body, PREFILL):
-            state, _ = self._step(self.read[: min(begin + PREFILL, body)], begin, state, scored=False)
-        return Read(*self._step(self.read, body, state), 0)
+        prompt, again = self._prompt, len(self._aside.again)
+        self.before_passages = self._taken_in(prompt[:again], 0, self._start or self._model.initial_state(1))
+        state = self._taken_in(prompt[:-1], again, self.before_passages)
+        return Read(*self._step(prompt[-1:], state, self._recall.asked(prompt)), 0)
+
+    def _taken_in(self, tokens: Sequence[int], start: int, state: ModelState) -> ModelState:
+        """The state after `tokens` from `start` on, read after what the state given at first holds."""
+        for begin in range(start, len(tokens), PREFILL):
+            upto = tokens[: begin + PREFILL]
+            state, _ = self._step(upto[begin:], state, self._recall.neighbours(upto, begin), scored=False)
+        return state
 
     def _write(self, token: int, before: Read) -> None:
         """The model reads its own `token`. Whenever an interrupt comes, state and tokens belong together: one assignment counts."""
-        written = (*self.read, *self.tokens, token)
-        after = Read(*self._step(written, len(written) - 1, before.state), before.written + 1)
+        written = (*self._prompt, *self.tokens, token)
+        neighbours = self._recall.neighbours(written, len(written) - 1)
+        after = Read(*self._step((token,), before.state, neighbours), before.written + 1)
         del self._history[self._before + before.written :]
         self._history.append(token)
         self._now = after
 
-    def _step(self, tokens: Sequence[int], start: int, state: ModelState, scored: bool = True) -> tuple[ModelState, Tensor | None]:
-        """Read `tokens` from `start` on, after the document that the state given at first holds."""
-        device = state.position.device
-        context = Context(memory=self._recall.neighbours(tokens, start))
+    def _step(self, tokens: Sequence[int], state: ModelState, memory: Neighbours | None, scored: bool = True) -> tuple[ModelState, Tensor | None]:
+        """Read `tokens` with what is handed in."""
         with torch.no_grad(), at_rest(self._model):
-            out = self._model(torch.tensor([tokens[start:]], dtype=torch.int64, device=device), state, context)
+            out = self._model(torch.tensor([tokens], dtype=torch.int64, device=state.position.device), state, Context(memory=memory))
             return out.state, out.logits[0, -1] if scored else None
 
 

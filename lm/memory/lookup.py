@@ -3,6 +3,7 @@
 Sizes: N chunks of C tokens, k neighbours of each, R = 2C tokens of a neighbour, B rows of T tokens.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -11,9 +12,11 @@ from torch import Tensor
 
 from data_sources.batch import Arrivals
 from lm.memory.finder import Finder
+from lm.memory.layout import MemoryFault
 from lm.memory.memory import Memory, Passage
 
 NOT_HANDED = -1.0  # in place of an overlap
+COPIES = (4, 32, 256)  # of a text that are searched through for another: a source that is read again is remembered again
 
 
 class Lookup(NamedTuple):
@@ -27,34 +30,66 @@ class Lookup(NamedTuple):
     def __call__(self, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return self.memory.neighbours(self.nearest(tokens), self.length)
 
-    def nearest(self, tokens: np.ndarray) -> np.ndarray:
-        """Numbers (N, k) of the chunks nearest to `tokens` (N, any number), -1 where there are no more."""
-        return self.memory.nearest(tokens, np.full(len(tokens), tokens.shape[1]), self.neighbours, self.length).numbers
+    def nearest(self, tokens: np.ndarray, times: int = 1) -> np.ndarray:
+        """Numbers (N, times * k) of the chunks nearest to `tokens` (N, any number), -1 where there are no more."""
+        return self.memory.nearest(tokens, np.full(len(tokens), tokens.shape[1]), times * self.neighbours, self.length).numbers
 
 
 class Heard:
-    """A lookup that can be switched off, and tells afterwards what it handed in."""
+    """A lookup that can be switched off, and tells afterwards what it handed in. What is damaged is asked no more, and `trouble` says why."""
 
     def __init__(self, lookup: Lookup) -> None:
-        self.lookup, self.chunk_size, self.is_on = lookup, lookup.chunk_size, True
+        self.lookup, self.chunk_size, self.is_on, self.trouble = lookup, lookup.chunk_size, True, ""
         self._numbers: dict[int, None] = {}  # in order, each once
 
     def __call__(self, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        numbers = self.lookup.nearest(tokens) if self.is_on else np.full((len(tokens), self.lookup.neighbours), -1)
-        self._numbers |= dict.fromkeys(numbers[numbers >= 0].tolist())
-        return self.lookup.memory.neighbours(numbers, self.lookup.length)
+        try:
+            if self.is_on and not self.trouble:
+                numbers = self.lookup.nearest(tokens)
+                found = self.lookup.memory.neighbours(numbers, self.lookup.length)
+                self._numbers |= dict.fromkeys(numbers[numbers >= 0].tolist())
+                return found
+        except MemoryFault as fault:
+            self.trouble = str(fault)
+        shape = (len(tokens), self.lookup.neighbours)
+        return np.zeros((*shape, 2 * self.chunk_size), np.int64), np.zeros(shape, np.int64)
 
     def passages(self, tokens: np.ndarray) -> list[Passage]:
-        """What is nearest to one text (its tokens), nearest first; noted as handed in."""
-        numbers = self.lookup.nearest(tokens[None])[0]
-        numbers = numbers[numbers >= 0]
-        self._numbers |= dict.fromkeys(numbers.tolist())
-        return self.lookup.memory.about(numbers)
+        """What is nearest to one text (its tokens), nearest first. Of what was read more than once one is enough."""
+        if self.trouble or not len(tokens):
+            return []
+        try:
+            return self._unlike(tokens[None])[: self.lookup.neighbours]
+        except MemoryFault as fault:
+            self.trouble = str(fault)
+            return []
+
+    def _unlike(self, tokens: np.ndarray) -> list[Passage]:
+        """At least as many unlike passages as are wanted, where there are."""
+        found: list[Passage] = []
+        for times in COPIES:
+            numbers = self.lookup.nearest(tokens, times)[0]
+            found = unlike(self.lookup.memory.about(numbers[numbers >= 0]))
+            if len(found) >= self.lookup.neighbours or numbers[-1] < 0:
+                break
+        return found
 
     def taken(self) -> list[Passage]:
         """What was handed in since the last call, each passage once."""
         numbers, self._numbers = np.array(list(self._numbers), np.int64), {}
-        return self.lookup.memory.about(numbers)
+        try:
+            return unlike(self.lookup.memory.about(numbers))
+        except MemoryFault as fault:
+            self.trouble = str(fault)
+            return []
+
+
+def unlike(passages: Sequence[Passage]) -> list[Passage]:
+    """The first of each text."""
+    found: dict[tuple[int, ...], Passage] = {}
+    for passage in passages:
+        found.setdefault(tuple(passage.tokens.tolist()), passage)
+    return list(found.values())
 
 
 class Chance(NamedTuple):

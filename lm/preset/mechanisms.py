@@ -136,7 +136,7 @@ class RetroConfig(LayerMechanism):
         '"every:N" (the Nth, 2Nth, ...), or indices from 0. Deep models need fewer: the paper has every third from the sixth.',
     )
     num_neighbors: int = Field(2, ge=1, le=64, description="Neighbours of each chunk.")
-    chunk_size: int = Field(64, ge=2, description="Tokens in a chunk.")
+    chunk_size: int = Field(64, ge=2, le=65_536, description="Tokens in a chunk.")
     retriever_type: Literal["faiss", "exact", "external_api"] = Field("faiss", description="Index of the memory.")
     add_cross_attention: bool = Field(True, description="Whether the layers attend to the neighbours; the memory is kept in either case.")
     encoder_layers: int = Field(2, ge=1, le=64, description="Layers of the network that reads the neighbours.")

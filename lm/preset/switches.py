@@ -160,10 +160,13 @@ class Preset(Config):
         return self
 
     @model_validator(mode="after")
-    def _neighbour_encoder_fits(self) -> "Preset":
+    def _neighbours_fit(self) -> "Preset":
         size, head = self.retro.encoder_size, self.model.head_size
         if self.retro.enabled and size and size % head:
             raise ValueError(f"retro: encoder_size {size} can't be divided into heads of {head} (model.hidden_size / model.num_heads)")
+        chunk, long = self.retro.chunk_size, self.train.long_context
+        if self.retro.enabled and long.enabled and chunk >= long.context_length:
+            raise ValueError(f"retro: nothing follows a chunk of {chunk} tokens (chunk_size) within a context of {long.context_length}; make chunks shorter")
         return self
 
     @model_validator(mode="after")

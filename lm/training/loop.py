@@ -78,6 +78,7 @@ class Turn(NamedTuple):
     stop: bool
     save: bool
     waited: float  # share of the time since the last step that was spent waiting for data
+    asked_seconds: float = 0.0  # that the memory took to answer the batch's readers, on the rank where it took longest
 
 
 class Loop:
@@ -136,15 +137,15 @@ class Loop:
         self.session.tell_sources()
         self.session.tell_saved()
         alive = batch is not None and not batch.last
-        mine = (batch.digests() if batch else [], cursor, failure, alive, self.should_stop(), self.save_is_due())
-        digests, cursors, failures, alive, stops, saves = zip(*self.session.ranks.gathered(mine), strict=True)
+        mine = (batch.digests() if batch else [], cursor, failure, alive, self.should_stop(), self.save_is_due(), batch.asked_seconds if batch else 0.0)
+        digests, cursors, failures, alive, stops, saves, asked_for = zip(*self.session.ranks.gathered(mine), strict=True)
         if any(failures):
             self.save_news()
             raise Halted(next(filter(None, failures))) from self.session.failure
         if not any(alive):
             return Turn(None, None, "", any(stops), False, 0.0)
         cursor = None if any(stops) else self.session.joined(cursors)  # a rank that stops may have come without one
-        return Turn(batch, cursor, batch_hash(digests), any(stops), saves[0], waited)
+        return Turn(batch, cursor, batch_hash(digests), any(stops), saves[0], waited, max(asked_for))
 
     def save_is_due(self) -> bool:
         every = self.train.snapshot_every_tokens
@@ -203,6 +204,7 @@ class Loop:
                 "skipped": self.skipped + (not step.sound),
                 "batch_hash": turn.batch_hash,
                 "sources": self.session.sources_now(step),
+                **self.session.memory_now(turn.asked_seconds),
             }
         )
 

@@ -3,6 +3,7 @@
 step -> chunks that its rows ended, of all ranks, in the order of the rows -> memory -> its state, announced to all readers
 """
 
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -67,6 +68,7 @@ class Remembering:
         self.states = MemoryStates(1)
         self._memory: Memory | None = None  # on rank 0
         self._full = False
+        self.added_seconds = 0.0  # that the last step's chunks took; known on rank 0
         self.lost = False  # whether what a snapshot held is not there any more
 
     def begin(self, held: Sequence[Sequence[int]] | None, goes_on: bool, next_row: int, global_rows: int) -> None:
@@ -95,7 +97,9 @@ class Remembering:
         mine = batch.chunks
         parts = self._ranks.gathered(mine and ended(mine))
         if self._memory is not None:
+            began = time.monotonic()
             self._add(Chunks.joined([part for part in parts if part is not None]))
+            self.added_seconds = time.monotonic() - began
         self._announce(next_row)
 
     def _add(self, chunks: Chunks | None) -> None:
@@ -113,6 +117,12 @@ class Remembering:
     def _announce(self, next_row: int) -> None:
         state = self._ranks.from_first(tuple(self._memory.state) if self._memory is not None else None)
         self.states.announce(next_row, state)
+
+    @property
+    def chunks(self) -> int:
+        """How many can be found now. On rank 0."""
+        assert self._memory is not None
+        return self._memory.length - self._memory.first(self._memory.length)
 
     def noted(self, next_row: int) -> list[list[int]]:
         """What a snapshot holds of the memory."""

@@ -133,6 +133,13 @@ class Session:
             for state, nats, scored in zip(self.stream.sources, step.nats, step.scored, strict=True)
         }
 
+    def memory_now(self, asked_seconds: float) -> dict[str, Any]:
+        """The memory of what was read on the screen: chunks that can be found, and what it took to ask for this step's, beside training, and to
+        take in what it ended. Nothing without one. On rank 0."""
+        if self.memory is None or not self.ranks.is_first:
+            return {}
+        return {"memory": {"chunks": self.memory.chunks, "asked_seconds": asked_seconds, "added_seconds": self.memory.added_seconds}}
+
     def memory_in_use(self) -> int:
         """Bytes that this process holds, on the device where it has one."""
         if self.ranks.device.type == "cuda":

@@ -246,6 +246,36 @@ def test_many_experts_share_bars():
     assert "experts the busiest" in text and "▄" in text
 
 
+def with_memory(**more) -> Facts:
+    memory = [{"chunks": 1_200 * n, "asked_seconds": 0.012, "added_seconds": 0.0034} for n in (1, 2)]
+    events = [*opening(), *(step(n, 4096 * n, random.Random(n)) | {"memory": memory[n - 1]} for n in (1, 2)), evaluation(8192, 3.0) | more]
+    sample = {"event": "sample", "tokens": 8192, "prompt": "The history of", "text": " the city goes back to the early years of the war."}
+    return told([*events, sample])
+
+
+def test_the_memory_is_shown_and_pushes_nothing_away():
+    without = {"without_memory": {"bits_per_byte": 2.3456}}
+    for width, height in SIZES:
+        for facts in (with_memory(), with_memory(**without)):
+            lines = lines_of(facts, width, height)
+            assert len(lines) == height and {line.cell_len for line in lines} == {width}
+    small, large = (screen(with_memory(**without), *size) for size in ((80, 24), (200, 50)))
+    for text in (small, large):
+        assert "memory 2,400 chunks · asks 12 ms, adds 3.4 ms a step · 2.346 bits/byte without" in text
+        for words in ("wikipedia", "natural_questions", "tokens/s", "held-out", "perplexity", "it writes", "The history", "log", "Ctrl-C"):
+            assert words in text, words
+    assert any("\u2801" <= character <= "\u28ff" for character in small), "the curve has a place"
+    assert "without" not in screen(with_memory(), 200, 50) and "chunks" not in screen(with_experts({}), 200, 50)
+
+
+def test_the_printed_line_says_how_much_is_remembered():
+    out = io.StringIO()
+    printed = Printed(Facts(), out, clock=lambda: 0.0)
+    for event in [*opening(), step(1, 4096, random.Random(1)) | {"memory": {"chunks": 12_345, "asked_seconds": 0.0, "added_seconds": 0.0}}]:
+        printed(event)
+    assert "tokens/s · 12.3k chunks in memory · " in out.getvalue()
+
+
 def test_a_step_of_an_older_journal_knows_no_units():
     old = step(3, 12_288, random.Random(3))
     assert "units" not in old and told([*opening(), old]).busiest is None

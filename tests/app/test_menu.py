@@ -76,13 +76,13 @@ def test_leaving_is_quiet(folder, key):
 
 
 def test_broken_and_unbuilt_presets_are_shown_and_not_picked(folder):
-    write_preset(folder, "10_torn", '{"name": "torn", ')
-    write_preset(folder, "11_misspelt", {**TINY, "modle": {}})
-    write_preset(folder, "12_later", {**TINY, "name": "later", "ul2": {"enabled": True}})
-    write_preset(folder, "13_hostile", {**TINY, "name": "[red]x[/]\u001b[2J\u202e", "about": "\u001b]0;owned\u0007[bold]"})
+    write_preset(folder, "90_torn", '{"name": "torn", ')
+    write_preset(folder, "91_misspelt", {**TINY, "modle": {}})
+    write_preset(folder, "92_later", {**TINY, "name": "later", "ul2": {"enabled": True}})
+    write_preset(folder, "93_hostile", {**TINY, "name": "[red]x[/]\u001b[2J\u202e", "about": "\u001b]0;owned\u0007[bold]"})
     with Person(MAIN, folder, 100, 40) as person:
         person.waits_for("q quit")
-        person.goes_to("10_torn")
+        person.goes_to("90_torn")
         assert "not JSON" in person.text
         person.types("enter", "down")
         assert 'unknown key, did you mean "model"' in person.text

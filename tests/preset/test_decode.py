@@ -182,6 +182,11 @@ REFUSED = [
         "mixture_of_depths: layer 1 holds retro, which needs every token; leave the layer out of mixture_of_depths.layers",
     ),
     ({"retro": {"retriever_type": "external_api"}}, 'retro: retriever_type "external_api" is refused: no outside service'),
+    ({"retro": {"chunk_size": 100_000}}, "retro.chunk_size: found 100000; allowed: an integer from 2 to 65,536"),
+    (
+        {"retro": {"enabled": True}, "s5": {"enabled": True}, "train": {"long_context": {"enabled": True, "context_length": 64, "chunk_length": 32}}},
+        "retro: nothing follows a chunk of 64 tokens (chunk_size) within a context of 64; make chunks shorter",
+    ),
     ({"moe": {"experts": 2, "experts_per_token": 3}}, "moe: experts_per_token 3 is more than the 2 experts"),
     ({"moe": {"experts_per_token": 1, "normalise": True}}, "moe: normalise makes the weight of a token's only expert 1"),
     ({"train": {"warmup_share": 0.9, "decay_share": 0.2}}, "train: warmup_share 0.9 and decay_share 0.2 are more than the whole run"),

@@ -9,14 +9,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 import lm.training.snapshots as snapshots_module
+from data_sources.tokenizer import tokenizer_from_json
 from lm.preset import Preset
 from lm.training.going_back import go_back
 from lm.training.headers import ARCHIVE, NAMES
-from lm.training.snapshots import LEGACY, LOCK, NEW, SnapshotError, Snapshots
+from lm.training.remembering import lookup_of
+from lm.training.snapshots import LEGACY, LOCK, NEW, SnapshotError, Snapshots, read_snapshot
 from tests.training.test_run import trained
 from tests.training.test_snapshots import Stop, ended_at, flip_a_byte, is_whole, number_of, saved, snapshot
 
@@ -244,3 +247,32 @@ def test_a_run_goes_on_from_there_as_it_did_the_first_time(tiny: Callable[..., P
     (resume,) = rest.of("resume")
     assert resume["exact"] and resume["tokens"] == 5 * STEP and "gone back to" in resume["text"]
     assert rest.of("step")[-1]["life_tokens"] == 16 * STEP
+
+
+def test_the_memory_goes_back_too(tiny: Callable[..., Preset], tmp_path: Path) -> None:
+    """What follows is, bit for bit, what followed the first time, and the memory with it. What was left keeps the memory that it had."""
+    preset, twice = tiny(retro={"enabled": True, "chunk_size": 8, "layers": "all"}), tmp_path / "twice"
+    at_once = trained(preset, tmp_path / "once", 24).of("step")
+    for steps in (12, 6):
+        trained(preset, twice, 24, stop_after=steps)
+    tokenizer = tokenizer_from_json(Snapshots(twice).read("current").tokenizer)
+    older, newer = (lookup_of(Snapshots(twice).read(which), twice, tokenizer) for which in ("prev", "current"))
+    assert older.length < newer.length
+    asked = newer.memory.about(np.array([newer.length - 1]))[0].tokens[None]
+    found = newer.nearest(asked)
+    event = go_back(twice, twice / NAMES["prev"])
+    current = lookup_of(Snapshots(twice).read("current"), twice, tokenizer)
+    assert current.length == older.length and np.array_equal(current.nearest(asked), older.nearest(asked)) and current.nearest(asked).max() < older.length
+    again = trained(preset, twice, 24)
+    assert again.of("resume")[0]["exact"]
+    for key in ("batch_hash", "loss", "gradient_norm", "tokens"):
+        assert [step[key] for step in again.of("step")] == [step[key] for step in at_once[12:]], key
+    one, two = (Snapshots(tmp_path / name).read("current") for name in ("once", "twice"))
+    assert all(torch.equal(one.weights[name], two.weights[name]) for name in one.weights)
+    mine, theirs = (lookup_of(each, tmp_path / name, tokenizer) for each, name in ((one, "once"), (two, "twice")))
+    assert mine.length == theirs.length
+    every = np.arange(mine.length)
+    for ours, other in zip(mine.memory.about(every), theirs.memory.about(every), strict=True):
+        assert ours[:2] == other[:2] and np.array_equal(ours.tokens, other.tokens)
+    left = lookup_of(read_snapshot(twice / event["kept"]), twice, tokenizer)
+    assert left.length == newer.length and np.array_equal(left.nearest(asked), found) and found.max() == newer.length - 1

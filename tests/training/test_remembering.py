@@ -95,6 +95,18 @@ def test_neighbours_reach_the_model(tiny: Tiny, tmp_path: Path) -> None:
     assert not any(differs[:9]) and all(differs[11:])
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_each_step_tells_of_the_memory(tiny: Tiny, tmp_path: Path, workers: int) -> None:
+    """Its chunks, of which the oldest leave; what it took to ask, from the first step on that something is known; what it took to add."""
+    steps = trained(tiny(retro=RETRO | {"memory_chunks": 300}, train={"loader_processes": workers}), tmp_path, 14).of("step")
+    told = [event["memory"] for event in steps]
+    chunks = [each["chunks"] for each in told]
+    assert chunks == sorted(chunks) and 0 < chunks[0] < STEP // 8 + 8 and chunks[-1] == 300
+    assert [each["asked_seconds"] > 1e-4 for each in told].count(True) >= 4 and told[0]["asked_seconds"] < told[-1]["asked_seconds"]
+    assert all(0 < each["added_seconds"] < 5 for each in told)
+    assert all("memory" not in event for event in trained(tiny(), tmp_path / "none", 2).of("step"))
+
+
 def test_held_out_text_is_measured_with_the_memory(tiny: Tiny, tmp_path: Path) -> None:
     """What evaluation hands in is what training would have: the stream's own chunks of the same rows, asked for in the same state."""
     trained(tiny(retro=RETRO), tmp_path, 20)
