@@ -37,10 +37,10 @@ def main() -> int:
     for rank in ranks:
         rank.start()
     while running := [rank for rank in ranks if rank.is_alive()]:
-        multiprocessing.connection.wait([rank.sentinel for rank in running])
         if any(rank.exitcode for rank in ranks):
             for rank in running:
                 rank.terminate()
+        multiprocessing.connection.wait([rank.sentinel for rank in running])
     return int(any(rank.exitcode for rank in ranks))
 
 
