@@ -8,6 +8,7 @@ characters is in that part, and so is the end of the document, which is to be le
 """
 
 from collections.abc import Callable, Sequence
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -126,10 +127,18 @@ class Encoder:
 
 
 def _plain(tokenizer: Any) -> Tokenizer:
-    """A copy that neither cuts nor pads, and to which "<|endoftext|>" inside a document is text and no command."""
-    plain = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-    plain.no_truncation()
-    plain.no_padding()
+    """A sister that neither cuts nor pads, and to which "<|endoftext|>" inside a document is text and no command.
+
+    They share the vocabulary: to write it out and read it again takes a tenth of a second.
+    """
+    backend = tokenizer.backend_tokenizer
+    plain = Tokenizer(backend.model)
+    for name in ("normalizer", "pre_tokenizer", "post_processor"):  # the last one trims what offsets tell
+        if (part := getattr(backend, name)) is not None:
+            setattr(plain, name, part)
+    added = [token for _, token in sorted(backend.get_added_tokens_decoder().items())]  # ids are given in order
+    for special, tokens in groupby(added, lambda token: token.special):
+        (plain.add_special_tokens if special else plain.add_tokens)(list(tokens))
     plain.encode_special_tokens = True
     return plain
 

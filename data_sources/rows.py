@@ -92,7 +92,7 @@ class RowFormat:
 
     def passages(self, cells: Mapping[str, Sequence[Any]], columns: Mapping[str, str]) -> Passages:
         """The texts of a table's rows, of which `cells` has the columns; those without are counted, and those that are too long."""
-        texts = [[as_text(cell) for cell in cells[column]] for column in columns.values()]
+        texts = [_texts(cells[column]) for column in columns.values()]
         if self._is_bare:
             rows = [row for row, text in enumerate(texts[0]) if text is not None]
             found = Passages([texts[0][row] for row in rows], [None] * len(rows), rows)
@@ -127,6 +127,11 @@ def _pieces_of(source: TableSource) -> list[tuple[str, str | None]]:
     if source.format is None:
         return [("\n" if number else "", name) for number, name in enumerate(source.columns)]
     return [(literal, name) for literal, name, _, _ in string.Formatter().parse(source.format)]
+
+
+def _texts(cells: Sequence[Any]) -> list[str | None]:
+    """`as_text` of the cells of an Arrow column. What Arrow gives as a string was UTF-8, which no half of a pair comes out of."""
+    return [cell if isinstance(cell, str) and cell and not cell.isspace() else as_text(cell) for cell in cells]
 
 
 def as_text(value: Any, depth: int = DEEPEST) -> str | None:

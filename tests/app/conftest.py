@@ -34,7 +34,7 @@ def small_folder(tmp_path: Path) -> Path:
     write_preset(tmp_path, "00_best_general", TINY)
     texts = tmp_path / "texts"
     texts.mkdir()
-    for path in sorted(Path(json.__file__).parents[1].glob("*.py"))[:60]:
+    for path in sorted(Path(json.__file__).parents[1].glob("*.py"))[:20]:
         (texts / f"{path.stem}.txt").write_text(path.read_text(encoding="utf-8", errors="replace"), encoding="utf-8")
     return tmp_path
 

@@ -9,6 +9,7 @@ Documents are of one length, and then as unlike as those of the web: only then d
 unequally many documents. Printed, never asserted.
 """
 
+import copy
 import heapq
 import math
 import os
@@ -89,6 +90,8 @@ def blocks_of(cursor: dict[str, Any] | None) -> int:
 
 
 def seconds(data: DataConfig, tokenizer: Any, cursor: Any) -> float:
+    """By a tokenizer that has met no word yet, as in a process that has just begun."""
+    tokenizer = copy.deepcopy(tokenizer)
     began = time.perf_counter()
     with open_stream(data, tokenizer, LENGTH, ROWS, cursor=cursor) as stream:
         next(stream)

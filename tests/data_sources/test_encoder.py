@@ -1,11 +1,14 @@
 """Which tokens of a document are scored: those of the answer and the end, where the preset says so."""
 
+import copy
 import pydoc_data.topics
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from tokenizers import AddedToken, Tokenizer
+from transformers import PreTrainedTokenizerFast
 
 from data_sources import encoder
 from data_sources.blocks import Block
@@ -117,6 +120,31 @@ def test_bytes_of_the_answer_are_counted_exactly() -> None:
     ((ids, scored),) = tokens_of(byte_tokenizer(), [Document("é: 漢!", "", ((3, 4),))])
     assert scored is not None and [ids[0], ids[-1]] == [BOS, EOS]
     assert scored.tolist() == [False] + [False] * 4 + [True] * 3 + [False] + [True]
+
+
+def test_the_tokenizer_is_read_as_it_stands_but_for_what_a_command_would_be(trained: Any) -> None:
+    """Ids and offsets are those of a copy written out and read again, whatever tokens were added, and the tokenizer itself stays as it was."""
+    backend = copy.deepcopy(trained).backend_tokenizer
+    backend.add_tokens(["<extra>", AddedToken("foo", single_word=True)])
+    backend.add_special_tokens([AddedToken("<mask>", lstrip=True)])
+    backend.add_tokens([AddedToken("<last>", normalized=False, rstrip=True)])
+    backend.enable_truncation(3)
+    backend.enable_padding()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|endoftext|>", pad_token="<|pad|>")
+    meant = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    meant.no_truncation()
+    meant.no_padding()
+    meant.encode_special_tokens = True
+    texts = ["foo bar <extra>food  <mask>, a <|endoftext|> and <|pad|> <last>  x", "Où ça? <mask", *list(pydoc_data.topics.topics.values())[:20]]
+    found = Encoder(tokenizer, [0])
+    assert [ids[1:-1].tolist() for ids in found.encode(texts)] == [one.ids for one in meant.encode_batch(texts, add_special_tokens=False)]
+    scored = found.encode_scored(texts, [((5, 9),)] * len(texts))
+    offsets = [one.offsets for one in meant.encode_batch(texts, add_special_tokens=False)]
+    assert [marks[1:-1].tolist() for _, marks in scored] == [[first < 9 and last > 5 for first, last in each] for each in offsets]
+    added = [tokenizer.convert_tokens_to_ids(token) for token in ("<extra>", "foo", "<last>")]
+    assert set(added) <= set(found.encode(texts[:1])[0].tolist()), "plain tokens stay one each"
+    backend = tokenizer.backend_tokenizer
+    assert backend.truncation and backend.padding and not backend.encode_special_tokens
 
 
 def test_long_texts_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,13 +1,30 @@
 """A small real corpus (Python's own language reference) and a preset small enough to train in seconds."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
 
 import pytest
 
+from data_sources import tokenizer
 from lm.preset import Preset
+
+
+@pytest.fixture(scope="session", autouse=True)
+def each_tokenizer_is_trained_once() -> Iterator[None]:
+    """New lives begin with the same texts in nearly every test: what was learned of them, half a second's work, is given again as a copy."""
+    train, known = tokenizer.trained_bpe, {}
+
+    def trained(texts: Iterator[str], vocab_size: int) -> Any:
+        read = (*texts, vocab_size)
+        if read not in known:
+            known[read] = tokenizer.tokenizer_to_json(train(iter(read[:-1]), vocab_size))
+        return tokenizer.tokenizer_from_json(known[read])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tokenizer, "trained_bpe", trained)
+        yield
 
 
 @pytest.fixture(scope="session")

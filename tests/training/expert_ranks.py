@@ -1,4 +1,4 @@
-"""What two processes do with experts under torchrun, for test_expert_ranks: run by it with a folder as the working directory, never by a person."""
+"""What two ranks do with experts, for test_expert_ranks: run by it with a folder as the working directory, never by a person."""
 
 import dataclasses
 import sys

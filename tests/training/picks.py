@@ -1,4 +1,4 @@
-"""What two processes do under torchrun, for test_conditional: one of them picks nothing. Run by it with a folder as the working directory."""
+"""What two ranks do, for test_conditional: one of them picks nothing. Run by it with a folder as the working directory."""
 
 import sys
 from dataclasses import replace

@@ -1,8 +1,5 @@
 """Training where some tokens are picked: whatever the number of processes, also where one picks nothing, and by the budget."""
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +11,7 @@ from lm.preset import Preset
 from lm.training import train
 from lm.training.distribution import Ranks
 from tests.training.picks import SECTIONS, Taught, batch, taught
+from tests.training.two_ranks import run_on_two_ranks
 
 CASES = {"one picks nothing": slice(1, None, 2), "none picks": slice(None), "both pick": slice(0)}
 
@@ -22,10 +20,7 @@ CASES = {"one picks nothing": slice(1, None, 2), "none picks": slice(None), "bot
 def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What tests/training/picks.py left behind, by rank."""
     folder = tmp_path_factory.mktemp("picks")
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", "-m", "tests.training.picks"]
-    environment = os.environ | {"PYTHONPATH": str(Path.cwd()), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_on_two_ranks("tests.training.picks", folder)
     return [torch.load(folder / f"rank{rank}.pt") for rank in range(2)]
 
 

@@ -1,10 +1,6 @@
-"""Experts on two processes under torchrun: gradients with the router's losses that do not depend on how rows are cut, and experts that nobody chose."""
+"""Experts on two processes: gradients with the router's losses that do not depend on how rows are cut, and experts that nobody chose."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +11,7 @@ from lm.training.distribution import Ranks
 from tests.training.expert_ranks import of_two_words, taught
 from tests.training.ranks import gradients, part_of, rows
 from tests.training.test_ranks import close
+from tests.training.two_ranks import run_on_two_ranks
 
 RAW = {
     "model": {"hidden_size": 32, "num_layers": 2, "num_heads": 2, "seq_length": 64},
@@ -34,10 +31,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What tests/training/expert_ranks.py left behind, by rank."""
     folder = tmp_path_factory.mktemp("experts")
     (folder / "preset.json").write_text(json.dumps(RAW), encoding="utf-8")
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", "-m", "tests.training.expert_ranks"]
-    environment = os.environ | {"PYTHONPATH": str(Path.cwd()), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_on_two_ranks("tests.training.expert_ranks", folder)
     return [torch.load(folder / f"rank{rank}.pt") for rank in range(2)]
 
 

@@ -94,7 +94,7 @@ def test_writing_is_handed_what_training_is(snapshot: Snapshot, tmp_path: Path) 
     compared = differ = 0
     for row, place in documents(batch):
         document = batch.tokens[row, place].tolist()
-        own = handed.cut(slice(row, row + 1), place, tuple(batch.tokens.shape))
+        own = batch.answers.part(slice(row, row + 1), place, tuple(batch.tokens.shape))
         asked = Recall(find).neighbours(document, 0)
         assert own.at.tolist() == (asked.at.tolist() if asked else []) == list(range(SIZE, len(document), SIZE))
         assert not asked or (torch.equal(own.tokens, asked.tokens) and torch.equal(own.length, asked.length))

@@ -82,7 +82,7 @@ def test_a_step_that_is_skipped_and_a_mix_that_ends_do_not_stop_the_weights(
     finite = []
     for source in uneven:
         short = tmp_path / f"short_{source['name']}.jsonl"
-        short.write_text("\n".join(Path(source["path"]).read_text(encoding="utf-8").splitlines()[:250]), encoding="utf-8")
+        short.write_text("\n".join(Path(source["path"]).read_text(encoding="utf-8").splitlines()[:100]), encoding="utf-8")
         finite.append(source | {"repeat": False, "path": str(short)})
     assert of(trained(adaptive(tiny, finite, 1), tmp_path / "ends", 3000), "end", "reason") == ["every source has been read to its end"]
     honest, count = step_module.weighted_sum, 0
