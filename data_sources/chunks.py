@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 
 NOWHERE = -1
+OPENING, HEADING = 1000, 60  # characters in which a document's first line is looked for, and that are told of it
 SHORTEST = 4  # a last piece of C / SHORTEST tokens is taken in
 
 
@@ -32,7 +33,14 @@ class About(NamedTuple):
     """A document, in words."""
 
     source: str
-    place: str
+    place: str  # where it stands, and how it begins: few sources tell a title, and most documents begin with one
+
+    @classmethod
+    def of(cls, source: str, document: Any) -> Self:
+        """document: data_sources.lane.Document."""
+        line = " ".join(next(filter(str.strip, document.text[:OPENING].splitlines()), "").split())
+        begins = line if len(line) <= HEADING else f"{line[:HEADING].rstrip()}..."
+        return cls(source, f"{document.where}: {begins}" if begins else document.where)
 
 
 class Chunks(NamedTuple):
@@ -55,7 +63,7 @@ class Chunks(NamedTuple):
         for index, piece in enumerate(pieces):
             tokens[index, : piece.end - piece.begin] = piece.stretch.document.tokens[piece.begin : piece.end]
         keys = {id(piece.stretch.document): key_of(piece.stretch.document.text) for piece in pieces}
-        about = {keys[id(stretch.document)]: About(names[stretch.source], stretch.document.where) for stretch, *_ in pieces}
+        about = {keys[id(stretch.document)]: About.of(names[stretch.source], stretch.document) for stretch, *_ in pieces}
         columns = [(piece.end - piece.begin, keys[id(piece.stretch.document)], piece.number, piece.stretch.row, piece.at, piece.is_new) for piece in pieces]
         length, document, number, row, at, is_new = np.array(columns, np.int64).reshape(-1, 6).T
         return cls(tokens, length, document, number, row, at, is_new.astype(np.bool_), about)

@@ -87,7 +87,7 @@ def test_a_document_is_told_by_its_text_and_where_it_stands(tmp_path: Path) -> N
     known = {key_of(text): len(text.encode()) + 1 for text in paragraphs(460)}
     numbers: dict[tuple[int, int], list[int]] = {}  # by document and lane: in another round another lane may read it
     for row, _, is_new, document, number, length, _, about in (each for batch in told([batch for batch, _ in batches]) for each in batch):
-        assert about.source in ("many", "one", "few") and re.fullmatch(r".*\.jsonl, row \d+", about.place)
+        assert about.source in ("many", "one", "few") and re.fullmatch(r".*\.jsonl, row \d+: .{1,60}(\.\.\.)?", about.place)
         size = known[document]
         assert length == SIZE or (length == size % SIZE and number == size // SIZE and SHORTEST * length >= SIZE)
         if is_new:
