@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import psutil
@@ -249,20 +250,23 @@ class Session:
         kept = {name: self.store.texts(name) for name in self.store.sources()}  # also of sources that are read no more
         texts = self.ranks.from_first({name: first_texts(texts, self.tokenizer, BRIEF_TOKENS) if brief else texts for name, texts in kept.items()})
         self.report({"event": "phase", "text": "evaluating on held-out text"})
-        ranks = self.ranks
+        ranks, lookup = self.ranks, self.memory.lookup() if self.memory else None
+        measured = partial(
+            evaluate,
+            self.run.learner.model,
+            self.tokenizer,
+            texts,
+            self.run.preset,
+            Place(ranks.rank, ranks.size),
+            ranks.summed,
+            ranks.accelerator.autocast,
+            stopped=lambda: bool(ranks.highest([float(should_stop())])[0]),
+            mix=mix,
+        )
         try:
-            measures = evaluate(
-                self.run.learner.model,
-                self.tokenizer,
-                texts,
-                self.run.preset,
-                Place(ranks.rank, ranks.size),
-                ranks.summed,
-                ranks.accelerator.autocast,
-                stopped=lambda: bool(ranks.highest([float(should_stop())])[0]),
-                mix=mix,
-                find=self.memory.lookup() if self.memory else None,
-            )
+            measures = measured(find=lookup)
+            if measures and lookup:
+                measures["without_memory"] = {key: value for key, value in measured().items() if key != "sources"}
         except Stopped:
             self.report({"event": "notice", "text": "the evaluation was stopped"})
             return {}

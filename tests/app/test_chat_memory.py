@@ -96,7 +96,7 @@ def test_passages_searching_switching_off_and_an_earlier_memory(attending: Path,
         opens(person, "chat")
         person.waits_for("›", 30)
         person.types(lines(*SETTINGS, "/reset", "The statement"))
-        text = last_turn(person.waits_for(r"(?s)› The statement\n.*▪ texts · \w+\.txt, row 1\n.*\n›\s*$", 20), "The statement")
+        text = last_turn(person.waits_for(r"(?s)› The statement\n.*▪ texts · \w+\.txt, row 1: The .*\n›\s*$", 20), "The statement")
         answer, _, passages = text.partition("(max_new_tokens reached")
         assert without_blanks(answer) == expected(now, "The statement")
         assert 1 <= passages.count(MARK) <= 4 and "\x1b" not in passages
@@ -142,7 +142,7 @@ def test_hostile_passages_at_any_width(attending: Path, width: int, height: int)
         person.types(lines("/memory hostile words", "/memory 東京 here they end"))
         text = without_blanks(person.waits_for(r"(?s)東京.*▪ .*\n›\s*$", 10))
         first, second = text.split("›/memory")[1:3]
-        assert "texts·evil.txt,row1hostile" in first and "texts·evil.txt,row1" in second and "they" in second.partition("▪")[2]
+        assert "texts·evil.txt,row1:hostile" in first and "texts·evil.txt,row1:hostile" in second and "they" in second.partition("▪")[2]
         raw = person.raw[begun:]
         assert not any(evil in raw for evil in ("\x1b[2J", "\x1b]0", "owned\x07", "\x9b", "\u202e"))
         person.types(lines("/settings max_new_tokens 5", "hostile"))

@@ -109,7 +109,7 @@ def test_each_step_tells_of_the_memory(tiny: Tiny, tmp_path: Path, workers: int)
 
 def test_held_out_text_is_measured_with_the_memory(tiny: Tiny, tmp_path: Path) -> None:
     """What evaluation hands in is what training would have: the stream's own chunks of the same rows, asked for in the same state."""
-    trained(tiny(retro=RETRO), tmp_path, 20)
+    last = trained(tiny(retro=RETRO), tmp_path, 20).of("evaluation")[-1]
     memory, state = remembered(tmp_path)
     snapshot = Snapshots(tmp_path).read("current")
     tokenizer = tokenizer_from_json(snapshot.tokenizer)
@@ -123,6 +123,8 @@ def test_held_out_text_is_measured_with_the_memory(tiny: Tiny, tmp_path: Path) -
         for name, find in (("on", lookup), ("off", None), ("chance", Chance(lookup)))
     }
     assert len({measures["cross_entropy"] for measures in found.values()}) == 3
+    assert last["bits_per_byte"] == pytest.approx(found["on"]["bits_per_byte"], rel=1e-5)
+    assert last["without_memory"]["bits_per_byte"] == pytest.approx(found["off"]["bits_per_byte"], rel=1e-5)
     *by_overlap, every = worth_of(model, tokenizer, {"all": texts}, snapshot.preset, lookup)
     for way, measures in found.items():
         assert every["bits"][way] == pytest.approx(measures["bits_per_byte"], rel=1e-6)
