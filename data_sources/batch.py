@@ -28,7 +28,7 @@ class Arrivals(NamedTuple):
         """Those of the filled rows, if a memory was asked."""
         if rows.answers is None:
             return None
-        row, at, tokens, length = map(torch.from_numpy, rows.answers)
+        row, at, tokens, length = map(torch.from_numpy, rows.answers[:4])
         index = torch.searchsorted(torch.from_numpy(rows.row), row)
         return cls(index * rows.tokens.shape[1] + at, tokens.long(), length)
 
@@ -58,6 +58,7 @@ class Batch:
     chunks: Chunks | None = None  # of the documents that stand here, where the stream was asked for them
     answers: Arrivals | None = None  # of a memory, where the stream was given one
     asked_seconds: float = 0.0  # that the memory took, in all readers of this rank together
+    trouble: str = ""  # why it could not be asked
     begun: Sequence[Read] = ()  # documents that begin here and may be kept of the past, where the stream was asked to tell
 
     @classmethod
@@ -72,6 +73,7 @@ class Batch:
             chunks=rows.chunks,
             answers=Arrivals.of(rows),
             asked_seconds=rows.asked_seconds,
+            trouble=rows.answers.trouble if rows.answers else "",
             begun=rows.begun,
         )
 

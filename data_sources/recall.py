@@ -29,14 +29,16 @@ class Answers(NamedTuple):
     at: np.ndarray  # (N,) int64, place in the row from which on it may be seen
     tokens: np.ndarray  # (N, k, R) int32, padded at the right
     length: np.ndarray  # (N, k) int64; 0 where there is no such neighbour
+    trouble: str = ""  # why the memory could not be asked, in a line: then nothing was found
 
     @classmethod
     def joined(cls, parts: list[Self]) -> Self | None:
         """Those of several readers of one batch. None where nobody asked."""
         if not parts:
             return None
+        *columns, troubles = zip(*parts, strict=True)
         order = np.argsort(np.concatenate([part.row for part in parts]), kind="stable")
-        return cls(*(np.concatenate(column)[order] for column in zip(*parts, strict=True)))
+        return cls(*(np.concatenate(column)[order] for column in columns), next(filter(None, troubles), ""))
 
 
 class Recall(Protocol):

@@ -18,6 +18,7 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,7 +26,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from data_sources.disk import discard
-from lm.memory.layout import MemoryFault, in_short, mixed
+from lm.memory.layout import mixed
 from lm.memory.nearest import NONE, Nearest
 from lm.memory.store import Store
 
@@ -36,6 +37,7 @@ CROWD, LEAST = 4, 64  # times its share of the candidates, and how many, a block
 SAMPLE, ROUNDS = 4096, 10  # chunks that a quantiser is made from, and rounds of its k-means
 AT_ONCE = 128  # vectors: more of them leave the cache
 CODE = 4  # bits of a part of a code, which stands for D / M = 2 places of a vector
+OWN_FILE = re.compile(r"([0-9]{12}-[0-9]+-[0-9a-f]{16})(-[0-9a-f]{16}\.faiss|\.[0-9]+\.tmp|\.lock)")
 FOLDER, SUFFIX = "index", ".faiss"
 INDEX = b"pq-fast-scan-1"  # what `made` makes: of another name once it makes something else
 
@@ -149,8 +151,9 @@ class Indexes:
 
     def tidy(self, names: set[str]) -> None:
         """Delete the files of all other blocks. What can't be deleted stays."""
-        for path in self.folder.glob("*-*-*") if self.folder.is_dir() else ():
-            if "-".join(path.name.split(".")[0].split("-")[:3]) not in names:
+        for path in self.folder.iterdir() if self.folder.is_dir() else ():
+            own = OWN_FILE.fullmatch(path.name)
+            if own and own[1] not in names:
                 discard(path)
 
     def _read(self, name: str) -> Any | None:
@@ -182,8 +185,9 @@ class Indexes:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             file = open(self.folder / f"{name}.lock", "ab")  # noqa: SIM115 - it stays open as long as the lock is held
-        except OSError as error:
-            raise MemoryFault(f"{self.folder} can't be written: {in_short(error)}") from None
+        except OSError:  # nothing can be written here: what this process builds is for itself
+            yield
+            return
         with file:
             fcntl.lockf(file, fcntl.LOCK_EX)  # which ends with the process that holds it
             yield

@@ -16,6 +16,7 @@ from lm.memory.layout import MemoryFault
 from lm.memory.memory import Memory, Passage
 
 NOT_HANDED = -1.0  # in place of an overlap
+AT_ONCE = 512  # questions: what is compared takes memory for each of them
 COPIES = (4, 32, 256)  # of a text that are searched through for another: a source that is read again is remembered again
 
 
@@ -32,7 +33,10 @@ class Lookup(NamedTuple):
 
     def nearest(self, tokens: np.ndarray, times: int = 1) -> np.ndarray:
         """Numbers (N, times * k) of the chunks nearest to `tokens` (N, any number), -1 where there are no more."""
-        return self.memory.nearest(tokens, np.full(len(tokens), tokens.shape[1]), times * self.neighbours, self.length).numbers
+        k = times * self.neighbours
+        parts = [tokens[at : at + AT_ONCE] for at in range(0, len(tokens), AT_ONCE)]
+        found = [self.memory.nearest(part, np.full(len(part), part.shape[1]), k, self.length).numbers for part in parts]
+        return np.concatenate(found) if found else np.zeros((0, k), np.int64)
 
 
 class Heard:

@@ -12,6 +12,7 @@ of which index was ready. One process writes; any number of others open the same
 Sizes: Q queries, k neighbours, N chunks, C chunk_size.
 """
 
+import contextlib
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
@@ -209,10 +210,12 @@ class Memory:
     def _build(self) -> None:
         """Have the next block that is due indexed, once the one before is done."""
         if self._due and (self._building is None or self._building.poll() is not None):
-            block = self._due.pop(0)
+            block = self._due[0]
             arguments = [str(self._store.folder.resolve()), str(self._store.writer), str(block.start), str(block.end)]
             program = [sys.executable, "-m", "lm.memory.building", *arguments]
-            self._building = subprocess.Popen(program, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            with contextlib.suppress(OSError):  # the machine has no room for a process now; chunks are in the store whether or not they are indexed
+                self._building = subprocess.Popen(program, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+                self._due.remove(block)
 
 
 def _first(floor: int, length: int, options: Options) -> int:

@@ -13,6 +13,7 @@ from data_sources.chunks import NOWHERE, Chunks
 from data_sources.recall import Answers
 from data_sources.recall import State as Numbers
 from lm.memory.embedder import Embedder
+from lm.memory.layout import MemoryFault
 from lm.memory.memory import Memory, Options
 from lm.memory.store import State
 
@@ -30,14 +31,22 @@ class MemoryRecall:
     _opened: dict[int, Memory] = field(default_factory=dict)  # by writer
 
     def ask(self, chunks: Chunks, state: Numbers | None) -> Answers:
-        """The nearest chunks of other documents, each with what follows it. MemoryFault where the memory is damaged or gone."""
+        """The nearest chunks of other documents, each with what follows it. None are found where the memory is damaged or gone: a model can
+        be taught without."""
         asked = np.flatnonzero(chunks.at != NOWHERE) if state is not None and state[0] else np.zeros(0, np.int64)
-        row, at = chunks.row[asked], chunks.at[asked]
-        if not len(asked):
-            return Answers(row, at, np.zeros((0, self.neighbours, 2 * self.chunk_size), np.int64), np.zeros((0, self.neighbours), np.int64))
-        memory, length = self.memory(State(*state)), state[0]
-        found = memory.nearest(chunks.tokens[asked], chunks.length[asked], self.neighbours, length, chunks.document[asked])
-        return Answers(row, at, *memory.neighbours(found.numbers, length))
+        row, at, trouble = chunks.row[asked], chunks.at[asked], ""
+        if len(asked):
+            try:
+                return Answers(row, at, *self._found(chunks, asked, State(*state)))
+            except MemoryFault as fault:
+                trouble = str(fault)
+        nothing = (len(asked), self.neighbours)
+        return Answers(row, at, np.zeros((*nothing, 2 * self.chunk_size), np.int64), np.zeros(nothing, np.int64), trouble)
+
+    def _found(self, chunks: Chunks, asked: np.ndarray, state: State) -> tuple[np.ndarray, np.ndarray]:
+        memory = self.memory(state)
+        found = memory.nearest(chunks.tokens[asked], chunks.length[asked], self.neighbours, state.length, chunks.document[asked])
+        return memory.neighbours(found.numbers, state.length)
 
     def memory(self, state: State) -> Memory:
         """The memory of the state's writer; that of the one before is let go of."""

@@ -26,7 +26,7 @@ import numpy as np
 from data_sources.disk import discard, sync_folder
 from lm.memory.layout import FORMAT, LONGEST, MemoryFault, Shape, checksums, in_short, line_of, read_json, text_of, write_json
 
-OWN_FILE = re.compile(r"writer-[0-9a-f]{12}\.json|[0-9]{8}-[0-9a-f]{12}\.(chunks|about)|[a-z0-9-]+\.tmp")
+OWN_FILE = re.compile(r"writer-[0-9a-f]{12}\.(json|tmp)|[0-9]{8}-[0-9a-f]{12}\.(chunks|about)")
 LINE = 8 + 2 + 2 * (12 * LONGEST + 2) + 4  # bytes: no line about a document is longer
 REACH = 16_384  # chunks: where a document's next chunk is looked for
 CHECKED_AT_ONCE = 4096  # chunks

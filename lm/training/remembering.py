@@ -3,8 +3,11 @@
 step -> chunks that its rows ended, of all ranks, in the order of the rows -> memory -> its state, announced to all readers
 """
 
+import contextlib
+import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +18,7 @@ from data_sources.chunks import Chunks
 from data_sources.recall import MemoryStates
 from lm.memory.embedder import Embedder, Hashed, SentenceModel
 from lm.memory.layout import MemoryFault
-from lm.memory.lookup import Lookup
+from lm.memory.lookup import Heard, Lookup
 from lm.memory.memory import Chunks as NewChunks
 from lm.memory.memory import Memory, Options
 from lm.memory.recall import MemoryRecall
@@ -27,7 +30,12 @@ from lm.training.headers import Header
 from lm.training.snapshots import Snapshot
 
 MEMORY = "memory"  # the folder, beside the snapshots
+OWNER = "owner.json"  # in a folder that retro.index_path names
 LAG = 8  # steps that the memory is behind: more than are read ahead, so that nobody waits
+
+
+class Taken(Exception):
+    """A folder is another model's. The message is one line."""
 
 
 class Noted(NamedTuple):
@@ -57,23 +65,27 @@ def embedder_of(preset: Preset, tokenizer: Any) -> Embedder:
 class Remembering:
     """Used by all ranks together, in step."""
 
-    def __init__(self, preset: Preset, tokenizer: Any, folder: Path, ranks: Ranks, notice: Callable[[str], None]) -> None:
-        """folder: of the snapshots. ValueError, on all ranks, where the preset's embedder can't be had."""
+    def __init__(self, preset: Preset, tokenizer: Any, folder: Path, born: str, ranks: Ranks, notice: Callable[[str], None]) -> None:
+        """folder: of the snapshots; born: when the model was. ValueError, on all ranks, where the preset's embedder can't be had."""
         retro = preset.retro
         self.chunk_size, self._ranks, self._notice = retro.chunk_size, ranks, notice
+        self._owner = {"checkpoints": str(folder.resolve()), "born": born} if retro.index_path else None
         self.folder = Path(retro.index_path) if retro.index_path else folder / MEMORY
         self._terms = (self.folder, retro.chunk_size, len(tokenizer), embedder_of(preset, tokenizer))
         self._options = Options(retro.memory_chunks, retro.retriever_type)
         self.recall = MemoryRecall(*self._terms, retro.num_neighbors, self._options) if retro.add_cross_attention else None
+        self._looks_up = self.recall and replace(self.recall, _opened={})  # readers ask from threads and processes of their own
         self.states = MemoryStates(1)
         self._memory: Memory | None = None  # on rank 0
         self._full = False
+        self._told: set[str] = set()
         self.added_seconds = 0.0  # that the last step's chunks took; known on rank 0
         self.lost = False  # whether what a snapshot held is not there any more
 
     def begin(self, held: Sequence[Sequence[int]] | None, goes_on: bool, next_row: int, global_rows: int) -> None:
         """Go on from what a snapshot held, or with an empty memory. goes_on: the same run, in the same steps."""
         noted = Noted.of(held)
+        goes_on = goes_on and noted is not None and max(noted.states) == next_row  # a run may have read on without its memory
         opened = self._ranks.first_does(lambda: self._open(noted.newest if noted else None))
         lag, self.lost = LAG * global_rows, bool(noted and not opened)
         known = (noted.states if goes_on else {next_row - lag: tuple(noted.newest)}) if noted and opened else {}
@@ -83,6 +95,7 @@ class Remembering:
 
     def _open(self, state: State | None) -> bool:
         """Whether the memory of `state` is there to go on from; else an empty one is begun."""
+        self._claim()
         if state is not None:
             try:
                 self._memory = Memory.open(*self._terms, state, self._options, write=True)
@@ -92,15 +105,34 @@ class Remembering:
         self._memory = Memory.open(*self._terms, None, self._options, write=True)
         return False
 
+    def _claim(self) -> None:
+        """Have a folder outside of the model's for this model alone: what another's snapshots name would be deleted. Taken where one is there."""
+        if self._owner is None:
+            return
+        path = self.folder / OWNER
+        with contextlib.suppress(FileNotFoundError, ValueError, KeyError, TypeError):
+            other = json.loads(path.read_text(encoding="utf-8"))
+            is_other_place = other["checkpoints"] != self._owner["checkpoints"] and any(Path(other["checkpoints"]).glob("lm_*.pth"))
+            if is_other_place or other["born"] != self._owner["born"]:
+                raise Taken(f"index_path {self.folder} holds the memory of another model ({other['checkpoints']}); give this one a folder of its own")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(self._owner), encoding="utf-8")
+
     def take_in(self, batch: Batch, next_row: int) -> None:
-        """Add the chunks that a step's rows ended, of all ranks, and tell all readers."""
+        """Add the chunks that a step's rows ended, of all ranks, and tell all readers. What they could not ask is said, once each."""
         mine = batch.chunks
-        parts = self._ranks.gathered(mine and ended(mine))
+        told = self._ranks.gathered((mine and ended(mine), batch.trouble))
         if self._memory is not None:
             began = time.monotonic()
-            self._add(Chunks.joined([part for part in parts if part is not None]))
+            self._add(Chunks.joined([part for part, _ in told if part is not None]))
             self.added_seconds = time.monotonic() - began
+            self._tell({trouble for _, trouble in told if trouble})
         self._announce(next_row)
+
+    def _tell(self, troubles: set[str]) -> None:
+        for trouble in sorted(troubles - self._told):
+            self._notice(f"the memory can't be asked for some of what is read: {trouble}; training goes on")
+        self._told |= troubles
 
     def _add(self, chunks: Chunks | None) -> None:
         if chunks is None:
@@ -128,12 +160,20 @@ class Remembering:
         """What a snapshot holds of the memory."""
         return Noted(self.states.needed(next_row)).as_json()
 
-    def lookup(self) -> Lookup | None:
-        """The memory as it stands, for an evaluation; None while nothing is in it, or where no layer attends to it."""
-        if self.recall is None or not (self.states.newest and self.states.newest[0]):
+    @property
+    def is_asked(self) -> bool:
+        """Whether there is something in it, and layers attend to it. The same on all ranks."""
+        return self.recall is not None and bool(self.states.newest and self.states.newest[0])
+
+    def lookup(self) -> Heard | None:
+        """The memory as it stands, for an evaluation; None where it is not `asked`, or is damaged."""
+        if self._looks_up is None or not self.is_asked:
             return None
         state = State(*self.states.newest)
-        return Lookup(self.recall.memory(state), state.length, self.chunk_size, self.recall.neighbours)
+        try:
+            return Heard(Lookup(self._looks_up.memory(state), state.length, self.chunk_size, self._looks_up.neighbours))
+        except MemoryFault:
+            return None
 
     def sync(self) -> None:
         """Have all that was added on disk, before a snapshot names it. On rank 0, from any thread."""
@@ -144,14 +184,15 @@ class Remembering:
         """Delete what no snapshot needs any more. On rank 0."""
         assert self._memory is not None
         noted = [Noted.of(header.run.get("memory")) for header in headers]
-        self._memory.tidy([State(*state) for each in noted if each for state in each.states.values()])
+        with contextlib.suppress(MemoryFault):  # of what is damaged nothing is deleted
+            self._memory.tidy([State(*state) for each in noted if each for state in each.states.values()])
 
     def close(self) -> None:
         """Let go of files. Safe to call twice."""
         if self._memory is not None:
             self._memory.close()
-        if self.recall is not None:
-            self.recall.close()
+        for recall in filter(None, (self.recall, self._looks_up)):
+            recall.close()
 
 
 def lookup_of(snapshot: Snapshot, folder: Path, tokenizer: Any) -> Lookup | None:

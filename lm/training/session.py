@@ -265,7 +265,9 @@ class Session:
         )
         try:
             measures = measured(find=lookup)
-            if measures and lookup:
+            if lookup and lookup.trouble:
+                self.report({"event": "notice", "text": f"held-out text is measured with a damaged memory: {lookup.trouble}"})
+            if measures and self.memory and self.memory.is_asked:
                 measures["without_memory"] = {key: value for key, value in measured().items() if key != "sources"}
         except Stopped:
             self.report({"event": "notice", "text": "the evaluation was stopped"})

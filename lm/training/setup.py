@@ -29,7 +29,7 @@ from lm.training.going_back import came_back
 from lm.training.journal import opened_journal
 from lm.training.learner import Learner
 from lm.training.optimizer import build_optimizer
-from lm.training.remembering import Remembering
+from lm.training.remembering import Remembering, Taken
 from lm.training.replay import PastKeeper, begun_replay, in_words, opened_past, past_source, spread
 from lm.training.run import Run, begin_run, is_under_way, new_life, restore
 from lm.training.saving import Saver
@@ -248,11 +248,14 @@ def _memory(run: Run, snapshot: Snapshot | None, under_way: bool, tokenizer: Any
     if not run.preset.retro.enabled:
         return None
     try:
-        memory = Remembering(run.preset, tokenizer, folder, ranks, report.notice)
+        memory = Remembering(run.preset, tokenizer, folder, run.life["born"], ranks, report.notice)
         goes_on = under_way and snapshot is not None and snapshot.run["global_rows"] == run.global_rows
         memory.begin(run.memory, goes_on, run.cursor["next_row"] if run.cursor else 0, run.global_rows)
-    except (ValueError, MemoryFault, OSError) as error:
+    except (ValueError, MemoryFault, Taken) as error:
         raise Halted(f"retro: {error}") from None
+    except OSError as error:
+        where = f"index_path {run.preset.retro.index_path}" if run.preset.retro.index_path else "the memory's folder"
+        raise Halted(f"retro: {where} can't be written: {error.strerror}") from None
     return memory
 
 

@@ -44,5 +44,9 @@ def evaluation_of(snapshot: Snapshot, texts: Mapping[str, Sequence[str]], folder
         lookup = lookup_of(snapshot, folder, tokenizer) if snapshot.preset.retro.add_cross_attention else None
     except (MemoryFault, ValueError) as error:
         found["trouble"] = f"measured without the memory: {error}"
-    found = evaluate(model, tokenizer, texts, snapshot.preset, find=lookup) | found
-    return found | {"memory": worth_of(model, tokenizer, texts, snapshot.preset, lookup)} if lookup else found
+    try:
+        found = evaluate(model, tokenizer, texts, snapshot.preset, find=lookup) | found
+        return found | {"memory": worth_of(model, tokenizer, texts, snapshot.preset, lookup)} if lookup else found
+    except MemoryFault as fault:  # damage is found where it is read
+        found["trouble"] = f"measured without the memory: {fault}"
+    return evaluate(model, tokenizer, texts, snapshot.preset) | found

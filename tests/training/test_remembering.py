@@ -18,6 +18,7 @@ from lm.memory.memory import Memory, Options
 from lm.memory.store import State
 from lm.model import build_model
 from lm.preset import Preset
+from lm.training import Halted, train
 from lm.training.evaluation import evaluate, grouped
 from lm.training.memory_worth import worth_of
 from lm.training.remembering import MEMORY, Noted, embedder_of, lookup_of
@@ -165,3 +166,81 @@ def test_a_disk_that_is_full_stops_no_training(tiny: Tiny, tmp_path: Path) -> No
         assert len(lookup.memory.about(np.arange(lookup.length))) == lookup.length
     finally:
         subprocess.run(["umount", "-l", small], check=True)
+
+
+def test_a_run_may_read_on_without_its_memory(tiny: Tiny, tmp_path: Path) -> None:
+    """Switched off in the middle of a run and on again, it goes on with what it held."""
+    with_memory = tiny(retro=RETRO)
+    trained(with_memory, tmp_path, 40, stop_after=20)
+    before = contents(tmp_path)
+    trained(tiny(), tmp_path, 40, stop_after=5)
+    last = trained(with_memory, tmp_path, 40)
+    assert last.of("end")[0]["reason"] == "the run's tokens are read"
+    after = contents(tmp_path)
+    assert after[0] > before[0] and [column[: before[0]] for column in after[1:]] == before[1:]
+
+
+def test_a_damaged_memory_stops_no_training(tiny: Tiny, tmp_path: Path) -> None:
+    """Nor an evaluation, nor the next start; each says so."""
+    preset = tiny(retro=RETRO)
+    trained(preset, tmp_path, 40, stop_after=20)
+
+    def flip(_: Any = None) -> None:
+        for path in (tmp_path / MEMORY).glob("*.chunks"):
+            with open(path, "r+b") as file:
+                file.seek(200)
+                file.write(bytes(100_000))
+
+    told: list[Any] = []
+
+    def damage(event: Any) -> None:
+        told.append(event)
+        if event["event"] == "step" and sum(each["event"] == "step" for each in told) == 3:
+            flip()
+
+    train(preset, tmp_path, 40 * STEP, observers=(damage,))
+    said = [event["text"] for event in told if event["event"] == "notice"]
+    assert any("can't be asked" in text and "is damaged" in text and text.endswith("training goes on") for text in said)
+    assert any("measured with a damaged memory" in text for text in said)
+    assert [event["reason"] for event in told if event["event"] == "end"] == ["the run's tokens are read"]
+    event = evaluate_snapshot(tmp_path)
+    assert "is damaged" in event["trouble"] and event["bits_per_byte"] > 0
+    again = trained(preset, tmp_path, 5)
+    assert any("begins anew" in event["text"] for event in again.of("notice")) and len(again.of("step")) == 5
+
+
+def test_a_folder_holds_the_memory_of_one_model(tiny: Tiny, tmp_path: Path) -> None:
+    """Another model's would be deleted; so would be what is not of a memory at all."""
+    place = tmp_path / "memory"
+    (place / "index").mkdir(parents=True)
+    mine = [place / "notes.tmp", place / "index" / "sales-2024-q1.csv"]
+    for path in mine:
+        path.write_text("mine")
+    preset = tiny(retro=RETRO | {"index_path": str(place)})
+    trained(preset, tmp_path / "one", 5)
+    with pytest.raises(Halted, match=r"index_path .* holds the memory of another model \(.*one\); give this one a folder of its own"):
+        trained(preset, tmp_path / "other", 5)
+    (tmp_path / "one").rename(tmp_path / "moved")
+    assert trained(preset, tmp_path / "moved", 5).of("resume")
+    assert all(path.read_text() == "mine" for path in mine)
+
+
+def test_nothing_is_found_in_the_same_text_or_in_what_comes_later(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A census of all that was handed in: chunks of other documents, read at least so many steps before."""
+    told: list[tuple[int, int, int, int]] = []  # asked by a document at a length: found a chunk, of a document
+    real = Memory.nearest
+
+    def nearest(memory: Memory, tokens: Any, count: Any, k: int, length: int, exclude: Any = None) -> Any:
+        found = real(memory, tokens, count, k, length, exclude)
+        for asked, numbers in zip(exclude if exclude is not None else [], found.numbers, strict=False):
+            there = numbers[numbers >= 0]
+            of = memory._store.take(there)["document"].tolist()
+            told.extend((int(asked), length, number, document) for number, document in zip(there.tolist(), of, strict=True))
+        return found
+
+    monkeypatch.setattr(Memory, "nearest", nearest)
+    trained(tiny(retro=RETRO), tmp_path, 40)
+    memory, state = remembered(tmp_path)
+    stored = memory._store.take(np.arange(state.length))["document"].tolist()
+    assert len(told) > 500 and len({asked for asked, *_ in told} & set(stored)) > 20
+    assert all(document != asked and number < length < state.length for asked, length, number, document in told)
