@@ -122,18 +122,21 @@ def _moe_idle(preset: Preset) -> int:
 
 
 def _moe_expert(preset: Preset) -> int:
-    return 3 * preset.model.hidden_size * preset.moe.width(preset.model.feed_forward_size)
+    config = preset.moe
+    width = config.expert_size or -(-preset.model.feed_forward_size // (8 * (config.experts_per_token + config.shared_experts))) * 8
+    return 3 * preset.model.hidden_size * width
 
 
 def _router(preset: Preset, section: RoutedMechanism) -> int:
     size = preset.model.hidden_size
-    width = section.router_width(size)
-    return 1 + size if width is None else 1 + (size + 1) * width
+    width = section.router_size or max(8, -(-size // 8))
+    return 1 + (size + 1) * width if section.router_type == "mlp" else 1 + size
 
 
 def _colt5(preset: Preset) -> int:
-    widths = preset.colt5.widths(preset.model.feed_forward_size)
-    return 3 * preset.model.hidden_size * sum(widths) + _router(preset, preset.colt5)
+    section, width = preset.colt5, preset.model.feed_forward_size
+    widths = (section.light_size or -(-width // 2)) + (section.heavy_size or 2 * width)
+    return 3 * preset.model.hidden_size * widths + _router(preset, section)
 
 
 def _colt5_attention(preset: Preset) -> int:

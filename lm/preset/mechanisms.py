@@ -172,11 +172,6 @@ class MoeConfig(LayerMechanism):
         0.001, ge=0, le=1, description="What each step adds to the chance of experts that got too little, and takes from others; 0 switches it off."
     )
 
-    def width(self, feed_forward: int) -> int:
-        """Of an expert, resolved, in a model whose feed-forward is as wide as this."""
-        active = self.experts_per_token + self.shared_experts
-        return self.expert_size or -(-feed_forward // (8 * active)) * 8
-
     @model_validator(mode="after")
     def _enough_experts(self) -> "MoeConfig":
         if self.experts_per_token > self.experts:
@@ -196,10 +191,6 @@ class RoutedMechanism(LayerMechanism):
     router_size: int | None = Field(None, ge=1, le=65_536, description="Width of that network; an eighth of hidden_size, and at least 8, when null.")
     budget_weight: Weight = Field(1.0, description="Weight of the loss by which the threshold learns; at 0 it stays where it is.")
 
-    def router_width(self, hidden: int) -> int | None:
-        """Of the router's network, resolved, in a model of this hidden size; None where one direction gives the scores."""
-        return None if self.router_type == "threshold" else self.router_size or max(8, -(-hidden // 8))
-
 
 class Colt5Config(RoutedMechanism):
     """A light feed-forward for all tokens, a heavy one for some."""
@@ -207,10 +198,6 @@ class Colt5Config(RoutedMechanism):
     budget: float = Field(0.25, gt=0, le=1, description="Share of tokens that are heavy.")
     light_size: int | None = Field(None, ge=1, le=1_048_576, description="Width of the light branch; half of the model's feed-forward when null.")
     heavy_size: int | None = Field(None, ge=1, le=1_048_576, description="Width of the heavy branch; twice the model's feed-forward when null.")
-
-    def widths(self, feed_forward: int) -> tuple[int, int]:
-        """Of the light branch and of the heavy one, resolved, in a model whose feed-forward is as wide as this."""
-        return self.light_size or -(-feed_forward // 2), self.heavy_size or 2 * feed_forward
 
 
 class Colt5AttentionConfig(RoutedMechanism):

@@ -42,8 +42,10 @@ class Colt5(Unit):
 
     def __init__(self, preset: Preset) -> None:
         super().__init__()
-        self.light, self.heavy = (SwiGLU(preset, width) for width in preset.colt5.widths(preset.model.feed_forward_size))
-        self.router = Router(preset, preset.colt5, preset.colt5.budget)
+        section, width = preset.colt5, preset.model.feed_forward_size
+        self.light = SwiGLU(preset, section.light_size or -(-width // 2))
+        self.heavy = SwiGLU(preset, section.heavy_size or 2 * width)
+        self.router = Router(preset, section, section.budget)
 
     def initialise(self) -> None:
         self.light.initialise()

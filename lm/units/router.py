@@ -55,10 +55,10 @@ class Router(nn.Module):
     def __init__(self, preset: Preset, section: RoutedMechanism, budget: float) -> None:
         super().__init__()
         size = preset.model.hidden_size
-        width = section.router_width(size)
+        width = section.router_size or max(8, -(-size // 8))
         self.eps, self._budget, self.by_sequence = preset.model.norm_eps, budget, section.routing_strategy == "sequence_level"
-        self.inner = nn.Linear(size, width, bias=False) if width else None
-        self.score = nn.Linear(width or size, 1, bias=False)
+        self.inner = nn.Linear(size, width, bias=False) if section.router_type == "mlp" else None
+        self.score = nn.Linear(size if self.inner is None else width, 1, bias=False)
         self.threshold = nn.Parameter(torch.zeros(()))
         # Of the step before: what share was picked, and the mean and the deviation of the scores.
         self.register_buffer("share", torch.tensor(budget))
