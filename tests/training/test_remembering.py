@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from lm.memory.memory import Memory, Options
 from lm.memory.store import State
 from lm.model import build_model
 from lm.preset import Preset
-from lm.training import Halted, train
+from lm.training import Halted, remembering, train
 from lm.training.evaluation import evaluate, grouped
 from lm.training.memory_worth import worth_of
 from lm.training.remembering import MEMORY, Noted, embedder_of, lookup_of
@@ -178,6 +179,19 @@ def test_a_run_may_read_on_without_its_memory(tiny: Tiny, tmp_path: Path) -> Non
     assert last.of("end")[0]["reason"] == "the run's tokens are read"
     after = contents(tmp_path)
     assert after[0] > before[0] and [column[: before[0]] for column in after[1:]] == before[1:]
+
+
+@pytest.mark.slow
+def test_exactly_through_a_stop_while_blocks_are_indexed_and_leave(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With blocks of 64 chunks, of which the newest 200 are kept: what is found does not depend on which indexes were ready, nor on a stop."""
+    monkeypatch.setattr(remembering, "Options", partial(Options, unit=64))
+    preset = tiny(retro=RETRO | {"memory_chunks": 200})
+    at_once = trained(preset, tmp_path / "once", 30)
+    parts = [trained(preset, tmp_path / "twice", 30, stop_after=stop) for stop in (9, 8, None)]
+    assert [event["loss"] for part in parts for event in part.of("step")] == [event["loss"] for event in at_once.of("step")]
+    assert contents(tmp_path / "once") == contents(tmp_path / "twice")
+    names = [path.name for path in (tmp_path / "once" / MEMORY / "index").glob("*.faiss")]
+    assert names and min(int(name.split("-")[0]) for name in names) > 0, "blocks that left have no index any more"
 
 
 def test_a_damaged_memory_stops_no_training(tiny: Tiny, tmp_path: Path) -> None:
