@@ -94,7 +94,7 @@ def held_out(folder: Path) -> dict[str, set[str]]:
     [
         (50, 0, False, {"starting": 5, "stepping": 20, "saving": 5}),
         (10, 1, False, {"starting": 1, "stepping": 4, "with a loader": 4}),
-        (20, 0, True, {"starting": 2, "stepping": 8, "saving": 2}),
+        (12, 0, True, {"starting": 1, "stepping": 4, "saving": 1}),
     ],
     ids=["alone", "with a loader", "with a memory"],
 )

@@ -57,10 +57,9 @@ def on_three(preset: Preset, place: Path, folder: Path, steps: int, stop_after: 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("workers", [0, 1])
-def test_on_another_number_of_processes(tiny: Tiny, tmp_path: Path, workers: int) -> None:
+def test_on_another_number_of_processes(tiny: Tiny, tmp_path: Path) -> None:
     """Four rows a step, on one process, on three, and on one again: the same chunks come into the memory, in the same order, and the same are found."""
-    preset, same = (tiny(retro=RETRO, train={"loader_processes": count, "learning_rate": 0.003}) for count in (workers, 0))
+    preset, same = (tiny(retro=RETRO, train={"loader_processes": count, "learning_rate": 0.003}) for count in (1, 0))
     alone = trained(same, tmp_path / "alone", 30).of("step")
     folder = tmp_path / "moved"
     first = trained(preset, folder, 30, stop_after=11)
