@@ -128,7 +128,7 @@ def test_killed_at_random_moments(tiny: Callable[..., Preset], tmp_path: Path, k
     resumes = [event for event in events if event["event"] == "resume"]
     assert len(resumes) > len(ends) // 4 and [event["text"] for event in resumes if not event["exact"]] == []
     assert all(event["exact"] for event in events if event["event"] == "certificate")
-    assert loaders or NEW in {event["from"] for event in resumes}, "a snapshot that was written and not yet in its place is gone on from"
+    assert kills < 50 or NEW in {event["from"] for event in resumes}, "a snapshot that was written and not yet in its place is gone on from"
     assert [event["reason"] for event in events if event["event"] == "end"] == ["the run's tokens are read"]
 
     one, two = (Snapshots(folder).read("current") for folder in (whole, cut))
