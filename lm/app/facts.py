@@ -77,6 +77,7 @@ class Facts:
             "resume": self._on_resume,
             "certificate": self._on_certificate,
             "weights": self._on_weights,
+            "forecast": self._on_forecast,
             "step": self._on_step,
             "source": self._on_source,
             "notice": self._on_notice,
@@ -145,6 +146,9 @@ class Facts:
     def _on_weights(self, event: Event) -> None:
         shares = ", ".join(f"{name} {weight:.0%}" for name, weight in event["weights"].items())
         self.say(f"sources are now read by their losses: {shares}")
+
+    def _on_forecast(self, event: Event) -> None:
+        self.say(event["text"], "warning" if event.get("tight") else "quiet")
 
     def _on_step(self, event: Event) -> None:
         self.step, self.phase, self.is_training = event, "training", True

@@ -193,3 +193,15 @@ def _options(preset: Preset, layers: list[Preset]) -> int:
     )
     widths = [option.shared_width for option in options if option.shared_width]
     return gates + preset.model.hidden_size * (len(widths) + 3 * max(widths, default=0))
+
+
+def operations_per_token(preset: Preset, vocab_size: int) -> float | None:
+    """Floating point operations of a training step for each token: 6 for each number that it uses (2 forward, 4 back), and attention's
+    products, 12 for each earlier token and channel, of which causality leaves half (Chowdhery et al. 2022, appendix B). What recurrences do beside
+    their matrices is left out. None while a unit of the plan is not built."""
+    count, model = count_parameters(preset, vocab_size), preset.model
+    if count is None:
+        return None
+    looked_up = 0 if model.tie_embeddings else vocab_size * model.hidden_size
+    attending = sum(name in ("attention", "shared_attention") for layer in layer_plan(preset) for name in layer)
+    return 6.0 * (count.active - looked_up) + 6.0 * attending * model.num_heads * model.head_size * model.seq_length

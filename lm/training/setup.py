@@ -25,6 +25,7 @@ from lm.training.certificate import certified, differences
 from lm.training.change import other_tokenizer
 from lm.training.distribution import Ranks, device_in_words
 from lm.training.evaluation import HELD_OUT, encoded
+from lm.training.forecast import too_large
 from lm.training.going_back import came_back
 from lm.training.journal import opened_journal
 from lm.training.learner import Learner
@@ -145,6 +146,8 @@ def _born_tokenizer(preset: Preset, report: Reporter, should_stop: Callable[[], 
 
 def _born_run(preset: Preset, tokenizer_json: str, vocab_size: int, budget: int, ranks: Ranks) -> Run:
     """A run with first weights, before anything of a snapshot is put into it."""
+    if reason := too_large(preset, vocab_size, ranks.device):
+        raise Halted(f"{preset.name}: {reason}")
     torch.manual_seed(preset.train.seed)
     learner = Learner(build_model(preset, vocab_size)).to(ranks.device)
     optimizer = build_optimizer(learner, preset.train)

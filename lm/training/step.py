@@ -17,9 +17,11 @@ from torch import Tensor
 
 from data_sources import Batch
 from data_sources.order import LANES
+from lm.ops.cross_entropy import CHUNK_ELEMENTS, DEVICE_FACTOR
 from lm.preset.training import TrainConfig
 from lm.training.carried import Carried, detached
 from lm.training.distribution import Ranks
+from lm.training.forecast import PROBE, SLACK, SLACK_OF_DEVICES, Need, kept_bytes, lasting_bytes, memory_of
 from lm.training.learner import Learner, weighted_sum
 from lm.training.optimizer import Optimizer, learning_rate
 
@@ -79,6 +81,45 @@ class Teacher:
         if carried:  # no lane twice, since its second row goes on from its first
             self.micro_rows = min(self.micro_rows, LANES // ranks.size)
 
+    def fit(self, batch: Batch) -> Need:
+        """Count what a step with rows like those of `batch` needs, and read fewer at a time where that is too much for what is free, on all
+        ranks alike. TooLarge when a single one is too much for all there is."""
+        cut = self._cut(0)
+        at_once = min(cut.chunk if cut.recompute else cut.window, batch.tokens.shape[1])
+        free, total = memory_of(self.ranks.device)
+        need = Need(self._lasting(), self._row(batch, at_once), free, total)
+        worst = [float(-need.rows(self.micro_rows)), float(need.is_hopeless)]
+        fewest, hopeless = self.ranks.highest(worst)
+        if hopeless:
+            what, remedy = self._least
+            raise TooLarge(
+                f"a step with {what} needs {need.of(1) / 1e9:.1f} GB, and there are {total / 1e9:.1f} GB in all: lower {remedy} or model.hidden_size"
+            )
+        self.micro_rows = int(-fewest)
+        return need
+
+    def _lasting(self) -> int:
+        """Bytes that come with the first step and stay."""
+        of_loss = self.model.output_weight.nbytes + 3 * 4 * CHUNK_ELEMENTS * (1 if self.ranks.device.type == "cpu" else DEVICE_FACTOR)
+        return lasting_bytes(self.model, lambda parameter: bool(self.optimizer.moments(parameter))) + of_loss
+
+    def _row(self, batch: Batch, at_once: int) -> int:
+        """Bytes that reading `at_once` tokens of a row keeps; 0 where this rank has no row."""
+        if not len(batch.lane) or not batch.tokens.shape[1]:
+            return 0
+        piece = batch.split(1)[0].pieces(min(at_once, PROBE))[0].to(self.ranks.device)
+        state = self.model.initial_state(1) if self.carried else None
+        aside = [*self.learner.parameters(), *self.learner.buffers()]
+        with self.ranks.without_reduction(self.learner):
+            kept = kept_bytes(lambda: self.learner([piece], state), aside)
+        slack = SLACK.get(self.ranks.device.type, SLACK_OF_DEVICES)
+        return int(slack * kept * at_once / piece.tokens.shape[1])
+
+    @property
+    def _least(self) -> tuple[str, str]:
+        """The least that is read at once, and the switch that makes it less."""
+        return ("a window of a row", "train.long_context.chunk_length") if self.carried else ("a single row", "model.seq_length")
+
     def step(self, batch: Batch, num_sources: int, read: int, budget: int, number: int = 0) -> Step:
         """Learn from this rank's rows of step `number` of the model's life, when the run has read `read` of `budget` tokens."""
         n = num_sources
@@ -132,7 +173,7 @@ class Teacher:
             if not self.ranks.highest([float(not fits)])[0]:
                 return found
             if self.micro_rows == 1:  # said by all ranks together, so that none is left waiting
-                what, remedy = ("a window of a row", "train.long_context.chunk_length") if self.carried else ("a single row", "model.seq_length")
+                what, remedy = self._least
                 raise TooLarge(f"{what} does not fit into memory: lower {remedy} or model.hidden_size")
             self.optimizer.zero_grad(set_to_none=True)
             if self.carried:
