@@ -20,6 +20,7 @@ from lm.preset import RUN_TOKENS, Preset
 from lm.preset.counting import operations_per_token
 from lm.preset.options import check_options
 from lm.preset.plan import check_plan, not_built
+from lm.training.divergence import Watch
 from lm.training.forecast import duration_told, peak_products
 from lm.training.session import Session, batch_hash
 from lm.training.setup import Halted, Observer, open_session
@@ -95,6 +96,7 @@ class Loop:
         self.skipped = self.bad_in_a_row = 0
         self.foreseen = False  # whether it was told how long the run will take
         self.smooth_loss = float("nan")
+        self.watch = Watch(len(session.tokenizer))
         self.evaluation: dict[str, Any] = {}
         self.stepped_at = time.monotonic()
         self.pace: list[tuple[float, int]] = [(self.stepped_at, 0)]  # (when, tokens read until then)
@@ -174,7 +176,8 @@ class Loop:
     def save_is_due(self) -> bool:
         every = self.train.snapshot_every_tokens
         late = time.monotonic() - self.saved_at >= 60 * self.train.snapshot_every_minutes
-        return late or (every is not None and self.run.tokens - self.saved_tokens >= every)
+        due = late or (every is not None and self.run.tokens - self.saved_tokens >= every)
+        return due and not self.watch.risen  # a model that may have come apart takes no place of a good one
 
     def crossed(self, before: int, every: int) -> bool:
         """Whether the run has passed a multiple of `every` tokens since it stood at `before`."""
@@ -196,6 +199,9 @@ class Loop:
         self.saved_at, self.saved_tokens = time.monotonic(), self.run.tokens
 
     def halt_when_unsound(self, step: Step) -> None:
+        self.watch.saw(step.nats, step.scored)
+        if self.watch.is_apart:
+            raise Halted(self.watch.in_words(self.train.learning_rate))
         self.bad_in_a_row = 0 if step.sound else self.bad_in_a_row + 1
         self.skipped += not step.sound
         if self.bad_in_a_row >= BAD_STEPS_IN_A_ROW:
