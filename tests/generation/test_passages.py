@@ -158,6 +158,23 @@ def test_the_end_of_a_prompt_asks_too(attending: Model, tokenizer: PreTrainedTok
     assert not torch.allclose(again, without, atol=1e-3)
 
 
+def test_what_was_read_is_gone_through_where_chunks_end_alone(
+    attending: Model, tokenizer: PreTrainedTokenizerFast, memory: Memory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else each token that is written would take longer than the one before."""
+    gone_through: list[int] = []
+    neighbours = Recall.neighbours
+    monkeypatch.setattr(Recall, "neighbours", lambda recall, tokens, start: gone_through.append(start) or neighbours(recall, tokens, start))
+    settings = SHORT.model_copy(update={"max_new_tokens": 5 * SIZE})
+    for find, before in ((Heard(Lookup(memory, memory.length, SIZE, 2)), 7), (None, 0)):
+        writing = Writing(attending, tokenizer, range(5, 10), settings, recall=Recall(find, tuple(range(9, 9 + before))))
+        "".join(writing)
+        assert len(writing.tokens) > 3 * SIZE
+        ends = [place for place in range(5, 5 + len(writing.tokens)) if find and not (before + place) % SIZE]
+        assert gone_through == [0, 4, *ends]
+        gone_through.clear()
+
+
 def test_a_memory_that_is_switched_off_is_none(attending: Model, tokenizer: PreTrainedTokenizerFast, memory: Memory) -> None:
     heard = Heard(Lookup(memory, memory.length, SIZE, 2))
     heard.is_on = False
