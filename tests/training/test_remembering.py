@@ -1,10 +1,9 @@
 """A memory of what was read, while a model trains: exact through stops, with loader processes, and consistent with every snapshot."""
 
-import json
+import errno
 import os
 import shutil
 import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,16 +15,16 @@ import torch
 from data_sources.tokenizer import tokenizer_from_json
 from lm.memory.lookup import Chance, Lookup
 from lm.memory.memory import Memory, Options
-from lm.memory.store import State
+from lm.memory.store import State, Writer
 from lm.model import build_model
-from lm.preset import Preset
 from lm.training import Halted, remembering, train
 from lm.training.evaluation import evaluate, grouped
 from lm.training.memory_worth import worth_of
-from lm.training.remembering import MEMORY, Noted, embedder_of, lookup_of
+from lm.training.remembering import MEMORY, Noted, Remembering, embedder_of, lookup_of
 from lm.training.snapshot_evaluation import evaluate_snapshot, held_out_texts
 from lm.training.snapshots import Snapshots
-from tests.training.test_run import STEP, Tiny, trained
+from tests.training.elastic import taken_over
+from tests.training.test_run import STEP, Recorder, Tiny, trained
 
 RETRO = {"enabled": True, "chunk_size": 8, "layers": "all"}
 
@@ -46,16 +45,6 @@ def contents(folder: Path) -> list[Any]:
     return [state.length, *(chunks[name].tolist() for name in ("document", "place", "count", "tokens"))]
 
 
-def on_three(preset: Preset, place: Path, folder: Path, steps: int, stop_after: int) -> list[dict[str, Any]]:
-    """What a run of three processes tells. place: for what it is told by and tells."""
-    (place / "preset.json").write_text(preset.model_dump_json(), encoding="utf-8")
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=3", "--standalone", "-m", "tests.training.elastic"]
-    environment = os.environ | {"PYTHONPATH": str(Path.cwd()), "OMP_NUM_THREADS": "1", "STOP_AFTER": str(stop_after), "BUDGET": str(steps * STEP)}
-    done = subprocess.run([*command, str(place), str(folder)], env=environment, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads((place / "events.json").read_text(encoding="utf-8"))
-
-
 @pytest.mark.slow
 def test_on_another_number_of_processes(tiny: Tiny, tmp_path: Path) -> None:
     """Four rows a step, on one process, on three, and on one again: the same chunks come into the memory, in the same order, and the same are found."""
@@ -63,7 +52,7 @@ def test_on_another_number_of_processes(tiny: Tiny, tmp_path: Path) -> None:
     alone = trained(same, tmp_path / "alone", 30).of("step")
     folder = tmp_path / "moved"
     first = trained(preset, folder, 30, stop_after=11)
-    second = on_three(preset, tmp_path, folder, 30, 9)
+    second = taken_over(3, preset, tmp_path, folder, 30 * STEP, 9)
     third = trained(preset, folder, 30)
     steps = [*first.of("step"), *(event for event in second if event["event"] == "step"), *third.of("step")]
     assert [event["batch_hash"] for event in steps] == [event["batch_hash"] for event in alone]
@@ -166,6 +155,44 @@ def test_a_disk_that_is_full_stops_no_training(tiny: Tiny, tmp_path: Path) -> No
         assert len(lookup.memory.about(np.arange(lookup.length))) == lookup.length
     finally:
         subprocess.run(["umount", "-l", small], check=True)
+
+
+@pytest.mark.parametrize("failing", [(2, 3), (1, 2, 3, 4, 5, 6)], ids=["for a while", "always"])
+def test_a_disk_that_fails_in_a_snapshot_costs_no_snapshot(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: tuple[int, ...]) -> None:
+    """The model is saved with the memory as it was last whole, which goes on from there; each time a line says so."""
+    wanted: list[Any] = []
+    sync, synced = Writer.sync, Remembering.synced
+
+    def failing_sync(writer: Writer) -> None:
+        if len(wanted) in failing:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        sync(writer)
+
+    monkeypatch.setattr(Writer, "sync", failing_sync)
+    monkeypatch.setattr(Remembering, "synced", lambda memory, noted: wanted.append(noted) or synced(memory, noted))
+    preset = tiny(retro=RETRO, train={"snapshot_every_tokens": 4 * STEP})
+    named: list[Any] = []
+
+    def keep_its_memory(event: Any) -> None:
+        if event["event"] == "snapshot":
+            named.append(Snapshots(tmp_path).read("current").run["memory"])
+
+    told = Recorder()
+    train(preset, tmp_path, 16 * STEP, observers=(told, keep_its_memory))
+    said = [event["text"] for event in told.of("notice") if "memory" in event["text"]]
+    assert said == ["the memory can't be put on disk: Input/output error; training goes on, with the memory as it was last whole"] * len(said)
+    assert len(told.of("step")) == 16 and told.of("end")[0]["reason"] == "the run's tokens are read"
+    assert len(named) == len(wanted) >= 4 and len(said) == min(len(failing), 4), "once for each that had something new"
+    last = None
+    for number, (has, noted) in enumerate(zip(named, wanted, strict=True), 1):
+        last = last if number in failing else noted
+        assert has == last
+    length = [noted[-1][1] for noted in wanted]
+    assert length[0] >= 4 * STEP // 8 and max(length) < 3 * length[0], "what could not be put there has left"
+    resumed = trained(preset, tmp_path, 4)
+    assert len(resumed.of("step")) == 4 and resumed.of("end")[0]["reason"] == "the run's tokens are read"
+    if last:
+        assert contents(tmp_path)[0] > last[-1][1]
 
 
 def test_a_run_may_read_on_without_its_memory(tiny: Tiny, tmp_path: Path) -> None:
