@@ -266,8 +266,8 @@ class Session:
         )
         try:
             measures = measured(find=lookup)
-            if lookup and lookup.trouble:
-                self.report({"event": "notice", "text": f"held-out text is measured with a damaged memory: {lookup.trouble}"})
+            if trouble := next(filter(None, ranks.gathered(lookup.trouble if lookup else "")), ""):
+                self.report({"event": "notice", "text": f"held-out text is measured with a damaged memory: {trouble}"})
             if measures and self.memory and self.memory.is_asked:
                 measures["without_memory"] = {key: value for key, value in measured().items() if key != "sources"}
         except Stopped:

@@ -4,6 +4,7 @@ import errno
 import os
 import shutil
 import subprocess
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,17 +13,20 @@ import numpy as np
 import pytest
 import torch
 
+from data_sources.documents import Stopped
 from data_sources.tokenizer import tokenizer_from_json
+from lm.memory.embedder import Hashed
 from lm.memory.lookup import Chance, Lookup
-from lm.memory.memory import Memory, Options
+from lm.memory.memory import Memory, Options, chunks_of
 from lm.memory.store import State, Writer
 from lm.model import build_model
 from lm.training import Halted, remembering, train
-from lm.training.evaluation import evaluate, grouped
+from lm.training.evaluation import Place, Rows, evaluate, grouped, tally_of
 from lm.training.memory_worth import worth_of
 from lm.training.remembering import MEMORY, Noted, Remembering, embedder_of, lookup_of
 from lm.training.snapshot_evaluation import evaluate_snapshot, held_out_texts
 from lm.training.snapshots import Snapshots
+from tests.data_sources.streams import byte_tokenizer, paragraphs
 from tests.training.elastic import taken_over
 from tests.training.test_run import STEP, Recorder, Tiny, trained
 
@@ -105,7 +109,7 @@ def test_held_out_text_is_measured_with_the_memory(tiny: Tiny, tmp_path: Path) -
     tokenizer = tokenizer_from_json(snapshot.tokenizer)
     texts = [text for kept in held_out_texts(tmp_path).values() for text in kept]
     lookup = Lookup(memory, state.length, RETRO["chunk_size"], 2)
-    groups = [group for (group,) in grouped(texts, tokenizer, 64, lookup)]
+    groups = [group for (group,) in grouped(texts, tokenizer, 64, partial(Rows.compared, find=lookup))]
     model = build_model(snapshot.preset, len(tokenizer))
     model.load_state_dict(snapshot.model_weights)
     found = {
@@ -136,6 +140,47 @@ def test_held_out_text_is_measured_with_the_memory(tiny: Tiny, tmp_path: Path) -
             document.append(token)
             position += 1
     assert position > 500
+
+
+@pytest.mark.parametrize("long", [False, True])
+def test_a_memory_is_asked_for_what_is_read_next_alone(tiny: Tiny, tmp_path: Path, long: bool) -> None:
+    """Each rank asks for its own rows, and one that is stopped for no more: so that a person need not wait. Together they read what one reads alone."""
+    words = [text[:240] for text in paragraphs(32)]
+    tokenizer = byte_tokenizer()
+    embedder = Hashed(len(tokenizer))
+    memory = Memory.open(tmp_path, 8, len(tokenizer), embedder, write=True)
+    for number, text in enumerate(words[16:]):
+        memory.add(chunks_of(number, np.array(tokenizer.encode(text)[:64], np.int64), 8, ("a", str(number))))
+    carried = {"long_context": {"enabled": True, "chunk_length": 36, "context_length": 500}} if long else {}
+    plan = {"longformer": {"enabled": True, "layers": "all", "window": 16}} if long else {}
+    preset = tiny(retro=RETRO, train=carried, **plan)
+    torch.manual_seed(0)
+    model = build_model(preset, len(tokenizer)).double()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    asked: list[int] = []
+
+    class Counted(Lookup):
+        def __call__(self, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            asked.append(len(tokens))
+            return super().__call__(tokens)
+
+    def read(place: Place, pieces: int = 10**9) -> list[float]:
+        """Of the tally; nothing once it is stopped after so many pieces."""
+        asked.clear()
+        left = iter(range(pieces))
+        with torch.inference_mode(), suppress(Stopped):
+            return list(tally_of(model, words[:16], tokenizer, preset, place, lambda: next(left, None) is None, Counted(memory, memory.length, 8, 2)))
+        return []
+
+    alone, questions = read(Place(0, 1)), sum(asked)
+    parts, shares = zip(*((read(Place(rank, 3)), sum(asked)) for rank in range(3)), strict=True)
+    np.testing.assert_allclose(np.sum(parts, 0), alone, rtol=1e-5)
+    assert sum(shares) == questions > 200 and max(shares) < 0.8 * questions
+    assert read(Place(0, 1), 2) == [] and len(asked) == 2 and sum(asked) < questions / 2
+    without = list(tally_of(model, words[:16], tokenizer, preset, Place(0, 1), lambda: False))
+    assert abs(without[0] - alone[0]) > 1e-3 * alone[0]
+    memory.close()
 
 
 def test_a_disk_that_is_full_stops_no_training(tiny: Tiny, tmp_path: Path) -> None:
