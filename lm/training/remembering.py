@@ -100,6 +100,7 @@ class Remembering:
 
     def _open(self, state: State | None) -> bool:
         """Whether the memory of `state` is there to go on from; else an empty one is begun."""
+        way_back = way_back_to(self.folder) if self._owner else ""  # told before the folder is made
         self._claim()
         if state is not None:
             try:
@@ -107,7 +108,7 @@ class Remembering:
                 self._whole = Noted({0: tuple(state)})
                 return True
             except MemoryFault as fault:
-                self._notice(f"the memory of what was read can't be gone on with and begins anew: {fault}")
+                self._notice(f"the memory of what was read can't be gone on with and begins anew: {way_back or fault}")
         self._memory = Memory.open(*self._terms, None, self._options, write=True)
         return False
 
@@ -228,9 +229,16 @@ def lookup_of(snapshot: Snapshot, folder: Path, tokenizer: Any) -> Lookup | None
     if not (retro.enabled and noted and noted.newest.length):
         return None
     place = Path(retro.index_path) if retro.index_path else folder / MEMORY
+    if retro.index_path and (way_back := way_back_to(place)):
+        raise MemoryFault(way_back)
     options = Options(retro.memory_chunks, retro.retriever_type)
     memory = Memory.open(place, retro.chunk_size, len(tokenizer), embedder_of(snapshot.preset, tokenizer), noted.newest, options)
     return Lookup(memory, noted.newest.length, retro.chunk_size, retro.num_neighbors)
+
+
+def way_back_to(place: Path) -> str:
+    """What to do where a folder that retro.index_path names is not there, in a line; empty where it is."""
+    return "" if place.is_dir() else f"{place}, which retro.index_path names, is not there; put the folder back, or a link to where it is now"
 
 
 def ended(chunks: Chunks) -> Chunks:

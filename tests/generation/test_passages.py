@@ -185,6 +185,41 @@ def test_a_memory_that_is_switched_off_is_none(attending: Model, tokenizer: PreT
     assert torch.equal(*(attending(torch.tensor([[7]]), each.state).logits for each in (one, other)))
 
 
+@pytest.mark.parametrize("attends", [True, False], ids=["neighbours", "passages"])
+def test_the_last_words_are_answered_again(attending: Model, model: Model, tokenizer: PreTrainedTokenizerFast, memory: Memory, attends: bool) -> None:
+    """From before them: without the memory as if there were none, and with it as it was at first; also once the answer was let go on."""
+    library, heard = library_of(memory, tokenizer, count=2)
+    terms = (attending if attends else model, tokenizer, FRAME, SHORT)
+    conversation, plain = Conversation(*terms, find=heard if attends else None, library=None if attends else library), Conversation(*terms)
+    assert conversation.again() is None
+    heard.is_on = False
+    for each in (conversation, plain):
+        answered(each, "an annual one dies and so on")
+    heard.is_on = True
+    first = answered(conversation, "plant lives for years"), answered(conversation, "")
+    whole = conversation.tokens
+    heard.is_on = False
+    dropped = conversation.again()
+    assert dropped is not None and conversation.tokens == whole and len(conversation.turns) == 3
+    assert answered(conversation, "") and len(conversation.turns) == 4, "one that was dropped is none"
+    without = answered_again(conversation)
+    assert without == answered(plain, "plant lives for years") != first[0]
+    assert conversation.tokens == plain.tokens and conversation.turns == plain.turns and not conversation.passages
+    assert torch.equal(*(terms[0](torch.tensor([[7]]), each.state).logits for each in (conversation, plain)))
+    heard.is_on = True
+    assert (answered_again(conversation), answered(conversation, "")) == first and conversation.tokens == whole and len(conversation.turns) == 3
+    conversation.reset()
+    assert conversation.again() is None
+
+
+def answered_again(conversation: Conversation) -> str:
+    answer = conversation.again()
+    assert answer is not None
+    text = "".join(answer)
+    conversation.settle(answer)
+    return text
+
+
 def test_a_memory_damaged_on_the_way_is_asked_no_more(attending: Model, tokenizer: PreTrainedTokenizerFast, memory: Memory, tmp_path: Path) -> None:
     (chunks,) = tmp_path.glob("*.chunks")
     heard = Heard(Lookup(Memory.open(tmp_path, SIZE, len(tokenizer), Hashed(len(tokenizer)), memory.state), memory.length, SIZE, 2))

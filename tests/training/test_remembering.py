@@ -16,6 +16,7 @@ import torch
 from data_sources.documents import Stopped
 from data_sources.tokenizer import tokenizer_from_json
 from lm.memory.embedder import Hashed
+from lm.memory.layout import MemoryFault
 from lm.memory.lookup import Chance, Lookup
 from lm.memory.memory import Memory, Options, chunks_of
 from lm.memory.store import State, Writer
@@ -308,6 +309,14 @@ def test_a_folder_holds_the_memory_of_one_model(tiny: Tiny, tmp_path: Path) -> N
     (tmp_path / "one").rename(tmp_path / "moved")
     assert trained(preset, tmp_path / "moved", 5).of("resume")
     assert all(path.read_text() == "mine" for path in mine)
+    snapshot = Snapshots(tmp_path / "moved").read("current")
+    tokenizer = tokenizer_from_json(snapshot.tokenizer)
+    assert lookup_of(snapshot, tmp_path / "moved", tokenizer)
+    place.rename(tmp_path / "elsewhere")
+    way_back = f"{place}, which retro.index_path names, is not there; put the folder back, or a link to where it is now"
+    with pytest.raises(MemoryFault, match=way_back):
+        lookup_of(snapshot, tmp_path / "moved", tokenizer)
+    assert any(way_back in event["text"] for event in trained(preset, tmp_path / "moved", 5).of("notice"))
 
 
 def test_nothing_is_found_in_the_same_text_or_in_what_comes_later(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
