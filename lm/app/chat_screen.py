@@ -159,7 +159,7 @@ class Chat(Sitting):
         if words in (("on",), ("off",)):
             before, memory.is_on = memory.is_on, words == ("on",)
             again = self.talk.conversation.again() if before != memory.is_on else None
-            self.note(f"The memory is {words[0]}{'; your last words are answered again, in place of what was answered:' if again else '.'}")
+            self.note(f"The memory is {words[0]}{'; your last words are answered again:' if again else '.'}")
             if again:
                 self._stream(again)
         elif not words:
