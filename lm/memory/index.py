@@ -32,7 +32,7 @@ from lm.memory.store import Store
 
 UNIT = 32_768  # chunks
 LAG = 4
-RERANKED = 512  # candidates of a query that are compared exactly, at least
+RERANKED = 2048  # candidates of a query that are compared exactly, at least: 1024 lose four times as many of the nearest
 CROWD, LEAST = 4, 64  # times its share of the candidates, and how many, a block may give
 SAMPLE, ROUNDS = 4096, 10  # chunks that a quantiser is made from, and rounds of its k-means
 AT_ONCE = 128  # vectors: more of them leave the cache
