@@ -16,6 +16,14 @@ from data_sources.packed import NOT_SCORED, Rows, bounds_of
 from data_sources.past import Read
 
 
+def within(at: Tensor, rows: slice, time: slice, shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Which of the flattened places (N,) in rows of `shape` (B, T) stand within `rows` and `time`, (N,) bool, and as that part of them counts them."""
+    (top, bottom, _), (left, right, _) = (part.indices(size) for part, size in zip((rows, time), shape, strict=True))
+    row, column = at // max(shape[1], 1), at % max(shape[1], 1)
+    inside = (row >= top) & (row < bottom) & (column >= left) & (column < right)
+    return inside, ((row - top) * (right - left) + column - left)[inside]
+
+
 class Arrivals(NamedTuple):
     """What a memory answered, for B rows of T positions. N arrivals of k neighbours of R tokens."""
 
@@ -34,11 +42,8 @@ class Arrivals(NamedTuple):
 
     def part(self, rows: slice, time: slice, shape: tuple[int, int]) -> "Arrivals":
         """Those within `rows` and `time` of the rows of `shape` (B, T) that these are for, as that part of them takes them."""
-        (top, bottom, _), (left, right, _) = (part.indices(size) for part, size in zip((rows, time), shape, strict=True))
-        row, column = self.at // max(shape[1], 1), self.at % max(shape[1], 1)
-        inside = (row >= top) & (row < bottom) & (column >= left) & (column < right)
-        at = (row - top) * (right - left) + column - left
-        return Arrivals(*(each[inside] for each in (at, self.tokens, self.length)))
+        inside, at = within(self.at, rows, time, shape)
+        return Arrivals(at, self.tokens[inside], self.length[inside])
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from lm.training.headers import NAMES, SnapshotError
 
 if TYPE_CHECKING:
     from lm.generation.chat import Conversation
+    from lm.generation.writing import Writing
     from lm.memory.memory import Passage
 
 PASSAGES = 4  # shown under an answer
@@ -120,11 +121,15 @@ class Chat(Sitting):
         self._tell_trouble()
 
     def _answer(self, message: str) -> None:
-        """Stream the answer. Ctrl-C breaks it off; what was written until then is kept."""
+        """Answer a line; an empty one lets the answer before it go on."""
         conversation = self.talk.conversation
-        if not message.strip() and not conversation.turns:
-            return
-        answer = conversation.say(message)
+        if message.strip() or conversation.turns:
+            self._stream(conversation.say(message))
+            self.console.print()
+
+    def _stream(self, answer: "Writing") -> None:
+        """Stream an answer. Ctrl-C breaks it off; what was written until then is kept."""
+        conversation = self.talk.conversation
         with unechoed():  # what is typed meanwhile stands at the next prompt, not in the answer
             started = flow(answer, sys.stdout, lambda: terminal_size().columns)
         conversation.settle(answer)
@@ -133,7 +138,6 @@ class Chat(Sitting):
             self.note(ENDINGS[answer.finished_by])
         self._show(self.talk.partner.used(conversation)[:PASSAGES])
         self._tell_trouble()
-        self.console.print()
 
     def _tell_trouble(self) -> None:
         """Say once why the model talks without its memory."""
@@ -153,8 +157,11 @@ class Chat(Sitting):
         if memory is None:
             raise CommandError(self.talk.partner.trouble or "this model has no memory of what it read (retro.enabled in its preset)")
         if words in (("on",), ("off",)):
-            memory.is_on = words == ("on",)
-            self.note(f"The memory is {words[0]}. /reset forgets what was answered with{'out' * memory.is_on} it.")
+            before, memory.is_on = memory.is_on, words == ("on",)
+            again = self.talk.conversation.again() if before != memory.is_on else None
+            self.note(f"The memory is {words[0]}{'; your last words are answered again:' if again else '.'}")
+            if again:
+                self._stream(again)
         elif not words:
             raise CommandError("write /memory and some words, /memory off or /memory on")
         else:

@@ -14,7 +14,7 @@ COMMANDS = {
     "/settings": "show how the model writes; /settings NAME VALUE changes it for this chat",
     "/reset": "forget the conversation",
     "/snapshot": "talk with another snapshot: current, prev or prev2",
-    "/memory": "/memory WORDS shows what of all it read is nearest to them; /memory off answers without, /memory on with it again",
+    "/memory": "/memory WORDS shows what of all it read is nearest to them; /memory off answers your last words again without, /memory on with it",
     "/help": "these lines",
     "/quit": "back to the menu, as Ctrl-D does; Ctrl-C stops an answer",
 }

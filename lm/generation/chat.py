@@ -62,12 +62,22 @@ class Turn:
     written: tuple[int, ...]
 
 
+class Before(NamedTuple):
+    """How a conversation stood before a message. None of its states is written in, so that it may go on from there again."""
+
+    message: str
+    writing: Writing | None
+    held: Held
+    turns: int
+
+
 class Asked(NamedTuple):
     """A turn that is not settled."""
 
     message: str = ""
     read: tuple[int, ...] = ()
     held: Held = Held()
+    replaces: int | None = None  # the turns from this one on
 
 
 class Conversation:
@@ -93,6 +103,7 @@ class Conversation:
         self._seed = seed
         self._writing: Writing | None = None
         self._held, self._asked = Held(), Asked()
+        self._before: Before | None = None  # the last message that was not empty
 
     @property
     def state(self) -> ModelState | None:
@@ -138,10 +149,26 @@ class Conversation:
         recall = Recall(self._find, document, asks=True)
         return Writing(self._model, self._tokenizer, prompt, self.settings, state, self._seed, recall, aside)
 
+    def again(self) -> Writing | None:
+        """Another answer to the last message that was not empty, from before it; None where there was none. Settled, it takes the place of the one
+        that there was; dropped before the whole message was read, it leaves everything as it was."""
+        if self._before is None:
+            return None
+        now, (message, self._writing, self._held, turns) = (self._writing, self._held, self.turns), self._before
+        self.turns = self.turns[:turns]
+        answer = self.say(message)
+        self._asked = self._asked._replace(replaces=turns)
+        self._writing, self._held, self.turns = now
+        return answer
+
     def settle(self, answer: Writing) -> None:
         """Keep `answer`, whole or broken off, as the newest turn."""
         if answer.begun:
-            held = self._asked.held
+            held, replaces = self._asked.held, self._asked.replaces
+            if replaces is not None:
+                del self.turns[replaces:]
+            elif self._asked.message.strip():
+                self._before = Before(self._asked.message, self._writing, self._held, len(self.turns))
             self._held = held if held.state is not None else held._replace(state=answer.before_passages)
             self._writing = answer
             self.turns.append(Turn(self._asked.message, self._asked.read, answer.tokens))
@@ -149,4 +176,4 @@ class Conversation:
     def reset(self) -> None:
         """Forget all turns."""
         self.turns.clear()
-        self._writing, self._held = None, Held()
+        self._writing, self._held, self._before = None, Held(), None

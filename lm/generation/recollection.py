@@ -37,6 +37,11 @@ class Recall(NamedTuple):
         document = (*self.document, *tokens)
         return self._found([document[end - size : end] for end in ends], torch.tensor(ends) - before - start)
 
+    def ends(self, place: int) -> bool:
+        """Whether a chunk is whole before the token at this place, counted from behind `document` on."""
+        place += len(self.document)
+        return self.find is not None and place > 0 and place % self.find.chunk_size == 0
+
     def asked(self, prompt: Sequence[int]) -> Neighbours | None:
         """What is handed in with the last token of `prompt`, read by itself."""
         if self.find is None or not self.asks or len(prompt) < 2:

@@ -173,8 +173,9 @@ class Writing(Iterator[str]):
 
     def _write(self, token: int, before: Read) -> None:
         """The model reads its own `token`. Whenever an interrupt comes, state and tokens belong together: one assignment counts."""
-        written = (*self._prompt, *self.tokens, token)
-        neighbours = self._recall.neighbours(written, len(written) - 1)
+        place = sum(map(len, (*self._aside, self.read))) + before.written
+        ends = self._recall.ends(place)  # only then is all that was read gone through
+        neighbours = self._recall.neighbours((*self._prompt, *self.tokens, token), place) if ends else None
         after = Read(*self._step((token,), before.state, neighbours), before.written + 1)
         del self._history[self._before + before.written :]
         self._history.append(token)

@@ -158,6 +158,23 @@ def test_the_end_of_a_prompt_asks_too(attending: Model, tokenizer: PreTrainedTok
     assert not torch.allclose(again, without, atol=1e-3)
 
 
+def test_what_was_read_is_gone_through_where_chunks_end_alone(
+    attending: Model, tokenizer: PreTrainedTokenizerFast, memory: Memory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else each token that is written would take longer than the one before."""
+    gone_through: list[int] = []
+    neighbours = Recall.neighbours
+    monkeypatch.setattr(Recall, "neighbours", lambda recall, tokens, start: gone_through.append(start) or neighbours(recall, tokens, start))
+    settings = SHORT.model_copy(update={"max_new_tokens": 5 * SIZE})
+    for find, before in ((Heard(Lookup(memory, memory.length, SIZE, 2)), 7), (None, 0)):
+        writing = Writing(attending, tokenizer, range(5, 10), settings, recall=Recall(find, tuple(range(9, 9 + before))))
+        "".join(writing)
+        assert len(writing.tokens) > 3 * SIZE
+        ends = [place for place in range(5, 5 + len(writing.tokens)) if find and not (before + place) % SIZE]
+        assert gone_through == [0, 4, *ends]
+        gone_through.clear()
+
+
 def test_a_memory_that_is_switched_off_is_none(attending: Model, tokenizer: PreTrainedTokenizerFast, memory: Memory) -> None:
     heard = Heard(Lookup(memory, memory.length, SIZE, 2))
     heard.is_on = False
@@ -166,6 +183,41 @@ def test_a_memory_that_is_switched_off_is_none(attending: Model, tokenizer: PreT
         assert answered(one, message) == answered(other, message)
     assert heard.taken() == []
     assert torch.equal(*(attending(torch.tensor([[7]]), each.state).logits for each in (one, other)))
+
+
+@pytest.mark.parametrize("attends", [True, False], ids=["neighbours", "passages"])
+def test_the_last_words_are_answered_again(attending: Model, model: Model, tokenizer: PreTrainedTokenizerFast, memory: Memory, attends: bool) -> None:
+    """From before them: without the memory as if there were none, and with it as it was at first; also once the answer was let go on."""
+    library, heard = library_of(memory, tokenizer, count=2)
+    terms = (attending if attends else model, tokenizer, FRAME, SHORT)
+    conversation, plain = Conversation(*terms, find=heard if attends else None, library=None if attends else library), Conversation(*terms)
+    assert conversation.again() is None
+    heard.is_on = False
+    for each in (conversation, plain):
+        answered(each, "an annual one dies and so on")
+    heard.is_on = True
+    first = answered(conversation, "plant lives for years"), answered(conversation, "")
+    whole = conversation.tokens
+    heard.is_on = False
+    dropped = conversation.again()
+    assert dropped is not None and conversation.tokens == whole and len(conversation.turns) == 3
+    assert answered(conversation, "") and len(conversation.turns) == 4, "one that was dropped is none"
+    without = answered_again(conversation)
+    assert without == answered(plain, "plant lives for years") != first[0]
+    assert conversation.tokens == plain.tokens and conversation.turns == plain.turns and not conversation.passages
+    assert torch.equal(*(terms[0](torch.tensor([[7]]), each.state).logits for each in (conversation, plain)))
+    heard.is_on = True
+    assert (answered_again(conversation), answered(conversation, "")) == first and conversation.tokens == whole and len(conversation.turns) == 3
+    conversation.reset()
+    assert conversation.again() is None
+
+
+def answered_again(conversation: Conversation) -> str:
+    answer = conversation.again()
+    assert answer is not None
+    text = "".join(answer)
+    conversation.settle(answer)
+    return text
 
 
 def test_a_memory_damaged_on_the_way_is_asked_no_more(attending: Model, tokenizer: PreTrainedTokenizerFast, memory: Memory, tmp_path: Path) -> None:
