@@ -1,9 +1,9 @@
 """Each head foretells held-out text better than one that looks at nothing, by a tenth of its loss or more; and not with futures that are others'.
 
-The text is the source code of Python's standard library: nine files of ten are read once, the tenth is held out. How long is read, how wide
-models are and what a value spans was settled on other text, the documentation of installed packages, before this text was looked at.
-The value head needs a trunk that knows how hard a text is, and reads longer, alone. PROOF_SEEDS="0 1 2" takes all three seeds (ten minutes
-and more); by itself the test takes one of the shorter ones.
+The text is the source code of Python's standard library: nine files of ten are read once, the tenth is held out. What the value head needs, a
+trunk that has read for a while, long rows and a low learning rate, was settled on other text, the documentation of installed packages, before
+this one was looked at. The second next token needs as long: after 300,000 tokens it was 8 % below the unigram, on two seeds.
+PROOF_SEEDS="0 1 2" takes all three seeds, and as many tokens as stand here (ten minutes of one core); by itself the test takes one, and fewer.
 """
 
 import os
@@ -20,7 +20,8 @@ from tests.auxiliary.proving import FUTURES_OF_OTHERS, Trained, in_hindsight, tr
 SEEDS = tuple(map(int, os.environ["PROOF_SEEDS"].split())) if "PROOF_SEEDS" in os.environ else ()
 SHORT, LONG = 300_000, 1_200_000  # tokens
 BETTER = 0.9
-OTHERS = [name for name in HEADS if name != "value"]
+SLOW = ["value", "second_next"]
+OTHERS = [name for name in HEADS if name not in SLOW]
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
@@ -57,7 +58,7 @@ def losses_of(proved: Trained, names: list[str]) -> dict[str, float]:
 
 
 def check_futures(proved: Trained, names: list[str], naive: dict[str, float]) -> None:
-    """With what comes later taken from other rows, nothing is foretold any more."""
+    """With what comes later taken from other rows, nothing is foretold any more: what does not look is as good or better."""
     for name in names:
         if name in FUTURES_OF_OTHERS:
             assert proved.losses(name, FUTURES_OF_OTHERS[name])[name] > naive[name], name
@@ -74,11 +75,12 @@ def test_each_head_is_better_than_one_that_looks_at_nothing(library: dict[str, P
 
 
 @pytest.mark.parametrize("seed", SEEDS or (0,))
-def test_the_value_head_knows_hard_text_from_easy(library: dict[str, Path], seed: int) -> None:
-    presets = [preset_of(library[part], seed, ["value"], 4, 256) for part in ("read", "held_out")]
-    proved = trained(*presets, LONG if SEEDS else LONG // 3, 320)
-    naive, found = trivial(proved), losses_of(proved, ["value"])
+def test_heads_that_learn_slowly_are_better_too(library: dict[str, Path], seed: int) -> None:
+    """A span's value by how hard the text is, and the second next token. Of values the best number in hindsight is told, too."""
+    presets = [preset_of(library[part], seed, SLOW, 4, 256) for part in ("read", "held_out")]
+    proved = trained(*presets, LONG if SEEDS else LONG * 3 // 4, 320)
+    naive, found = trivial(proved), losses_of(proved, SLOW)
     constant = in_hindsight(proved.learner.heads["value"], proved.readings)
     print(shown(seed, found, naive) + f"; {100 * (1 - found['value'] / constant):.1f}% below the best number in hindsight")
-    assert found["value"] <= BETTER * naive["value"], shown(seed, found, naive)
-    check_futures(proved, ["value"], naive)
+    assert all(found[name] <= BETTER * naive[name] for name in found), shown(seed, found, naive)
+    check_futures(proved, SLOW, naive | {"value": constant})
