@@ -43,10 +43,6 @@ OF_ALL_TOKENS = {"shared_attention", "retro"}  # units that share with other lay
 NOT_BUILT = {
     "ul2.enabled": lambda preset: preset.ul2.enabled,
     "train.objective": lambda preset: preset.train.objective != "clm",
-    "auxiliary.enable_policy": lambda preset: preset.auxiliary.enable_policy,
-    "auxiliary.enable_value": lambda preset: preset.auxiliary.enable_value,
-    "auxiliary.enable_dynamics": lambda preset: preset.auxiliary.enable_dynamics,
-    "auxiliary.enable_span_contrastive": lambda preset: preset.auxiliary.enable_span_contrastive,
 }
 
 
