@@ -118,18 +118,22 @@ def open_session(
         stream = _opened(run, tokenizer, ranks, keep, memory, should_stop)
         ahead = stack.enter_context(Prefetch(stream, BATCHES_AHEAD))
         store = HeldOutStore(folder / HELD_OUT, min(preset.train.eval_tokens, HELD_OUT_TOKENS))
-        shares = preset.auxiliary.share_every if run.learner.heads else 0
-        teacher = Teacher(ranks, run.learner, run.optimizer, preset.train, preset.loss_weights, run.carried, shares)
         saver = Saver(snapshots)
         stack.callback(_let_finish, saver)
         keeper = PastKeeper(past, folder) if past else None
-        session = Session(ranks, run, teacher, tokenizer, stream, ahead, store, snapshots, saver, report, [], keeper, memory)
+        session = Session(ranks, run, _teacher(run, ranks), tokenizer, stream, ahead, store, snapshots, saver, report, [], keeper, memory)
         if snapshot:
             lost_parts = {"the sample of the past that this run reads again is lost": lost, "the memory of what was read is lost": memory and memory.lost}
             changes = [line for line, is_lost in lost_parts.items() if is_lost] + _changes(session)
             session.expected = _tell_resume(run, snapshot, under_way, bool(how and how.is_whole), changes, ranks, report)
             snapshot = None  # its tensors would stay in memory as long as the session
         yield session
+
+
+def _teacher(run: Run, ranks: Ranks) -> Teacher:
+    """What takes the run's steps."""
+    shares = run.preset.auxiliary.share_every if run.learner.heads else 0
+    return Teacher(ranks, run.learner, run.optimizer, run.preset.train, run.preset.loss_weights, run.carried, shares)
 
 
 def _let_finish(saver: Saver) -> None:
