@@ -15,7 +15,7 @@ from lm.app.sitting import Sitting, terminal_size
 from lm.app.terminal import CHECKPOINTS, quieted, unechoed, uninterrupted
 from lm.app.text import ACCENT, LABEL, QUIET, Lines, spans, wrapped
 from lm.app.words import counted, one_line
-from lm.preset.switches import GenerationConfig
+from lm.preset.generation import GenerationConfig
 from lm.training.headers import NAMES, SnapshotError
 
 if TYPE_CHECKING:

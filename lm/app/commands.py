@@ -8,7 +8,7 @@ from collections.abc import Collection
 from typing import NamedTuple
 
 from lm.preset import Preset, PresetError, preset_from_json
-from lm.preset.switches import GenerationConfig
+from lm.preset.generation import GenerationConfig
 
 COMMANDS = {
     "/settings": "show how the model writes; /settings NAME VALUE changes it for this chat",

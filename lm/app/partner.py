@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # a screen is drawn before torch is there
     from lm.memory.lookup import Heard
     from lm.memory.memory import Passage
     from lm.model import Model
-    from lm.preset.switches import GenerationConfig
+    from lm.preset.generation import GenerationConfig
     from lm.training.snapshots import Snapshot
 
 

@@ -19,7 +19,7 @@ from lm.app.commands import changed
 from lm.app.text import ACCENT, LABEL, QUIET
 from lm.app.words import one_line
 from lm.preset import Preset
-from lm.preset.switches import GenerationConfig
+from lm.preset.generation import GenerationConfig
 
 PROMPT = FormattedText([("class:prompt", "› ")])
 STYLE = Style.from_dict({"prompt": "ansigreen bold"})

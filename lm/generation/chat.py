@@ -17,7 +17,7 @@ from lm.memory.finder import Finder
 from lm.memory.memory import Passage
 from lm.model import Model, ModelState
 from lm.preset import Preset
-from lm.preset.switches import GenerationConfig
+from lm.preset.generation import GenerationConfig
 
 
 class Frame(NamedTuple):

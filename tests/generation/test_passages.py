@@ -17,7 +17,7 @@ from lm.memory.lookup import Heard, Lookup, unlike
 from lm.memory.memory import Memory, Passage, chunks_of
 from lm.model import Context, Model, build_model
 from lm.preset import Preset, preset_from_json
-from lm.preset.switches import GenerationConfig
+from lm.preset.generation import GenerationConfig
 from lm.units.neighbours import Neighbours
 from tests.generation.conftest import PRESET
 
