@@ -210,7 +210,7 @@ class Writing(Iterator[str]):
     def _room(self, now: Read) -> int:
         """For how many drafts there is room in the pass that is due."""
         passes = self._paces.plain.passes + self._paces.drafted.passes + self._pace.passes
-        if len(now.unread) > PENDING or passes % SOUNDED == 0:
+        if len(now.unread) > PENDING or passes % SOUNDED == SOUNDED // 2:
             return 0
         asked = self._recall.before_next(len(self._prompt) + now.written)
         return min(asked, self._settings.max_new_tokens - now.written - 1)

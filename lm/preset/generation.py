@@ -38,7 +38,7 @@ class GenerationConfig(Config):
         0.0, ge=-1, le=1, description="Bolder where the value head expects hard text (or easy text, below 0): temperature at most doubled or halved at 1."
     )
     difficulty_bits: float = Field(5.0, gt=0, le=100, description="Expected bits a token at which the temperature stays as it is.")
-    planner: PlannerConfig = Field(default_factory=PlannerConfig)
+    planner: PlannerConfig = Field(default_factory=PlannerConfig, description="Look ahead at what candidates lead to.")
 
     @property
     def needs(self) -> dict[str, str]:
