@@ -59,6 +59,7 @@ class Batch:
     answers: Arrivals | None = None  # of a memory, where the stream was given one
     asked_seconds: float = 0.0  # that the memory took, in all readers of this rank together
     trouble: str = ""  # why it could not be asked
+    column: int = 0  # place in their rows where the positions here begin
     begun: Sequence[Read] = ()  # documents that begin here and may be kept of the past, where the stream was asked to tell
 
     @classmethod
@@ -94,7 +95,9 @@ class Batch:
         tokens, targets, restart, source = (part[rows, time] for part in (self.tokens, self.targets, self.restart, self.source))
         bounds, valid = torch.from_numpy(bounds_of(restart.numpy())), int((targets != NOT_SCORED).sum())
         answers = self.answers.part(rows, time, (len(self.lane), self.tokens.shape[1])) if self.answers else None
-        return Batch(tokens, targets, restart, source, self.lane[rows], self.row[rows], bounds, valid, int(restart.sum()), self.last, answers=answers)
+        column = self.column + (time.start or 0)
+        lane, row = self.lane[rows], self.row[rows]
+        return Batch(tokens, targets, restart, source, lane, row, bounds, valid, int(restart.sum()), self.last, answers=answers, column=column)
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch with what the model reads on `device`."""

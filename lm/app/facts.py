@@ -60,6 +60,7 @@ class Facts:
     loss: float | None = None
     pace: float | None = None  # tokens a second, smoothed
     memory: dict[str, Any] | None = None  # of what was read: as the last step told, seconds smoothed
+    shares: dict[str, float] = field(default_factory=dict)  # of the trunk's gradient, by loss, as last measured
     sources: dict[str, SourceFacts] = field(default_factory=dict)
     curve: Curve = field(default_factory=Curve)
     evaluation: Event = field(default_factory=dict)
@@ -155,6 +156,7 @@ class Facts:
             before = self.memory or {}
             seconds = {key: _smoothed(before.get(key), told[key]) for key in ("asked_seconds", "added_seconds")}
             self.memory = {**seconds, "chunks": told["chunks"]}
+        self.shares = event.get("gradient_shares") or self.shares
         self.curve.add(event["tokens"], event["loss"])
         for name, told in event["sources"].items():
             self._source(name, told)

@@ -20,7 +20,7 @@ from lm.auxiliary.head import FeedForward, Head, Reading, Taught
 from lm.ops.picking import gathered, index_of
 from lm.preset import Preset
 
-SLOWEST = 0.02  # part of the running mean that a step makes up, once there were many
+SLOWEST = 0.1  # part of the running mean that a step makes up, at least
 
 
 class Value(Head):

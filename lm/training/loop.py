@@ -19,6 +19,7 @@ from data_sources.documents import Stopped
 from lm.preset import RUN_TOKENS, Preset
 from lm.preset.options import check_options
 from lm.preset.plan import check_plan, not_built
+from lm.training.learner import HEADS
 from lm.training.session import Session, batch_hash
 from lm.training.setup import Halted, Observer, open_session
 from lm.training.snapshots import SnapshotError
@@ -195,7 +196,8 @@ class Loop:
                 "life_tokens": self.run.life["tokens"],
                 "loss": step.loss,
                 "losses": step.losses,
-                "units": {name: value.tolist() for name, value in step.stats.items()},
+                "units": {name: value.tolist() for name, value in step.stats.items() if not name.startswith(HEADS)},
+                **({"gradient_shares": step.shares} if step.shares else {}),
                 "tokens_per_second": (have - had) / max(until - since, 1e-9),
                 "learning_rate": step.learning_rate,
                 "gradient_norm": step.gradient_norm,

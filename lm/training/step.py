@@ -19,9 +19,10 @@ from data_sources import Batch
 from data_sources.order import LANES
 from lm.preset.training import TrainConfig
 from lm.training.carried import Carried, detached
-from lm.training.distribution import Ranks
+from lm.training.distribution import Ranks, is_out_of_memory
 from lm.training.learner import Learner, weighted_sum
 from lm.training.optimizer import learning_rate
+from lm.training.shares import SHARE_ROWS, Window, gradient_shares
 
 
 class Step(NamedTuple):
@@ -36,7 +37,8 @@ class Step(NamedTuple):
     read: list[float]  # tokens by source
     gradient_norm: float
     learning_rate: float
-    stats: dict[str, Tensor]  # of the units
+    stats: dict[str, Tensor]  # of the units and heads
+    shares: dict[str, float]  # of the trunk's gradient, by loss (lm/training/shares.py); empty in most steps
 
 
 class TooLarge(Exception):
@@ -70,10 +72,12 @@ class Teacher:
         config: TrainConfig,
         weights: Mapping[str, float],
         carried: Carried | None = None,
+        share_every: int = 0,
     ) -> None:
-        """carried: the states of this rank's lanes, where rows go on from one another."""
+        """carried: the states of this rank's lanes, where rows go on from one another. share_every: steps between looks at the losses' shares
+        of the gradient; 0: never."""
         self.ranks, self.optimizer, self.config, self.weights, self.carried = ranks, optimizer, config, weights, carried
-        self.model, self.learner = learner.model, ranks.wrapped(learner)
+        self.alone, self.learner, self.share_every = learner, ranks.wrapped(learner), share_every
         self.parameters = [parameter for parameter in learner.parameters() if parameter.requires_grad]
         self.micro_rows = config.per_gpu_batch_size
         if carried:  # no lane twice, since its second row goes on from its first
@@ -86,7 +90,10 @@ class Teacher:
         rate = learning_rate(self.config, (read + tokens) / budget)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        found = self._gradients_in_memory(batch, scored, num_sources, self._cut(number))
+        cut = self._cut(number)
+        looks = self.share_every and number % self.share_every == 0
+        shares = gradient_shares(self.alone, self._first_windows(batch, cut), self.weights, self.ranks) if looks else {}
+        found = self._gradients_in_memory(batch, scored, num_sources, cut)
         self.ranks.sum_gradients(self.parameters)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.grad_clip).item()
         sums, losses, stats = self._over_ranks(found)
@@ -94,12 +101,12 @@ class Teacher:
         sound = all(map(math.isfinite, [norm, *sums, *losses.values()]))
         if sound and scored:
             self.optimizer.step()
-            self.model.after_step(stats)
+            self.alone.after_step(stats)
         self.optimizer.zero_grad(set_to_none=True)
         if self.carried:
             self.carried.settle(sound)
         loss = sum(nats) / scored if scored else math.nan
-        return Step(sound, tokens, loss, losses, nats, by_source, read_now, norm, rate, stats)
+        return Step(sound, tokens, loss, losses, nats, by_source, read_now, norm, rate, stats, shares)
 
     def _over_ranks(self, own: Found) -> Found:
         """Everything added up over the ranks. A rank without rows has no losses and no stats."""
@@ -107,9 +114,11 @@ class Teacher:
         names = sorted({name for losses, _ in known for name in losses})
         shapes = {name: shape for _, stats in known for name, shape in sorted(stats.items())}
         stats = torch.cat([torch.empty(0), *(own.stats.get(name, torch.zeros(shape)).flatten().cpu() for name, shape in shapes.items())])
-        total = iter(self.ranks.summed([*own.sums, *(own.losses.get(name, 0.0) for name in names), *stats.tolist()]))
-        sums, losses = [next(total) for _ in own.sums], {name: next(total) for name in names}
-        return Found(sums, losses, {name: torch.tensor([next(total) for _ in range(shape.numel())]).view(shape) for name, shape in shapes.items()})
+        numbers = torch.tensor([*own.sums, *(own.losses.get(name, 0.0) for name in names)], dtype=torch.float64)
+        total = self.ranks.added(torch.cat([numbers, stats.double()]))
+        sums, losses, *parts = total.split([len(own.sums), len(names), *(shape.numel() for shape in shapes.values())])
+        told = {name: part.float().view(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
+        return Found(sums.tolist(), dict(zip(names, losses.tolist(), strict=True)), told)
 
     def _cut(self, number: int) -> Cut:
         """How the rows of a step are read."""
@@ -141,6 +150,13 @@ class Teacher:
             if self.ranks.device.type == "cuda":
                 torch.cuda.empty_cache()
 
+    def _first_windows(self, batch: Batch, cut: Cut) -> list[Window]:
+        """The beginning of each of this rank's first rows, by itself."""
+        rows = batch.split(1)[: max(1, SHARE_ROWS // self.ranks.size)]
+        states = [self.carried.of(row.lane.tolist()) if self.carried else None for row in rows]
+        first = [[piece.to(self.ranks.device) for piece in row.pieces(cut.window)[0].pieces(cut.chunk)] for row in rows]
+        return [Window(pieces, state, cut.recompute) for pieces, state in zip(first, states, strict=True)]
+
     def _gradients(self, batch: Batch, tokens: int, num_sources: int, cut: Cut) -> Found:
         """Back-propagate this rank's rows."""
         by_source = torch.zeros(3, num_sources, dtype=torch.float64, device=self.ranks.device)
@@ -171,8 +187,3 @@ class Teacher:
         by_source[0].index_add_(0, read.source[is_scored], nll[is_scored].double())
         by_source[1].index_add_(0, read.source[is_scored], torch.ones_like(read.source[is_scored], dtype=torch.float64))
         by_source[2].index_add_(0, read.source[is_read], torch.ones_like(read.source[is_read], dtype=torch.float64))
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether torch could not get memory: on the host it says so in words only."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
