@@ -14,7 +14,7 @@ from transformers.generation.logits_process import LogitsProcessorList, NoRepeat
 
 from lm.preset.generation import GenerationConfig
 
-LIKELIEST = 256  # entries among which the nucleus is looked for first
+LIKELIEST = (256, 2048)  # entries among which the nucleus is looked for, before all are sorted
 
 
 def processors(settings: GenerationConfig) -> LogitsProcessorList:
@@ -29,11 +29,11 @@ def processors(settings: GenerationConfig) -> LogitsProcessorList:
 
 def nucleus(chances: Tensor, top_p: float) -> Tensor:
     """The fewest likeliest entries of `chances` (V,) that together hold `top_p`, and those as likely as the last of them; their sum is 1 again."""
-    likeliest = chances.topk(min(LIKELIEST, len(chances))).values
-    held = likeliest.cumsum(0)
-    if held[-1] < top_p and len(likeliest) < len(chances):
-        likeliest = chances.sort(descending=True).values
+    for count in (*LIKELIEST, len(chances)):
+        likeliest = chances.topk(min(count, len(chances))).values
         held = likeliest.cumsum(0)
+        if held[-1] >= top_p:
+            break
     last = likeliest[(held - likeliest < top_p).sum() - 1]
     kept = torch.where(chances >= last, chances, 0)
     return kept / kept.sum()
