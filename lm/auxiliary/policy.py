@@ -29,9 +29,13 @@ class Policy(Head):
         """Of every entry of the vocabulary as the next token: latents (..., D) and the model's output matrix (V, D) -> (..., V)."""
         return F.linear(self.network(latent), output_weight)
 
-    def taught(self, reading: Reading) -> Taught:
+    def asked(self, reading: Reading) -> Tensor:
+        """The latents (N, D) that are looked at."""
         chosen = every(self.stride, self.seed, "policy", reading.row, reading.start, reading.targets)
-        latent = gathered(reading.hidden, index_of(chosen & (reading.targets >= 0)))
+        return gathered(reading.hidden, index_of(chosen & (reading.targets >= 0)))
+
+    def taught(self, reading: Reading) -> Taught:
+        latent = self.asked(reading)
         weight = reading.output_weight.detach()  # it would otherwise be drawn to what is easy for the head
         total = divergence(F.linear(latent.detach(), weight), self.scores(latent, weight)).sum()
         return Taught({"policy": total * self.stride}, {"policy": total.new_tensor(len(latent) * self.stride)})

@@ -3,7 +3,7 @@
     share_i = |w_i g_i| / sum_j |w_j g_j|,   g_i: the gradient of loss i with respect to every weight of the model, the heads' aside
 
 Weights rather than hidden states, since some heads have the trunk read other tokens. The gradients are those of the first rows of a step, as
-many for any number of ranks, each read by itself whatever the micro-batch; training sees nothing of them. The norms of gradients that
+many for any number of ranks; training sees nothing of them. The norms of gradients that
 point apart add up to more than the norm of their sum: shares say who pulls how strongly, not who wins.
 """
 
@@ -23,7 +23,7 @@ SHARE_ROWS = 8  # over all ranks
 
 
 class Window(NamedTuple):
-    """The beginning of a row, as a learner takes it."""
+    """The beginning of some rows, as a learner takes it."""
 
     pieces: Sequence[Batch]
     state: ModelState | None

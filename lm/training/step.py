@@ -151,10 +151,11 @@ class Teacher:
                 torch.cuda.empty_cache()
 
     def _first_windows(self, batch: Batch, cut: Cut) -> list[Window]:
-        """The beginning of each of this rank's first rows, by itself."""
-        rows = batch.split(1)[: max(1, SHARE_ROWS // self.ranks.size)]
-        states = [self.carried.of(row.lane.tolist()) if self.carried else None for row in rows]
-        first = [[piece.to(self.ranks.device) for piece in row.pieces(cut.window)[0].pieces(cut.chunk)] for row in rows]
+        """The beginnings of this rank's first rows, as many at a time as fit the memory."""
+        own = max(1, SHARE_ROWS // self.ranks.size)
+        parts = [rows for first in batch.split(own)[:1] for rows in first.split(self.micro_rows)]
+        states = [self.carried.of(rows.lane.tolist()) if self.carried else None for rows in parts]
+        first = [[piece.to(self.ranks.device) for piece in rows.pieces(cut.window)[0].pieces(cut.chunk)] for rows in parts]
         return [Window(pieces, state, cut.recompute) for pieces, state in zip(first, states, strict=True)]
 
     def _gradients(self, batch: Batch, tokens: int, num_sources: int, cut: Cut) -> Found:

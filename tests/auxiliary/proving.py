@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from data_sources import Batch, open_stream
 from data_sources.tokenizer import tokenizer_from_json
-from lm.auxiliary.head import Reading, Taught
+from lm.auxiliary.head import Reading, Taught, divergence
 from lm.auxiliary.heads import build_heads
 from lm.model import build_model
 from lm.preset import Preset
@@ -36,13 +36,15 @@ class Trained(NamedTuple):
     learner: Learner
     readings: list[Reading]
 
-    def losses(self, name: str, changed: Callable[[Reading], Reading] = lambda reading: reading) -> dict[str, float]:
-        """Mean losses of the head `name` on readings that were `changed`."""
+    @torch.no_grad()
+    def losses(self, name: str, changed: Callable[[Any, Reading], Reading] = lambda head, reading: reading) -> dict[str, float]:
+        """Mean losses of the head `name` on readings that were `changed` for it."""
         head = self.learner.heads[name]
-        taught = [head(changed(reading)) for reading in self.readings]
+        taught = [head(changed(head, reading)) for reading in self.readings]
         return {loss: float(sum(each.sums[loss] for each in taught) / sum(each.counts[loss] for each in taught)) for loss in taught[0].sums}
 
 
+@torch.no_grad()
 def of_snapshot(folder: Path, batches: Callable[[Any], Iterable[Batch]]) -> Trained:
     """The newest snapshot of a folder, and the batches that are made with its tokenizer as its trunk reads them, without gradients."""
     snapshot = Snapshots(folder).newest()
@@ -50,7 +52,6 @@ def of_snapshot(folder: Path, batches: Callable[[Any], Iterable[Batch]]) -> Trai
     tokenizer = tokenizer_from_json(snapshot.tokenizer)
     learner = Learner(build_model(snapshot.preset, len(tokenizer)), build_heads(snapshot.preset, len(tokenizer)))
     learner.load_state_dict(snapshot.weights)
-    torch.set_grad_enabled(False)
     learner.eval()
     learner.heads["ear"] = ear = Ear()
     for batch in batches(tokenizer):
@@ -70,26 +71,11 @@ def held_out(preset: Preset, rows: int, count: int, part: str = "train") -> Call
     return batches
 
 
+@torch.no_grad()
 def trivial(trained: Trained) -> dict[str, float]:
-    """Each loss of one that sees nothing but the last latent, and otherwise knows the means over this very text."""
-    heads, readings = trained.learner.heads, trained.readings
-    out = {}
-    for name in ("second_next", "reconstruction"):
-        if name in heads:
-            out[name] = entropy(torch.cat([heads[name].asked(reading)[1] for reading in readings]))
-    if "value" in heads:
-        out["value"] = of_a_constant(torch.cat([wanted[known] for wanted, known in map(heads["value"].wanted, readings)]))
-    if "policy" in heads:
-        out["policy"] = spread(torch.cat([everywhere(reading)[::16] for reading in readings]))
-    if "dynamics" in heads:
-        out |= of_the_last_latent(heads["dynamics"], readings)
-    if "latent_consistency" in heads:
-        out["latent_consistency"] = of_no_rollout(heads["latent_consistency"], readings)
-    if "span_contrastive" in heads:
-        kept = heads["span_contrastive"].lane
-        lanes = torch.cat([reading.lane[heads["span_contrastive"].spans(reading).row] for reading in readings])
-        out["span_contrastive"] = float(torch.stack([((kept >= 0) & (kept != lane)).sum() + 1.0 for lane in lanes]).log().mean())
-    return out
+    """Each loss of one that looks at nothing, or at the last latent alone, and otherwise knows the means over this very text."""
+    found = [TRIVIAL[name](head, trained.readings) for name, head in trained.learner.heads.items()]
+    return {loss: value for losses in found for loss, value in losses.items()}
 
 
 def entropy(tokens: Tensor) -> float:
@@ -104,18 +90,86 @@ def of_a_constant(wanted: Tensor) -> float:
     return min(float(F.smooth_l1_loss(guess.expand_as(wanted), wanted)) for guess in guesses)
 
 
-def everywhere(reading: Reading) -> Tensor:
-    """Latents (N, D) at all scored places."""
-    return reading.hidden[reading.targets >= 0]
+def spread(teacher: Tensor) -> float:
+    """Mean KL (nats) from distributions, given by their scores (N, V), to the mean of them all, than which no single one is nearer."""
+    shares = teacher.softmax(-1)
+    mean = shares.mean(0)
+    return float((shares * (shares.clamp(min=1e-30).log() - mean.clamp(min=1e-30).log())).sum(-1).mean())
 
 
-def spread(latents: Tensor, weight: Tensor | None = None) -> float:
-    raise NotImplementedError
+def nearer(one: Tensor, other: Tensor, true: Tensor) -> float:
+    """The smaller of two guesses' smooth L1."""
+    return min(float(F.smooth_l1_loss(guess.expand_as(true), true)) for guess in (one, other))
 
 
 def of_the_last_latent(head: Any, readings: list[Reading]) -> dict[str, float]:
-    raise NotImplementedError
+    """Of the dynamics: the latent before the chain, or the mean one, for every step of it; what is likely of the next token likewise."""
+    last, true, teacher, student = [], [], [], []
+    for reading in readings:
+        latents = reading.hidden.flatten(0, 1)
+        first, compares = head.chains(reading)
+        for link in head.links(reading, first):
+            last.append(latents[first[link.chain]])
+            true.append(latents[link.place])
+            both = compares[link.chain]
+            teacher.append(F.linear(latents[link.place[both]], reading.output_weight))
+            student.append(F.linear(latents[first[link.chain[both]]], reading.output_weight))
+    told, wanted = torch.cat(last), torch.cat(true)
+    alike = float(divergence(torch.cat(teacher), torch.cat(student)).mean())
+    return {"dynamics": nearer(told, wanted.mean(0), wanted), "dynamics_kl": min(alike, spread(torch.cat(teacher)))}
 
 
 def of_no_rollout(head: Any, readings: list[Reading]) -> float:
-    raise NotImplementedError
+    """Of latent consistency: the latent before the rollouts, or the mean end."""
+    first = [head.beginnings(reading) for reading in readings]
+    wanted = torch.cat([head.teacher(reading, places) for reading, places in zip(readings, first, strict=True)])
+    last = torch.cat([reading.hidden.flatten(0, 1)[places] for reading, places in zip(readings, first, strict=True)])
+    return nearer(last, wanted.mean(0), wanted)
+
+
+def of_chance(head: Any, readings: list[Reading]) -> float:
+    """Of span contrastive: every span that is compared is as likely as any other."""
+    lanes = torch.cat([reading.lane[head.spans(reading).row] for reading in readings])
+    return float(torch.stack([((head.lane >= 0) & (head.lane != lane)).sum() + 1.0 for lane in lanes]).log().mean())
+
+
+TRIVIAL: dict[str, Callable[[Any, list[Reading]], dict[str, float]]] = {
+    "second_next": lambda head, readings: {"second_next": entropy(torch.cat([head.asked(reading)[1] for reading in readings]))},
+    "reconstruction": lambda head, readings: {"reconstruction": entropy(torch.cat([head.asked(reading)[1] for reading in readings]))},
+    "value": lambda head, readings: {"value": of_a_constant(torch.cat([wanted[known] for wanted, known in map(head.wanted, readings)]))},
+    "dynamics": of_the_last_latent,
+    "policy": lambda head, readings: {"policy": spread(torch.cat([F.linear(*asked(head, reading)) for reading in readings]))},
+    "latent_consistency": lambda head, readings: {"latent_consistency": of_no_rollout(head, readings)},
+    "span_contrastive": lambda head, readings: {"span_contrastive": of_chance(head, readings)},
+}
+
+
+def asked(policy: Any, reading: Reading) -> tuple[Tensor, Tensor]:
+    """The latents (N, D) that a policy looks at, and the output matrix."""
+    return policy.asked(reading), reading.output_weight
+
+
+# By head: a reading whose future is that of other rows, while what the head predicts from stays.
+def other_text(head: Any, reading: Reading) -> Reading:
+    tokens, targets, nll = (part.roll(1, 0) for part in (reading.tokens, reading.targets, reading.nll))
+    return reading._replace(tokens=tokens, targets=torch.where((reading.targets >= 0) & (targets >= 0), targets, -100), nll=nll)
+
+
+def other_latents(head: Any, reading: Reading) -> Reading:
+    first, _ = head.chains(reading)
+    hidden = reading.hidden.roll(1, 0).flatten(0, 1).index_copy(0, first, reading.hidden.flatten(0, 1)[first])
+    return reading._replace(hidden=hidden.view_as(reading.hidden))
+
+
+def other_rollouts(head: Any, reading: Reading) -> Reading:
+    return reading._replace(again=lambda tokens: reading.again(tokens).roll(1, 0))
+
+
+FUTURES_OF_OTHERS: dict[str, Callable[[Any, Reading], Reading]] = {
+    "second_next": other_text,
+    "reconstruction": other_text,
+    "value": other_text,
+    "dynamics": other_latents,
+    "latent_consistency": other_rollouts,
+    "span_contrastive": other_rollouts,
+}
