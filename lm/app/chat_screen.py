@@ -15,11 +15,12 @@ from lm.app.sitting import Sitting, terminal_size
 from lm.app.terminal import CHECKPOINTS, quieted, unechoed, uninterrupted
 from lm.app.text import ACCENT, LABEL, QUIET, Lines, spans, wrapped
 from lm.app.words import counted, one_line
-from lm.preset.switches import GenerationConfig
+from lm.preset.generation import GenerationConfig
 from lm.training.headers import NAMES, SnapshotError
 
 if TYPE_CHECKING:
     from lm.generation.chat import Conversation
+    from lm.generation.drafting import Paces
     from lm.generation.writing import Writing
     from lm.memory.memory import Passage
 
@@ -86,6 +87,13 @@ def passage_lines(passage: "Passage", text: str, width: int, lines: int) -> Line
     return [*wrapped(spans(("▪ ", ACCENT), (where, ACCENT)), width, lines), *(spans(" " * INDENT, line) for line in body)]
 
 
+def paces_in_words(paces: "Paces") -> str:
+    """What drafts came to: how many were kept, how many tokens a pass wrote, and how many times as fast that was."""
+    drafted = paces.drafted
+    kept = f"drafts: {100 * drafted.kept / drafted.drafts:.0f} % of {drafted.drafts:,} kept · {drafted.tokens / drafted.passes:.1f} tokens a pass"
+    return kept + (f" · {paces.speed_up:.1f} times as fast as without" if paces.speed_up else "")
+
+
 class Chat(Sitting):
     """One sitting: reads lines, answers them, obeys commands."""
 
@@ -137,6 +145,8 @@ class Chat(Sitting):
         if answer.finished_by in ENDINGS:
             self.note(ENDINGS[answer.finished_by])
         self._show(self.talk.partner.used(conversation)[:PASSAGES])
+        if answer.paces.drafted.passes:
+            self.note(paces_in_words(answer.paces))
         self._tell_trouble()
 
     def _tell_trouble(self) -> None:

@@ -4,9 +4,11 @@ A source with a format of two fields, such as "Q: {question}\\nA: {answer}", fra
 field and the model writes the second, until it ends the document. Without such a source the model goes on from the text as it stands.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from data_sources.config import format_fields
@@ -17,7 +19,7 @@ from lm.memory.finder import Finder
 from lm.memory.memory import Passage
 from lm.model import Model, ModelState
 from lm.preset import Preset
-from lm.preset.switches import GenerationConfig
+from lm.preset.generation import GenerationConfig
 
 
 class Frame(NamedTuple):
@@ -92,13 +94,15 @@ class Conversation:
         seed: int | None = None,
         find: Finder | None = None,
         library: Library | None = None,
+        heads: Mapping[str, nn.Module] | None = None,
     ) -> None:
-        """find: a memory that the model attends to, asked on the way. library: passages to be read, for a model that attends to none."""
+        """find: a memory that the model attends to, asked on the way. library: passages to be read, for a model that attends to none. heads: those
+        that were trained with the model, for settings that ask for some."""
         self.frame = frame
         self._find, self._library = find, library
         self.settings = settings
         self.turns: list[Turn] = []
-        self._model = model
+        self._model, self._heads = model, heads
         self._tokenizer = tokenizer
         self._seed = seed
         self._writing: Writing | None = None
@@ -147,7 +151,7 @@ class Conversation:
         read = tuple(token for passage in new for token in self._library.as_read(passage)) if self._library else ()
         prompt, aside = (own, Aside(again, start + read)) if read else (start + own, Aside(again))
         recall = Recall(self._find, document, asks=True)
-        return Writing(self._model, self._tokenizer, prompt, self.settings, state, self._seed, recall, aside)
+        return Writing(self._model, self._tokenizer, prompt, self.settings, state, self._seed, recall, aside, self._heads)
 
     def again(self) -> Writing | None:
         """Another answer to the last message that was not empty, from before it; None where there was none. Settled, it takes the place of the one

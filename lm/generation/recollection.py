@@ -8,6 +8,7 @@ fill them up at the left to the end of a chunk, to the same effect.)
 Sizes: C tokens of a chunk, N chunks that ask.
 """
 
+import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -37,10 +38,16 @@ class Recall(NamedTuple):
         document = (*self.document, *tokens)
         return self._found([document[end - size : end] for end in ends], torch.tensor(ends) - before - start)
 
-    def ends(self, place: int) -> bool:
-        """Whether a chunk is whole before the token at this place, counted from behind `document` on."""
+    def asks_within(self, place: int, count: int) -> bool:
+        """Whether a chunk is whole before any of `count` tokens from this place on, counted from behind `document` on."""
+        if self.find is None:
+            return False
         place += len(self.document)
-        return self.find is not None and place > 0 and place % self.find.chunk_size == 0
+        return -(-max(place, 1) // self.find.chunk_size) * self.find.chunk_size < place + count
+
+    def before_next(self, length: int) -> int:
+        """How many tokens may be read on trial behind `length` of them, so that no chunk asks that holds one of those."""
+        return sys.maxsize if self.find is None else self.find.chunk_size - (len(self.document) + length) % self.find.chunk_size
 
     def asked(self, prompt: Sequence[int]) -> Neighbours | None:
         """What is handed in with the last token of `prompt`, read by itself."""

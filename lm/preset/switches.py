@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from data_sources.config import Config, DataConfig
 from lm.preset.auxiliary import AuxiliaryConfig
 from lm.preset.fields import Layers
+from lm.preset.generation import GenerationConfig
 from lm.preset.mechanisms import (
     Colt5AttentionConfig,
     Colt5Config,
@@ -85,16 +86,6 @@ class ModelConfig(Config):
         return self
 
 
-class GenerationConfig(Config):
-    """How the model writes in chat and in samples."""
-
-    temperature: float = Field(0.8, ge=0, le=100, description="0 takes the likeliest token; higher is bolder.")
-    top_p: float = Field(0.95, gt=0, le=1, description="Sample among the likeliest tokens that together hold this probability.")
-    no_repeat_ngram: int = Field(0, ge=0, le=1000, description="Never write the same run of this many tokens twice; 0 allows it.")
-    repetition_penalty: float = Field(1.1, ge=1, le=10, description="Lowers the score of tokens already written; 1 does nothing.")
-    max_new_tokens: int = Field(200, ge=1, le=1_000_000, description="Longest answer.")
-
-
 class Preset(Config):
     """One file of configs/: the whole behaviour of a run."""
 
@@ -122,6 +113,12 @@ class Preset(Config):
     head_gating: HeadGatingConfig = Field(default_factory=HeadGatingConfig)
     shared_ffn: SharedFfnConfig = Field(default_factory=SharedFfnConfig)
     ul2: Ul2Config = Field(default_factory=Ul2Config)
+
+    @model_validator(mode="after")
+    def _heads_are_there(self) -> "Preset":
+        if lacking := self.generation.without_head(set(self.auxiliary.heads)):
+            raise ValueError(lacking)
+        return self
 
     @model_validator(mode="after")
     def _weights_can_adapt(self) -> "Preset":

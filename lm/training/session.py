@@ -288,7 +288,7 @@ class Session:
         words = held[self.run.life["steps"] % len(held)].split()[:PROMPT_WORDS] if held else []
         settings = self.run.preset.generation.model_copy(update={"max_new_tokens": SAMPLE_TOKENS})
         with self.ranks.accelerator.autocast():
-            text = "".join(generate(self.run.learner.model, self.tokenizer, " ".join(words), settings, seed=self.run.tokens))
+            text = "".join(generate(self.run.learner.model, self.tokenizer, " ".join(words), settings, seed=self.run.tokens, heads=self.run.learner.heads))
         self.report({"event": "sample", "tokens": self.run.tokens, "prompt": " ".join(words), "text": text})
 
     def archive(self) -> None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
+from lm.auxiliary.heads import build_heads
 from lm.generation.chat import Conversation, Frame
 from lm.generation.passages import Library
 from lm.generation.recollection import Recall
@@ -17,7 +18,7 @@ from lm.memory.lookup import Heard, Lookup, unlike
 from lm.memory.memory import Memory, Passage, chunks_of
 from lm.model import Context, Model, build_model
 from lm.preset import Preset, preset_from_json
-from lm.preset.switches import GenerationConfig
+from lm.preset.generation import GenerationConfig
 from lm.units.neighbours import Neighbours
 from tests.generation.conftest import PRESET
 
@@ -127,13 +128,16 @@ def test_no_penalty_falls_on_what_was_not_said(model: Model, tokenizer: PreTrain
     assert set(answer.tokens) & set(passages), "else nothing was tried"
 
 
+def attending_preset() -> Preset:
+    more = f'"retro": {{"enabled": true, "layers": "all", "num_neighbors": 2, "chunk_size": {SIZE}}}, "auxiliary": {{"enable_dynamics": true}}'
+    return preset_from_json(PRESET.replace('"data"', f'{more}, "data"'), "attending")
+
+
 @pytest.fixture
 def attending(tokenizer: PreTrainedTokenizerFast) -> Model:
     """A model that attends to neighbours, every parameter random."""
-    raw = PRESET.replace('"data"', f'"retro": {{"enabled": true, "layers": "all", "num_neighbors": 2, "chunk_size": {SIZE}}}, "data"')
-    preset: Preset = preset_from_json(raw, "attending")
     torch.manual_seed(3)
-    model = build_model(preset, len(tokenizer)).double()
+    model = build_model(attending_preset(), len(tokenizer)).double()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     return model
@@ -234,3 +238,31 @@ def test_a_memory_damaged_on_the_way_is_asked_no_more(attending: Model, tokenize
 def test_passages_compare_by_what_they_say() -> None:
     tokens = np.array([1, 2, 3])
     assert [passage.place for passage in unlike([Passage("a", "1", tokens), Passage("b", "2", tokens.copy()), Passage("c", "3", tokens[:2])])] == ["1", "3"]
+
+
+@pytest.mark.parametrize("vocabulary", [50, 1000])
+def test_drafts_leave_answers_and_what_was_found_as_they_are(vocabulary: int, attending: Model, tokenizer: PreTrainedTokenizerFast, memory: Memory) -> None:
+    """With a memory that is asked on the way: no chunk asks that holds a token which was only drafted."""
+    heads = build_heads(attending_preset(), len(tokenizer)).double()
+    settings = SHORT.model_copy(update={"max_new_tokens": 40, "draft_length": 5, "draft_entropy": 100.0, "draft_vocabulary": vocabulary})
+    answers, found, asked = [], [], []
+    for each in (settings.model_copy(update={"draft_length": 0}), settings):
+        heard, chunks = Heard(Lookup(memory, memory.length, SIZE, 2)), set()
+
+        class Listening:
+            chunk_size = SIZE
+
+            def __call__(self, tokens: np.ndarray, heard: Heard = heard, chunks: set[tuple[int, ...]] = chunks) -> tuple[np.ndarray, np.ndarray]:
+                chunks.update(map(tuple, tokens.tolist()))
+                return heard(tokens)
+
+        conversation = Conversation(attending, tokenizer, FRAME, each, find=Listening(), heads=heads)
+        answers.append([answered(conversation, message) for message in ("plant lives for years", "annual one dies", "")])
+        assert conversation.state is not None
+        state = conversation.state
+        found.append([passage.source for passage in heard.taken()])
+        asked.append(chunks)
+        last = attending(torch.tensor([[7]]), state).logits
+        answers[-1].append(last)
+    assert answers[0][:3] == answers[1][:3] and found[0] == found[1] and asked[0] == asked[1] and len(asked[0]) > 5
+    assert torch.allclose(answers[0][3], answers[1][3], atol=1e-9)
