@@ -1,21 +1,22 @@
 """What heads are proved with: a short training on real text, and held-out losses against those of predictors that look at nothing."""
 
-from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from data_sources import Batch, open_stream
-from data_sources.tokenizer import tokenizer_from_json
+from data_sources import open_stream
+from data_sources.tokenizer import build_tokenizer
 from lm.auxiliary.head import Reading, Taught, divergence
 from lm.auxiliary.heads import build_heads
 from lm.model import build_model
 from lm.preset import Preset
+from lm.training.distribution import Ranks
 from lm.training.learner import Learner
-from lm.training.snapshots import Snapshots
+from lm.training.optimizer import build_optimizer
+from lm.training.step import Teacher
 
 
 class Ear(nn.Module):
@@ -44,31 +45,25 @@ class Trained(NamedTuple):
         return {loss: float(sum(each.sums[loss] for each in taught) / sum(each.counts[loss] for each in taught)) for loss in taught[0].sums}
 
 
-@torch.no_grad()
-def of_snapshot(folder: Path, batches: Callable[[Any], Iterable[Batch]]) -> Trained:
-    """The newest snapshot of a folder, and the batches that are made with its tokenizer as its trunk reads them, without gradients."""
-    snapshot = Snapshots(folder).newest()
-    assert snapshot is not None
-    tokenizer = tokenizer_from_json(snapshot.tokenizer)
-    learner = Learner(build_model(snapshot.preset, len(tokenizer)), build_heads(snapshot.preset, len(tokenizer)))
-    learner.load_state_dict(snapshot.weights)
+def trained(preset: Preset, held_out: Preset, tokens: int, rows: int) -> Trained:
+    """A model that has read `tokens` of the preset's sources, and the first `rows` rows of another's as it reads them."""
+    tokenizer, length, seed = build_tokenizer(preset.data, seed=0), preset.model.seq_length, preset.train.seed
+    torch.manual_seed(seed)
+    learner = Learner(build_model(preset, len(tokenizer)), build_heads(preset, len(tokenizer)))
+    teacher = Teacher(Ranks(preset.train), learner, build_optimizer(learner, preset.train), preset.train, preset.loss_weights)
+    read = number = 0
+    with open_stream(preset.data, tokenizer, length, preset.step_rows, seed=seed) as stream:
+        while read < tokens:
+            step = teacher.step(next(stream)[0], len(preset.data.sources), read, tokens, number)
+            assert step.sound
+            read, number = read + step.tokens, number + 1
     learner.eval()
     learner.heads["ear"] = ear = Ear()
-    for batch in batches(tokenizer):
-        learner([batch])
+    with torch.no_grad(), open_stream(held_out.data, tokenizer, length, 16) as stream:
+        for _ in range(rows // 16):
+            learner([next(stream)[0]])
     del learner.heads["ear"]
     return Trained(learner, ear.heard)
-
-
-def held_out(preset: Preset, rows: int, count: int, part: str = "train") -> Callable[[Any], Iterator[Batch]]:
-    """The first `count` batches of `rows` rows of the preset's sources."""
-
-    def batches(tokenizer: Any) -> Iterator[Batch]:
-        with open_stream(preset.data, tokenizer, preset.model.seq_length, rows, part=part) as stream:
-            for _ in range(count):
-                yield next(stream)[0]
-
-    return batches
 
 
 @torch.no_grad()
@@ -84,10 +79,16 @@ def entropy(tokens: Tensor) -> float:
     return float(-(shares * shares.clamp(min=1e-30).log()).sum())
 
 
-def of_a_constant(wanted: Tensor) -> float:
-    """Smooth L1 of the best single number."""
-    guesses = torch.linspace(float(wanted.min()), float(wanted.max()), 200)
-    return min(float(F.smooth_l1_loss(guess.expand_as(wanted), wanted)) for guess in guesses)
+def of_the_mean(head: Any, readings: list[Reading]) -> float:
+    """Of the value: what spans cost on the mean in training, as the head knows it."""
+    wanted = torch.cat([wanted[known] for wanted, known in map(head.wanted, readings)])
+    return float(F.smooth_l1_loss(head.mean.expand_as(wanted), wanted))
+
+
+def in_hindsight(head: Any, readings: list[Reading]) -> float:
+    """Of the value: the best single number for this very text, which nobody knows before."""
+    wanted = torch.cat([wanted[known] for wanted, known in map(head.wanted, readings)])
+    return min(float(F.smooth_l1_loss(guess.expand_as(wanted), wanted)) for guess in torch.linspace(float(wanted.min()), float(wanted.max()), 200))
 
 
 def spread(teacher: Tensor) -> float:
@@ -136,7 +137,7 @@ def of_chance(head: Any, readings: list[Reading]) -> float:
 TRIVIAL: dict[str, Callable[[Any, list[Reading]], dict[str, float]]] = {
     "second_next": lambda head, readings: {"second_next": entropy(torch.cat([head.asked(reading)[1] for reading in readings]))},
     "reconstruction": lambda head, readings: {"reconstruction": entropy(torch.cat([head.asked(reading)[1] for reading in readings]))},
-    "value": lambda head, readings: {"value": of_a_constant(torch.cat([wanted[known] for wanted, known in map(head.wanted, readings)]))},
+    "value": lambda head, readings: {"value": of_the_mean(head, readings)},
     "dynamics": of_the_last_latent,
     "policy": lambda head, readings: {"policy": spread(torch.cat([F.linear(*asked(head, reading)) for reading in readings]))},
     "latent_consistency": lambda head, readings: {"latent_consistency": of_no_rollout(head, readings)},
