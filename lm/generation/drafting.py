@@ -12,6 +12,7 @@ next drafts.
 Sizes: K drafts, V vocabulary, N first entries of it, D hidden.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -100,15 +101,15 @@ class Drafter:
     def drafts(self, latent: Tensor, history: list[int], limit: int) -> tuple[Draft, ...]:
         """Up to `limit` tokens behind `history`, whose last token was read by nobody; latent (D,): before that."""
         drafts: list[Draft] = []
-        size = self._settings.draft_vocabulary
+        size, most = self._settings.draft_vocabulary, self._settings.draft_entropy
         token, seen = history[-1], [token for token in history if token < size]
         while len(drafts) < limit:
             latent = self._foresight.next(latent, torch.tensor(token, device=latent.device))
             scores = self._foresight.scores(latent, size).to("cpu", torch.float32)
             ruled = self._sampler.ruled(scores, seen)
-            if ruled is None or float(entropy(scores)) > self._settings.draft_entropy:
+            if ruled is None or (most < math.log(len(scores)) and float(entropy(scores)) > most):
                 break
-            chances = self._sampler.chances(ruled)
+            chances = self._sampler.tempered(ruled)  # a nucleus would cost more than the few drafts that it saves
             token = self._sampler.draw(chances)
             seen.append(token)
             drafts.append(Draft(token, chances))

@@ -3,23 +3,24 @@
     p = nucleus(softmax(ruled(scores) / temperature))        at temperature 0 the likeliest token has all of it
 
 Repetition penalty (Keskar et al. 2019) and n-gram blocking (Paulus et al. 2017) are transformers' own logits processors. The nucleus
-(Holtzman et al. 2019) is found among the likeliest entries, since sorting a vocabulary takes longer than all the rest of a draw.
+(Holtzman et al. 2019) is found by laying entries into heaps of about the same chance and sorting the one where it ends, since sorting a whole
+vocabulary takes longer than all the rest of a draw.
 
 Sizes: V vocabulary, N first entries of it.
 """
 
 import torch
 from torch import Tensor
-from transformers.generation.logits_process import LogitsProcessorList, NoRepeatNGramLogitsProcessor, RepetitionPenaltyLogitsProcessor
+from transformers.generation.logits_process import LogitsProcessor, NoRepeatNGramLogitsProcessor, RepetitionPenaltyLogitsProcessor
 
 from lm.preset.generation import GenerationConfig
 
-LIKELIEST = (256, 2048)  # entries among which the nucleus is looked for, before all are sorted
+STEPS, FURTHEST = 64, 2047  # of log-probability a nat, by which entries are laid into so many heaps and one for the rest
 
 
-def processors(settings: GenerationConfig) -> LogitsProcessorList:
+def processors(settings: GenerationConfig) -> list[LogitsProcessor]:
     """The penalties and bans that `settings` ask for, in the order in which they apply."""
-    rules = LogitsProcessorList()
+    rules: list[LogitsProcessor] = []
     if settings.repetition_penalty != 1:
         rules.append(RepetitionPenaltyLogitsProcessor(float(settings.repetition_penalty)))
     if settings.no_repeat_ngram:
@@ -29,12 +30,14 @@ def processors(settings: GenerationConfig) -> LogitsProcessorList:
 
 def nucleus(chances: Tensor, top_p: float) -> Tensor:
     """The fewest likeliest entries of `chances` (V,) that together hold `top_p`, and those as likely as the last of them; their sum is 1 again."""
-    for count in (*LIKELIEST, len(chances)):
-        likeliest = chances.topk(min(count, len(chances))).values
-        held = likeliest.cumsum(0)
-        if held[-1] >= top_p:
-            break
-    last = likeliest[(held - likeliest < top_p).sum() - 1]
+    step = (chances.log() * -STEPS).clamp_(max=FURTHEST).long()
+    held = step.bincount(chances, FURTHEST + 1).cumsum(0)
+    ends = min(int((held < top_p).sum()), FURTHEST)
+    inside = chances[step == ends].sort(descending=True).values
+    if not len(inside):  # where the sum of all was rounded below top_p
+        return chances
+    before = held[ends - 1] if ends else 0.0
+    last = inside[(inside.cumsum(0) - inside + before < top_p).sum() - 1]
     kept = torch.where(chances >= last, chances, 0)
     return kept / kept.sum()
 
@@ -55,8 +58,11 @@ class Sampler:
         """`scores` (N,) after the tokens of `history`, with penalties and bans, on the host. None when every token is banned."""
         scores = scores.detach().to("cpu", torch.float32)
         if history and self._rules:
-            scores = self._rules(torch.tensor([history], dtype=torch.int64), scores[None])[0]
-        return scores if torch.isfinite(scores).any() else None
+            seen, scores = torch.tensor([history], dtype=torch.int64), scores[None]
+            for rule in self._rules:  # one by one: transformers' own list looks up each signature again, which takes longer than the rule
+                scores = rule(seen, scores)
+            scores = scores[0]
+        return scores if not self._settings.no_repeat_ngram or torch.isfinite(scores).any() else None
 
     def tempered(self, ruled: Tensor, warmth: float = 1.0) -> Tensor:
         """softmax(ruled / temperature) (N,). warmth: what the temperature is multiplied by."""

@@ -5,7 +5,7 @@ kept, tokens a pass, and how many times as fast a token is, the median over pair
 processor, since others may be at work on the machine. Greedy texts are compared, too: in float32 passes of different lengths round differently, and a
 tie may fall the other way.
 
-DRAFTING_LENGTHS ("4"), DRAFTING_ENTROPIES ("4"), DRAFTING_VOCABULARIES ("4096"), DRAFTING_TEMPERATURES ("0 0.5 0.8 1"), DRAFTING_PROMPTS (16) and
+DRAFTING_LENGTHS ("4"), DRAFTING_ENTROPIES ("8"), DRAFTING_VOCABULARIES ("2048"), DRAFTING_TEMPERATURES ("0 0.5 0.8 1"), DRAFTING_PROMPTS (16) and
 DRAFTING_TOKENS (96) say what is tried. The model: tests/benchmarks/foretelling.py.
 """
 
@@ -73,7 +73,7 @@ def main() -> None:
     partner, texts = taught()
     each = -(-PROMPTS // len(texts))
     prompts = [row for kept in texts.values() for row in beginnings(kept, partner.tokenizer, PROMPT, each)][:PROMPTS]
-    choices = (numbers("LENGTHS", "4"), numbers("ENTROPIES", "4"), numbers("VOCABULARIES", "4096"), numbers("TEMPERATURES", "0 0.5 0.8 1"))
+    choices = (numbers("LENGTHS", "4"), numbers("ENTROPIES", "8"), numbers("VOCABULARIES", "2048"), numbers("TEMPERATURES", "0 0.5 0.8 1"))
     for length, entropy, vocabulary, temperature in itertools.product(*choices):
         settings = GenerationConfig(
             draft_length=int(length), draft_entropy=entropy, draft_vocabulary=int(vocabulary), temperature=temperature, max_new_tokens=TOKENS

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from transformers.generation.logits_process import TopPLogitsWarper
 
-from lm.generation.sampling import LIKELIEST, Sampler, nucleus
+from lm.generation.sampling import Sampler, nucleus
 from lm.preset.generation import GenerationConfig
 from tests.generation.chi_square import agrees
 
@@ -19,11 +19,11 @@ def some_chances(seed: int, size: int, zeros: int = 0) -> Tensor:
     return chances / chances.sum()
 
 
-@pytest.mark.parametrize("size", [5, LIKELIEST[0] - 1, LIKELIEST[0] + 1, 3000])
+@pytest.mark.parametrize("size", [1, 5, 400, 3000])
 @pytest.mark.parametrize("top_p", [0.01, 0.5, 0.95, 0.9999])
-@pytest.mark.parametrize("spread", [0.1, 3.0])
+@pytest.mark.parametrize("spread", [0.1, 3.0, 60.0])
 def test_the_nucleus_is_that_of_transformers(size: int, top_p: float, spread: float) -> None:
-    """A flat distribution over many entries needs more of them than are looked at first."""
+    """Flat and steep ones."""
     scores = spread * torch.randn(size, generator=torch.Generator().manual_seed(size))
     expected = TopPLogitsWarper(top_p)(None, scores[None])[0].softmax(-1)
     torch.testing.assert_close(nucleus(scores.softmax(-1), top_p), expected, rtol=1e-4, atol=2e-5)
