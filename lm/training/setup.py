@@ -117,8 +117,7 @@ def open_session(
         stream = _opened(run, tokenizer, ranks, keep, memory, should_stop)
         ahead = stack.enter_context(Prefetch(stream, BATCHES_AHEAD))
         store = HeldOutStore(folder / HELD_OUT, min(preset.train.eval_tokens, HELD_OUT_TOKENS))
-        shares = preset.auxiliary.share_every if run.learner.heads else 0
-        teacher = Teacher(ranks, run.learner, run.optimizer, preset.train, preset.loss_weights, run.carried, shares)
+        teacher = Teacher(ranks, run.learner, run.optimizer, preset.train, preset.loss_weights, run.carried, preset.auxiliary.share_every)
         saver = Saver(snapshots)
         stack.callback(_let_finish, saver)
         keeper = PastKeeper(past, folder) if past else None
