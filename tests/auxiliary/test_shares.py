@@ -50,6 +50,13 @@ def test_looking_changes_nothing_and_is_done_every_so_often() -> None:
     assert all(torch.equal(weights[name], same[name]) for name in weights)
 
 
+def test_a_step_in_bfloat16_is_sound() -> None:
+    preset = preset_of(ALL | {"share_every": 1}, train={"precision": "bfloat16"})
+    teacher_steps, weights = taught(preset, 2)
+    assert all(step.sound and step.shares for step in teacher_steps)
+    assert all(torch.isfinite(tensor).all() for tensor in weights.values())
+
+
 def test_what_is_not_a_number_is_not_told() -> None:
     preset = preset_of(ALL | {"share_every": 1})
     learner = learner_of(preset)
