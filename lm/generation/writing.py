@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from data_sources.special_tokens import special_ids
 from lm.generation.pieces import Pieces
 from lm.generation.recollection import Recall
 from lm.generation.sampling import Sampler
@@ -101,7 +102,7 @@ class Writing(Iterator[str]):
         self._start = state
         self._now: Read | None = None
         self._sampler = Sampler(settings, seed)
-        self._specials = set(tokenizer.all_special_ids)
+        self._specials = special_ids(tokenizer)
         self._history = [token for token in self.read if token not in self._specials]
         self._before = len(self._history)
         self._flow = self._pieces_written()

@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 
 from lm.preset.fields import Layers
 from lm.preset.mechanisms import LayerMechanism
+from lm.preset.objectives import objectives_of
 from lm.preset.switches import Preset
 
 
@@ -41,8 +42,7 @@ OF_ALL_TOKENS = {"shared_attention", "retro"}  # units that share with other lay
 
 # Switches that are read but have nothing behind them yet.
 NOT_BUILT = {
-    "ul2.enabled": lambda preset: preset.ul2.enabled,
-    "train.objective": lambda preset: preset.train.objective != "clm",
+    "train.objective": lambda preset: "mlm" in objectives_of(preset),
     "auxiliary.enable_policy": lambda preset: preset.auxiliary.enable_policy,
     "auxiliary.enable_value": lambda preset: preset.auxiliary.enable_value,
     "auxiliary.enable_dynamics": lambda preset: preset.auxiliary.enable_dynamics,

@@ -27,8 +27,8 @@ from lm.preset.mechanisms import (
     S5Config,
     SharedAttentionConfig,
     SharedFfnConfig,
-    Ul2Config,
 )
+from lm.preset.objectives import MlmConfig, Ul2Config
 from lm.preset.training import TrainConfig
 
 RUN_TOKENS = 100_000_000  # what one run reads, whatever a preset says
@@ -142,6 +142,7 @@ class Preset(Config):
     head_gating: HeadGatingConfig = Field(default_factory=HeadGatingConfig)
     shared_ffn: SharedFfnConfig = Field(default_factory=SharedFfnConfig)
     ul2: Ul2Config = Field(default_factory=Ul2Config)
+    mlm: MlmConfig = Field(default_factory=MlmConfig)
 
     @model_validator(mode="after")
     def _weights_can_adapt(self) -> "Preset":

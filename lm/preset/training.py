@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from data_sources.config import Config
 from lm.preset.fields import Share
+from lm.preset.objectives import Objective, ObjectiveStage
 
 
 class LengthStage(Config):
@@ -66,7 +67,12 @@ class TrainConfig(Config):
         (), description="Shorter rows early in the model's life, stage after stage; model.seq_length after the last."
     )
     long_context: LongContextConfig = Field(default_factory=LongContextConfig, description="States that go on from row to row.")
-    objective: Literal["clm", "ul2", "mlm", "custom"] = Field("clm", description="What is predicted. clm: the next token.")
+    objective: Objective = Field(
+        "clm", description="What is learned. clm: the next token; ul2: gaps; mlm: masked tokens; custom: the targets that sources give (target_field)."
+    )
+    objectives: Annotated[tuple[ObjectiveStage, ...], Field(strict=False)] = Field(
+        (), description="Other objectives before, stage after stage of the model's life; train.objective after the last."
+    )
     optimizer: Literal["adamw"] = Field("adamw", description="Update rule.")
     learning_rate: float = Field(2e-3, gt=0, le=10, description="Highest learning rate of a run.")
     warmup_share: Share = Field(0.001, description="Share of the run's tokens over which the learning rate rises.")

@@ -158,8 +158,13 @@ def tally_of(
 
     `stopped` is asked equally often on every rank, so that it may be agreed on among them. Stopped when it says so.
     """
-    groups = laid_out(texts, tokenizer, preset, find)
     total = Tally(bytes=0 if place.rank else sum(len(text.encode()) for text in texts))
+    return total.plus(tally_of_groups(model, laid_out(texts, tokenizer, preset, find), tokenizer.eos_token_id, preset, place, stopped))
+
+
+def tally_of_groups(model: Model, groups: list[list[Rows]], eos: int, preset: Preset, place: Place, stopped: Callable[[], bool]) -> Tally:
+    """The same of groups of rows, without bytes."""
+    total = Tally()
     for start in range(0, len(groups), place.world_size):
         own = groups[start + place.rank] if start + place.rank < len(groups) else []
         state = first_state(model, own, preset) if own else None
@@ -169,7 +174,7 @@ def tally_of(
                 raise Stopped
             if number < len(own):
                 nats, state = nats_of(model, own[number], state)
-                total = total.plus(_tally(nats, own[number].targets.to(nats.device), tokenizer.eos_token_id))
+                total = total.plus(_tally(nats, own[number].targets.to(nats.device), eos))
     return total
 
 

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from data_sources import Batch
 from data_sources.documents import Stopped
 from lm.preset import RUN_TOKENS, Preset
+from lm.preset.objectives import check_objectives
 from lm.preset.options import check_options
 from lm.preset.plan import check_plan, not_built
 from lm.training.session import Session, batch_hash
@@ -56,6 +57,7 @@ def train(
     try:
         check_plan(preset)
         check_options(preset)
+        check_objectives(preset)
     except ValueError as error:
         raise Halted(f"{preset.name}: {error}") from None
     if preset.train.tensorboard and (absent := tensorboard_missing()):
