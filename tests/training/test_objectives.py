@@ -1,0 +1,77 @@
+"""Objectives in training, end to end on real text: what they teach, what they leave exact, and what a life that was born before them becomes."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data_sources.special_tokens import OF_OBJECTIVES, ObjectiveTokens
+from data_sources.tokenizer import tokenizer_from_json
+from lm.preset import Preset
+from lm.training import Halted, train
+from lm.training.snapshots import Snapshots
+from tests.training.test_run import STEP, trained
+
+Tiny = Callable[..., Preset]
+UL2 = {"objective": "ul2"}
+
+
+def steps(folder: Path) -> list[dict[str, Any]]:
+    return [event for event in map(json.loads, (folder / "run.jsonl").read_text().splitlines()) if event["event"] == "step"]
+
+
+def without_time(told: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
+    return [(step["tokens"], step["loss"], step["losses"], step["gradient_norm"], step["batch_hash"]) for step in told]
+
+
+def test_ul2_learns_tells_each_denoisers_loss_and_goes_on_exactly(tiny: Tiny, tmp_path: Path) -> None:
+    preset = tiny(train={**UL2, "snapshot_every_tokens": 5 * STEP, "eval_tokens": 1000})
+    train(preset, tmp_path / "whole", 24 * STEP)
+    trained(preset, tmp_path / "halved", 24, stop_after=12)
+    train(preset, tmp_path / "halved", 24 * STEP)
+    whole = steps(tmp_path / "whole")
+    assert without_time(steps(tmp_path / "halved")) == without_time(whole)
+    told = [step["losses"] for step in whole]
+    assert {name for losses in told for name in losses} == {"next_token", "ul2_R", "ul2_S", "ul2_X"}
+    assert sum(step["loss"] for step in whole[-5:]) / 5 < whole[0]["loss"] - 0.5
+    for step in whole:  # a mean of the denoisers' means
+        parts = [loss for name, loss in step["losses"].items() if name != "next_token"]
+        assert min(parts) - 1e-4 <= step["loss"] <= max(parts) + 1e-4
+
+
+def test_a_life_born_before_gets_the_tokens_and_keeps_them(tiny: Tiny, tmp_path: Path) -> None:
+    train(tiny(), tmp_path, 4 * STEP)
+    before = Snapshots(tmp_path).newest()
+    recorder = trained(tiny(train=UL2), tmp_path, 8)
+    grown = Snapshots(tmp_path).newest()
+    size, now = (len(snapshot.model_weights["embedding.weight"]) for snapshot in (before, grown))
+    assert now == size + len(OF_OBJECTIVES)
+    assert any("103 tokens for gaps and masks" in event["text"] for event in recorder.of("notice"))
+    assert any(f"embedding from {size} x 32 to {now} x 32" in event["text"] for event in recorder.of("notice"))
+    tokenizer = tokenizer_from_json(grown.tokenizer)
+    assert ObjectiveTokens.of(tokenizer) and ObjectiveTokens.of(tokenizer_from_json(before.tokenizer)) is None
+    text = "Gaps are filled."
+    assert tokenizer.encode(text) == tokenizer_from_json(before.tokenizer).encode(text), "the tokens of texts are what they were"
+    recorder = trained(tiny(), tmp_path, 12)
+    assert Snapshots(tmp_path).newest().tokenizer == grown.tokenizer and not recorder.of("fit")
+    assert all(set(step["losses"]) == {"next_token"} for step in recorder.of("step"))
+
+
+def test_what_can_not_be_is_refused_in_a_line(tiny: Tiny, tmp_path: Path) -> None:
+    long = {"enabled": True, "chunk_length": 64}
+    with pytest.raises(Halted, match=r'objective "ul2" reads each row or example afresh, and train.long_context carries states'):
+        train(tiny(train={**UL2, "long_context": long}, s5={"enabled": True}), tmp_path)
+    with pytest.raises(Halted, match='objective "custom" learns targets that sources give, and reference gives none'):
+        train(tiny(train={"objective": "custom"}), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_micro_batches_change_nothing(tiny: Tiny, tmp_path: Path) -> None:
+    told = []
+    for rows in (1, 4):
+        train(tiny(train={**UL2, "per_gpu_batch_size": rows, "accumulation_steps": 4 // rows, "eval_tokens": 0}), tmp_path / str(rows), 3 * STEP)
+        told.append([step["losses"] for step in steps(tmp_path / str(rows))])
+    for one, four in zip(*told, strict=True):
+        assert one == pytest.approx(four, rel=1e-4)
