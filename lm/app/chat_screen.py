@@ -115,7 +115,7 @@ class Chat(Sitting):
         which, partner, conversation = self.talk
         about = f"{one_line(partner.preset.name)} · {which} snapshot · {counted(partner.tokens)} tokens read"
         self.console.print(Text.assemble(("Perennial", f"bold {ACCENT}"), ("  chat   ", "bold"), (about, QUIET)))
-        self.note(f"A turn: {one_line(conversation.frame.in_words)} · /help for commands, Ctrl-D to leave")
+        self.note(f"A turn: {one_line(conversation.in_words)} · /help for commands, Ctrl-D to leave")
         self._told = ""
         self._tell_trouble()
 
@@ -124,7 +124,10 @@ class Chat(Sitting):
         conversation = self.talk.conversation
         if not message.strip() and not conversation.turns:
             return
-        answer = conversation.say(message)
+        try:
+            answer = conversation.say(message)
+        except ValueError as error:  # more gaps than there are tokens for
+            raise CommandError(str(error)) from None
         with unechoed():  # what is typed meanwhile stands at the next prompt, not in the answer
             started = flow(answer, sys.stdout, lambda: terminal_size().columns)
         conversation.settle(answer)

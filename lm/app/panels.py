@@ -54,7 +54,8 @@ def time_left(facts: Facts) -> str:
 def loss(facts: Facts, width: int, height: int) -> Lines:
     """The loss curve under its title."""
     points = facts.curve.points
-    heading = title("loss", width, "" if facts.loss is None else f"{figure(facts.loss, 3)} nats a token")
+    by_denoiser = "".join(f" · {kind} {figure(loss, 2)}" for kind, loss in sorted(facts.denoisers.items()))
+    heading = title("loss", width, "" if facts.loss is None else f"{figure(facts.loss, 3)} nats a token{by_denoiser}")
     if len(points) < 2 or height < 4:
         waiting = spans((facts.phase if not facts.step else "the curve begins with the next steps", QUIET))
         return filled([heading, waiting], max(height, 1))

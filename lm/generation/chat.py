@@ -95,6 +95,11 @@ class Conversation:
         self._held, self._asked = Held(), Asked()
 
     @property
+    def in_words(self) -> str:
+        """What a turn is, for a person."""
+        return self.frame.in_words
+
+    @property
     def state(self) -> ModelState | None:
         """The model's state after the turns so far. None before the first."""
         return self._writing.state if self._writing else None

@@ -24,10 +24,12 @@ from lm.model import Context, Model, ModelState
 from lm.ops.cross_entropy import IGNORED, linear_cross_entropy
 from lm.preset import Preset
 from lm.preset.training import LongContextConfig
+from lm.training.corrupted import denoisers_of, with_gaps
 from lm.units.neighbours import Neighbours
 
 HELD_OUT = "held_out"
 ROWS_AT_ONCE = 8
+DENOISED_TOKENS = 16_384  # read again with the gaps of each denoiser
 
 
 class Tally(NamedTuple):
@@ -116,7 +118,11 @@ def grouped(texts: Sequence[str], tokenizer: Any, seq_length: int, find: Finder 
     rows = packed(texts, tokenizer, seq_length)
     if not len(rows.tokens):
         return []
-    rows = rows.asked(find, compares)
+    return in_groups(rows.asked(find, compares))
+
+
+def in_groups(rows: Rows) -> list[list[Rows]]:
+    """Some rows at a time, each group in one piece."""
     return [[rows.part(slice(start, start + ROWS_AT_ONCE), slice(None))] for start in range(0, len(rows.tokens), ROWS_AT_ONCE)]
 
 
@@ -220,10 +226,11 @@ def evaluate(
     with torch.inference_mode(), autocast():
         try:
             own = {name: tally_of(model, kept, tokenizer, preset, place, stopped, find) for name, kept in texts.items() if kept}
+            denoised = tallies_by_denoiser(model, [text for kept in texts.values() for text in kept], tokenizer, preset, place, stopped)
         finally:
             model.train(was_training)
-    everywhere = iter(summed([number for tally in own.values() for number in tally]))
-    tallies = {name: Tally(*(next(everywhere) for _ in Tally._fields)) for name in own}
+    everywhere = iter(summed([number for tally in (*own.values(), *denoised.values()) for number in tally]))
+    tallies, by_denoiser = ({name: Tally(*(next(everywhere) for _ in Tally._fields)) for name in each} for each in (own, denoised))
     tallies = {name: tally for name, tally in tallies.items() if tally.tokens and tally.bytes}
     if not tallies:
         return {}
@@ -232,7 +239,20 @@ def evaluate(
         total = total.plus(tally) if mix is None or name in mix else total
     if not total.tokens:
         return {}
-    return {**total.measures(), "sources": {name: tally.measures() for name, tally in tallies.items()}}
+    told = {"denoisers": {kind: tally.nats / tally.tokens for kind, tally in by_denoiser.items() if tally.tokens}} if by_denoiser else {}
+    return {**total.measures(), **told, "sources": {name: tally.measures() for name, tally in tallies.items()}}
+
+
+def tallies_by_denoiser(model: Model, texts: Sequence[str], tokenizer: Any, preset: Preset, place: Place, stopped: Callable[[], bool]) -> dict[str, Tally]:
+    """The first of the texts again, with the gaps of each denoiser that the model is trained with, and what stood in them predicted."""
+    kinds = denoisers_of(preset)
+    documents = [encoded(tokenizer, text) for text in (first_texts(texts, tokenizer, DENOISED_TOKENS) if kinds else ())]
+    found = {}
+    for kind in kinds:
+        rows = with_gaps(kind, documents, tokenizer, preset)
+        groups = in_groups(Rows(*rows)) if rows else []
+        found[kind] = tally_of_groups(model, groups, tokenizer.eos_token_id, preset, place, stopped)
+    return found
 
 
 def first_texts(texts: Sequence[str], tokenizer: Any, limit: int) -> list[str]:
