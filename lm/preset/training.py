@@ -73,7 +73,8 @@ class TrainConfig(Config):
     objectives: Annotated[tuple[ObjectiveStage, ...], Field(strict=False)] = Field(
         (), description="Other objectives before, stage after stage of the model's life; train.objective after the last."
     )
-    optimizer: Literal["adamw"] = Field("adamw", description="Update rule.")
+    optimizer: Literal["adamw", "muon"] = Field("adamw", description="Update rule. muon: for the matrices of layers, AdamW for the rest; for GPUs.")
+    momentum: float = Field(0.95, ge=0, lt=1, description="Memory of Muon.")
     learning_rate: float = Field(2e-3, gt=0, le=10, description="Highest learning rate of a run.")
     warmup_share: Share = Field(0.001, description="Share of the run's tokens over which the learning rate rises.")
     decay_share: Share = Field(0.2, description="Share of the run's tokens, at its end, over which the learning rate falls to a tenth.")

@@ -16,7 +16,7 @@ from lm.training.change import tokenizer_of
 from lm.training.forgetting import last_measured
 from lm.training.growth import Fit, fit, fitted, fitted_moments
 from lm.training.learner import Learner
-from lm.training.optimizer import load_optimizer_tensors, optimizer_tensors
+from lm.training.optimizer import Optimizer, load_optimizer_tensors, optimizer_tensors
 from lm.training.replay import Replay
 from lm.training.snapshots import Snapshot
 
@@ -28,7 +28,7 @@ class Run:
     preset: Preset
     tokenizer: str  # JSON text; the model's own, for life
     learner: Learner
-    optimizer: torch.optim.Optimizer
+    optimizer: Optimizer
     life: dict[str, Any]  # born, tokens, steps, runs, sources
     budget: int
     global_rows: int  # rows of an optimizer step over all ranks, kept when their number changes

@@ -173,6 +173,9 @@ def _take_over(run: Run, snapshot: Snapshot, under_way: bool, snapshots: Snapsho
         report.notice(f"{how.in_words()}; as it was it stays in {kept}")
         report({"event": "fit", **how._asdict()})
     run.life, run.cursor, run.certificate, run.memory = snapshot.life, snapshot.cursor, snapshot.certificate, snapshot.run.get("memory")
+    before, now = snapshot.preset.train.optimizer, run.preset.train.optimizer
+    if before != now:
+        report.notice(f"the optimizer was {before} and is {now}: what it remembers of the matrices that it takes over begins anew")
     other = other_tokenizer(run.life, run.preset)
     if other:
         report.notice(other)

@@ -22,7 +22,7 @@ from lm.preset.training import TrainConfig
 from lm.training.carried import Carried, detached
 from lm.training.distribution import Ranks
 from lm.training.learner import Learner, weighted_sum
-from lm.training.optimizer import learning_rate
+from lm.training.optimizer import Optimizer, learning_rate
 
 
 class Step(NamedTuple):
@@ -67,7 +67,7 @@ class Teacher:
         self,
         ranks: Ranks,
         learner: Learner,
-        optimizer: torch.optim.Optimizer,
+        optimizer: Optimizer,
         config: TrainConfig,
         weights: Mapping[str, float],
         carried: Carried | None = None,

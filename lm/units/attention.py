@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lm.ops.fused import installed
 from lm.ops.rotary import Rotary, rotated
 from lm.preset.switches import Preset
 from lm.units.unit import Context, Mixed, Unit
@@ -61,7 +62,7 @@ def seen_by(key: Tensor, value: Tensor, state: AttentionState, context: Context)
     """The state, then the new key and value (B, G, T, K)."""
     slots = state.key.shape[2]
     if not slots:
-        fast = not context.any_restart or key.device.type == "cpu"
+        fast = not context.any_restart or key.device.type == "cpu" or documents_kernel(value) is not None
         return Seen(key, value, None if fast else _mask(state, context))
     keys, values = torch.cat([state.key.to(key.dtype), key], 2), torch.cat([state.value.to(value.dtype), value], 2)
     return Seen(keys, values, _mask(state, context))
@@ -73,9 +74,12 @@ def attend_seen(query: Tensor, seen: Seen, context: Context) -> Tensor:
         return query
     if seen.mask is not None:
         return F.scaled_dot_product_attention(query, seen.key, seen.value, attn_mask=seen.mask, enable_gqa=query.shape[1] != seen.key.shape[1])
-    if context.any_restart:
-        return attend_by_document(query, seen.key, seen.value, context.cu_seqlens, attend)
-    return attend(query, seen.key, seen.value)
+    if not context.any_restart:
+        return attend(query, seen.key, seen.value)
+    kernel = documents_kernel(seen.value)
+    if kernel is not None:
+        return attend_at_once(query, seen.key, seen.value, context.cu_seqlens, kernel)
+    return attend_by_document(query, seen.key, seen.value, context.cu_seqlens, attend)
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -90,6 +94,22 @@ def attend_by_document(query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Te
     pieces = zip(*(tensor.transpose(1, 2).flatten(0, 1).split(lengths) for tensor in (query, key, value)), strict=True)
     read = [attend(*(piece.transpose(0, 1)[None] for piece in document))[0].transpose(0, 1) for document in pieces]
     return torch.cat(read).unflatten(0, (batch, time)).transpose(1, 2)
+
+
+def documents_kernel(value: Tensor) -> Callable[..., Tensor] | None:
+    """torch's flash attention over documents that stand one behind the other, where it is for values like these (B, G, T, K)."""
+    fits = value.dtype in (torch.bfloat16, torch.float16) and value.shape[-1] % 8 == 0 and value.shape[-1] <= 256
+    return installed("torch.nn.attention.varlen.varlen_attn") if fits and value.device.type == "cuda" else None
+
+
+def attend_at_once(query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor, kernel: Callable[..., Tensor]) -> Tensor:
+    """Each document by itself, all of them in one call: the row's mask is never made."""
+    batch, heads, time, _ = query.shape
+    repeats = heads // key.shape[1]
+    tokens = (tensor.to(value.dtype).transpose(1, 2).flatten(0, 1) for tensor in (query, key, value))  # autocast knows nothing of the kernel
+    flat_query, flat_key, flat_value = (each if each.shape[1] == heads else each.repeat_interleave(repeats, 1) for each in tokens)
+    y = kernel(flat_query, flat_key, flat_value, cu_seqlens, cu_seqlens, time, time, window_size=(-1, 0))
+    return y.unflatten(0, (batch, time)).transpose(1, 2)
 
 
 def _mask(state: AttentionState, context: Context) -> Tensor:

@@ -32,7 +32,7 @@ def taught(preset: Preset, batch: Batch, ranks: Ranks) -> dict[str, Any]:
     learner = Learner(build_model(preset, V))
     teacher = Teacher(ranks, learner, build_optimizer(learner, preset.train), preset.train, preset.loss_weights)
     steps = [teacher.step(batch, 1, 0, 100_000) for _ in range(STEPS)]
-    unused = [name for name, parameter in learner.named_parameters() if "exp_avg" not in teacher.optimizer.state[parameter]]
+    unused = [name for name, parameter in learner.named_parameters() if "exp_avg" not in teacher.optimizer.moments(parameter)]
     losses = [step.losses for step in steps]
     return {"sound": all(step.sound for step in steps), "stats": [step.stats for step in steps], "losses": losses, "unused": unused} | {
         "weights": {name: tensor.clone() for name, tensor in learner.state_dict().items()}

@@ -8,7 +8,7 @@ from transformers.models.llama.modeling_llama import LlamaAttention, LlamaRotary
 
 from lm.ops.rotary import Angles, Rotary, rotated
 from lm.preset import Preset
-from lm.units.attention import Attention, AttentionState, attention_parallel, attention_step
+from lm.units.attention import Attention, AttentionState, attend, attend_at_once, attend_by_document, attention_parallel, attention_step, documents_kernel
 from lm.units.unit import Context
 
 B, T, H, G, K, S = 2, 13, 6, 3, 4, 5
@@ -37,6 +37,54 @@ def test_parallel_equals_the_definition(slots: int, starts: list[tuple[int, int]
     torch.testing.assert_close(after.length, state.length)
     needed = int(state.length.max())
     torch.testing.assert_close(after.key[:, :, -needed:], state.key[:, :, -needed:])
+
+
+def read_documents(
+    query: Tensor, key: Tensor, value: Tensor, cu_seq_q: Tensor, cu_seq_k: Tensor, max_q: int, max_k: int, *, window_size: tuple[int, int]
+) -> Tensor:
+    """As torch.nn.attention.varlen.varlen_attn takes and gives: tokens of all documents (B * T, H, K)."""
+    assert query.shape == key.shape == value.shape and query.dtype == key.dtype == value.dtype and query.ndim == 3
+    assert cu_seq_q is cu_seq_k and cu_seq_q.dtype == torch.int32 and window_size == (-1, 0)
+    assert max_q == max_k >= int(cu_seq_q.diff().max())
+    edges = cu_seq_q.tolist()
+    documents = [tuple(each[a:b].transpose(0, 1)[None] for each in (query, key, value)) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    return torch.cat([attend(*document)[0].transpose(0, 1) for document in documents])
+
+
+@pytest.mark.parametrize("kv_heads", [1, G, H])
+@pytest.mark.parametrize("starts", [[(0, 3), (1, 0), (1, 12)], [(row, at) for row in range(B) for at in range(T)]], ids=["some", "all"])
+def test_documents_at_once_equal_documents_one_by_one(kv_heads: int, starts: list[tuple[int, int]]) -> None:
+    """How rows are handed to the kernel that GPUs take, and how they come back, with gradients; the kernel itself runs nowhere else."""
+    given = [drawn(B, H, T, K, seed=1), drawn(B, kv_heads, T, K, seed=2), drawn(B, kv_heads, T, K, seed=3)]
+    restart = torch.zeros(B, T, dtype=torch.bool)
+    for row, at in starts:
+        restart[row, at] = True
+    edges = Context(restart=restart).derived(restart, torch.zeros(B, dtype=torch.int64), carry=False).cu_seqlens
+    heads = [each.requires_grad_() for each in given]
+    found, wanted = attend_at_once(*heads, edges, read_documents), attend_by_document(*heads, edges, attend)
+    torch.testing.assert_close(found, wanted)
+    for ours, theirs in zip(*(torch.autograd.grad(y.square().sum(), heads) for y in (found, wanted)), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_the_kernel_is_for_half_precision_on_gpus() -> None:
+    assert documents_kernel(torch.zeros(1, 2, 3, 64, dtype=torch.bfloat16)) is None
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="the kernel is for GPUs")
+@pytest.mark.parametrize("kv_heads", [2, 4])
+def test_the_kernel_equals_the_mask(kv_heads: int) -> None:
+    heads = [drawn(B, n, 300, 32, seed=n).cuda().bfloat16().requires_grad_() for n in (4, kv_heads, kv_heads)]
+    restart = (torch.rand(B, 300, generator=torch.Generator().manual_seed(1)) < 0.02).cuda()
+    context = Context(restart=restart).derived(restart, torch.zeros(B, dtype=torch.int64).cuda(), carry=False)
+    kernel = documents_kernel(heads[2])
+    assert kernel is not None
+    found = attend_at_once(*heads, context.cu_seqlens, kernel)
+    wanted = attend_by_document(*(each.double() for each in heads), context.cu_seqlens, attend)
+    torch.testing.assert_close(found.double(), wanted, rtol=2e-2, atol=2e-2)
+    weight = drawn(B, 4, 300, 32, seed=9).cuda()
+    for ours, theirs in zip(*(torch.autograd.grad((y * weight).sum(), heads) for y in (found, wanted)), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=5e-2, atol=5e-2)
 
 
 @pytest.mark.parametrize("kv_heads", [G, H])
