@@ -75,3 +75,17 @@ def test_micro_batches_change_nothing(tiny: Tiny, tmp_path: Path) -> None:
         told.append([step["losses"] for step in steps(tmp_path / str(rows))])
     for one, four in zip(*told, strict=True):
         assert one == pytest.approx(four, rel=1e-4)
+
+
+def test_objectives_follow_one_another_and_a_resume_finds_the_one_that_is_due(tiny: Tiny, tmp_path: Path) -> None:
+    """Causal until ten steps are dealt out, then mostly S, then all denoisers; stopped in each, on each side of an edge."""
+    rows = [{"until_tokens": 10 * STEP, "objective": "clm"}, {"until_tokens": 15 * STEP, "objective": "ul2", "probabilities": {"S": 1.0}}]
+    preset = tiny(train={**UL2, "objectives": rows, "snapshot_every_tokens": 4 * STEP, "eval_tokens": 0})
+    train(preset, tmp_path / "whole", 20 * STEP)
+    for stop in (9, 10, 14, 17):
+        trained(preset, tmp_path / "halved", 20, stop_after=stop - len(steps(tmp_path / "halved")) if stop > 9 else stop)
+    train(preset, tmp_path / "halved", 20 * STEP)
+    whole = steps(tmp_path / "whole")
+    assert without_time(steps(tmp_path / "halved")) == without_time(whole)
+    learned = [set(step["losses"]) - {"next_token"} for step in whole]
+    assert learned[:15] == [set()] * 10 + [{"ul2_S"}] * 5 and set.union(*learned[15:]) == {"ul2_R", "ul2_S", "ul2_X"}
