@@ -184,7 +184,10 @@ class Facts:
         self.evaluation = {**event, "after": self.tokens}
         by_denoiser = "".join(f", {kind} {loss:.3f}" for kind, loss in event.get("denoisers", {}).items())
         gaps = f"; gaps: {by_denoiser[2:]} nats a token" if by_denoiser else ""
-        self.say(f"held-out text: perplexity {event['perplexity']:,.1f}, {event['bits_per_byte']:.3f} bits per byte{gaps}", "good")
+        self.say(
+            f"held-out text: {'pseudo-' * event.get('pseudo', False)}perplexity {event['perplexity']:,.1f}, {event['bits_per_byte']:.3f} bits per byte{gaps}",
+            "good",
+        )
 
     def _on_sample(self, event: Event) -> None:
         self.samples.appendleft({"tokens": event["tokens"], "prompt": one_line(event["prompt"]), "text": one_line(event["text"])})

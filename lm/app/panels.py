@@ -148,7 +148,7 @@ def held_out_line(facts: Facts, width: int) -> Lines:
     return [
         spans(
             ("held-out", f"bold {ACCENT}"),
-            f"  perplexity {figure(facts.evaluation['perplexity'], 1)}",
+            f"  {'pseudo-' * facts.evaluation.get('pseudo', False)}perplexity {figure(facts.evaluation['perplexity'], 1)}",
             (f"  bits per byte {figure(facts.evaluation['bits_per_byte'], 3)}", ""),
             (f" ({', '.join(by_source)})" if len(by_source) > 1 else "", QUIET),
         )

@@ -37,14 +37,13 @@ class Partner(NamedTuple):
     def conversation(self, settings: "GenerationConfig | None" = None, seed: int | None = None) -> "Conversation":
         """A new one, in the form of the snapshot's own sources."""
         with uninterrupted():
-            from lm.generation.chat import Conversation, frame_of
-            from lm.generation.infilling import FillingConversation, filler_of
+            from lm.generation.chat import frame_of
+            from lm.generation.infilling import conversation_of
 
         attends = self.preset.retro.add_cross_attention
-        terms = (self.model, self.tokenizer, frame_of(self.preset), settings or self.preset.generation, seed)
+        terms = (frame_of(self.preset), settings or self.preset.generation, seed)
         terms += (self.memory if attends else None, self._library() if self.memory and not attends else None)
-        filler = filler_of(self.model, self.tokenizer, self.preset)
-        return FillingConversation(filler, *terms) if filler else Conversation(*terms)
+        return conversation_of(self.model, self.tokenizer, self.preset, *terms)
 
     def _library(self) -> "Library":
         """Passages for a model that attends to no neighbours."""

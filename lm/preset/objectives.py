@@ -140,6 +140,23 @@ def check_objectives(preset: "Preset") -> None:
         _check_targets(preset)
     for objective in learned & {"ul2", "mlm"}:
         _check_rewriting(preset, objective)
+    _check_both_ends(preset, learned)
+
+
+def _check_both_ends(preset: "Preset", learned: set[str]) -> None:
+    both = preset.model.bidirectional != "off"
+    if "mlm" in learned and not both:
+        raise ValueError('objective "mlm" predicts words from both sides; set model.bidirectional to "own" or "shared", or use "clm" or "ul2"')
+    if both and learned != {"mlm"}:
+        other = ", ".join(sorted(learned - {"mlm"}))
+        raise ValueError(f'model.bidirectional sees what objective "{other}" would have it predict; set train.objective to "mlm", and no other before it')
+    if not both:
+        return
+    for name in ("shared_attention", "mixture_of_depths", "head_gating"):
+        if getattr(preset, name).enabled:
+            raise ValueError(f"model.bidirectional makes two of each unit, and {name} knows one; switch {name} off")
+    if preset.retro.enabled:
+        raise ValueError("model.bidirectional keeps no memory of what was read; set retro.enabled to false")
 
 
 def _check_targets(preset: "Preset") -> None:

@@ -50,6 +50,9 @@ class ModelConfig(Config):
     position_interpolation_layers: Layers = Field("all", description="Layers in which they are; near and far heads then work side by side.")
     qk_norm: bool = Field(True, description="Normalise queries and keys, which keeps attention stable at high learning rates.")
     ffn_size: int | None = Field(None, ge=1, le=1_048_576, description="Width of the feed-forward; 8/3 of hidden_size, rounded up to 32, when null.")
+    bidirectional: Literal["off", "own", "shared"] = Field(
+        "off", description='Read texts from both ends, for objective "mlm": with weights of its own for each way, or shared ones.'
+    )
     tie_embeddings: bool = Field(True, description="Use the token embedding as the output matrix too.")
     norm_eps: float = Field(1e-6, gt=0, le=0.1, description="Added under the root of the RMS norms.")
 

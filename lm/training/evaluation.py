@@ -3,7 +3,8 @@
     cross entropy = mean nats a token;  perplexity = exp(cross entropy);  bits per byte = nats of all text tokens / ln 2 / bytes of the text
 
 Bits per byte does not depend on the tokenizer. As in training, each row of seq_length tokens is read afresh; where states are carried
-(train.long_context), each document is read from its first token to its last.
+(train.long_context), each document is read from its first token to its last. A model that reads from both ends predicts each token from those on
+both sides of it: its measures are pseudo-perplexity and the bits of that, and no causal model's can be held against them.
 """
 
 import contextlib
@@ -24,7 +25,7 @@ from lm.model import Context, Model, ModelState
 from lm.ops.cross_entropy import IGNORED, linear_cross_entropy
 from lm.preset import Preset
 from lm.preset.training import LongContextConfig
-from lm.training.corrupted import denoisers_of, with_gaps
+from lm.training.corrupted import Corrupted, denoisers_of, each_masked_once, with_gaps
 from lm.units.neighbours import Neighbours
 
 HELD_OUT = "held_out"
@@ -108,6 +109,9 @@ def packed(texts: Sequence[str], tokenizer: Any, seq_length: int) -> Rows:
 def laid_out(texts: Sequence[str], tokenizer: Any, preset: Preset, find: Finder | None = None, compares: bool = False) -> list[list[Rows]]:
     """Groups of rows as the model was taught to read: each begins afresh, and is read piece after piece."""
     long = preset.train.long_context
+    if preset.model.bidirectional != "off":
+        rows = Corrupted(*packed(texts, tokenizer, preset.model.seq_length)[:3])
+        return [group for masked in each_masked_once(rows, tokenizer, preset) for group in in_groups(Rows(*masked))]
     if long.enabled:
         return whole(texts, tokenizer, long, find, compares)
     return grouped(texts, tokenizer, preset.model.seq_length, find, compares)
@@ -239,8 +243,9 @@ def evaluate(
         total = total.plus(tally) if mix is None or name in mix else total
     if not total.tokens:
         return {}
+    pseudo = {"pseudo": True} if preset.model.bidirectional != "off" else {}
     told = {"denoisers": {kind: tally.nats / tally.tokens for kind, tally in by_denoiser.items() if tally.tokens}} if by_denoiser else {}
-    return {**total.measures(), **told, "sources": {name: tally.measures() for name, tally in tallies.items()}}
+    return {**total.measures(), **pseudo, **told, "sources": {name: tally.measures() for name, tally in tallies.items()}}
 
 
 def tallies_by_denoiser(model: Model, texts: Sequence[str], tokenizer: Any, preset: Preset, place: Place, stopped: Callable[[], bool]) -> dict[str, Tally]:
