@@ -15,6 +15,7 @@ Objective = Literal["clm", "ul2", "mlm", "custom"]
 Denoiser = Literal["R", "S", "X", "prefix", "suffix", "mask"]
 MEANING: dict[str, str] = {"R": "R", "S": "S", "X": "X", "prefix": "S", "suffix": "S", "mask": "R"}
 MOST_GAPS = 100  # tokens for gaps in one example
+ADDED_TOKENS = MOST_GAPS + 3  # with those of two modes and the mask: data_sources.special_tokens.OF_OBJECTIVES
 SHORTEST_ROW = 32  # positions
 
 

@@ -176,6 +176,7 @@ def _take_over(run: Run, snapshot: Snapshot, under_way: bool, snapshots: Snapsho
     before, now = snapshot.preset.train.optimizer, run.preset.train.optimizer
     if before != now:
         report.notice(f"the optimizer was {before} and is {now}: what it remembers of the matrices that it takes over begins anew")
+    run.life |= {"objective_tokens": True} if needs_tokens(run.preset) else {}
     other = other_tokenizer(run.life, run.preset)
     if other:
         report.notice(other)

@@ -4,8 +4,9 @@ from typing import Any
 
 import pytest
 
+from data_sources.special_tokens import GAPS, OF_OBJECTIVES
 from lm.preset import Preset, PresetError, preset_from_json
-from lm.preset.objectives import MOST_GAPS, Ul2Config, needs_tokens, objective_after
+from lm.preset.objectives import ADDED_TOKENS, MOST_GAPS, Ul2Config, needs_tokens, objective_after
 from tests.preset.test_decode import decoded
 
 
@@ -28,6 +29,10 @@ def test_the_mission_s_names_load_and_mean_ul2() -> None:
     assert objective_after(flat) == "ul2" and needs_tokens(flat) and flat.ul2.shares() == pytest.approx((0.4, 0.6, 0))
     assert objective_after(decoded(train={"objective": "ul2"})) == "ul2" and not needs_tokens(decoded())
     assert needs_tokens(decoded(train={"objectives": [{"until_tokens": 10, "objective": "ul2"}]}))
+
+
+def test_the_tokens_that_join_are_counted() -> None:
+    assert len(OF_OBJECTIVES) == ADDED_TOKENS and len(GAPS) == MOST_GAPS
 
 
 def test_each_example_has_tokens_for_its_gaps() -> None:

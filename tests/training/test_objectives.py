@@ -9,8 +9,16 @@ import pytest
 
 from data_sources.special_tokens import OF_OBJECTIVES, ObjectiveTokens
 from data_sources.tokenizer import tokenizer_from_json
+from lm.app.partner import awoken
+from lm.export import ExportError, export_snapshot
+from lm.model import build_model
 from lm.preset import Preset
+from lm.preset.objectives import Ul2Config
 from lm.training import Halted, train
+from lm.training.change import change_of
+from lm.training.evaluation import evaluate
+from lm.training.headers import read_header
+from lm.training.snapshot_evaluation import evaluate_snapshot, held_out_texts
 from lm.training.snapshots import Snapshots
 from tests.training.test_run import STEP, trained
 
@@ -44,7 +52,14 @@ def test_ul2_learns_tells_each_denoisers_loss_and_goes_on_exactly(tiny: Tiny, tm
 def test_a_life_born_before_gets_the_tokens_and_keeps_them(tiny: Tiny, tmp_path: Path) -> None:
     train(tiny(), tmp_path, 4 * STEP)
     before = Snapshots(tmp_path).newest()
+    change = change_of(read_header(before.path), tiny(train=UL2))
+    assert change.switches == ["the tokenizer gets 103 tokens for gaps and masks"] and [part.tensors for part in change.parts if part.fate != "kept"] == [
+        1,
+        0,
+        0,
+    ]
     recorder = trained(tiny(train=UL2), tmp_path, 8)
+    assert change_of(read_header(Snapshots(tmp_path).newest().path), tiny(train=UL2)) is None
     grown = Snapshots(tmp_path).newest()
     size, now = (len(snapshot.model_weights["embedding.weight"]) for snapshot in (before, grown))
     assert now == size + len(OF_OBJECTIVES)
@@ -89,3 +104,57 @@ def test_objectives_follow_one_another_and_a_resume_finds_the_one_that_is_due(ti
     assert without_time(steps(tmp_path / "halved")) == without_time(whole)
     learned = [set(step["losses"]) - {"next_token"} for step in whole]
     assert learned[:15] == [set()] * 10 + [{"ul2_S"}] * 5 and set.union(*learned[15:]) == {"ul2_R", "ul2_S", "ul2_X"}
+
+
+MASKED = {"train": {"objective": "mlm", "eval_tokens": 1000, "snapshot_every_tokens": 4 * STEP, "sample_every_tokens": 6 * STEP}}
+
+
+def test_masks_are_learned_and_gone_on_with_exactly(tiny: Tiny, tmp_path: Path) -> None:
+    preset = tiny(**MASKED, model={"bidirectional": "own"})
+    recorder = trained(preset, tmp_path / "whole", 20)
+    trained(preset, tmp_path / "halved", 20, stop_after=9)
+    train(preset, tmp_path / "halved", 20 * STEP)
+    whole = steps(tmp_path / "whole")
+    assert without_time(steps(tmp_path / "halved")) == without_time(whole)
+    assert sum(step["loss"] for step in whole[-3:]) / 3 < whole[0]["loss"] - 0.2
+    (evaluation,) = recorder.of("evaluation")
+    assert evaluation["pseudo"] and 1 < evaluation["perplexity"] < 500
+    sample = recorder.of("sample")[-1]
+    before, after = sample["prompt"].split(" ___")
+    assert sample["text"].startswith(before) and sample["text"].endswith(after) and len(sample["text"]) > len(before + after)
+
+
+def test_a_masked_model_fills_gaps_and_says_what_it_can_not_do(tiny: Tiny, tmp_path: Path) -> None:
+    train(tiny(**MASKED, model={"bidirectional": "shared"}), tmp_path, 6 * STEP)
+    conversation = awoken(Snapshots(tmp_path).newest(), tmp_path).conversation()
+    said = []
+    for message in ("The ___ statement is used for iteration.", "Tell me a story."):
+        answer = conversation.say(message)
+        said.append("".join(answer))
+        assert answer.finished_by == "end"
+        conversation.settle(answer)
+    assert said[0].startswith("The") and said[0].endswith(" statement is used for iteration.") and "___" not in said[0]
+    assert "can't go on from where your words stop" in said[1] and "___" in said[1]
+    assert conversation.turns == []
+    with pytest.raises(ExportError, match="only causal models are exported"):
+        export_snapshot(Snapshots(tmp_path).newest(), tmp_path / "exports")
+    assert evaluate_snapshot(tmp_path)["pseudo"]
+
+
+@pytest.mark.slow
+def test_each_denoiser_lowers_its_own_held_out_loss(tiny: Tiny, tmp_path: Path) -> None:
+    """Trained by one of them for as long, a model is the best of all at what that one asks."""
+    found = {}
+    for kind in "RSX":
+        ul2 = {"objective_probabilities": {kind: 1.0}}
+        train(tiny(train={**UL2, "eval_tokens": 20_000, "decay_share": 0.5}, ul2=ul2), tmp_path / kind, 250 * STEP)
+        snapshot = Snapshots(tmp_path / kind).newest()
+        all_kinds = snapshot.preset.model_copy(update={"ul2": Ul2Config()})
+        first = build_model(snapshot.preset, len(snapshot.model_weights["embedding.weight"]))
+        trained_model = build_model(snapshot.preset, len(snapshot.model_weights["embedding.weight"]))
+        trained_model.load_state_dict(snapshot.model_weights)
+        texts, tokenizer = held_out_texts(tmp_path / kind), tokenizer_from_json(snapshot.tokenizer)
+        before, found[kind] = (evaluate(model, tokenizer, texts, all_kinds)["denoisers"] for model in (first, trained_model))
+        assert found[kind][kind] < before[kind] - 0.5
+    for kind in "RSX":
+        assert found[kind][kind] == min(found[other][kind] for other in "RSX"), found
