@@ -32,13 +32,17 @@ class Masked:
         """As much of the document as there is room for."""
         held = as_it_stands(source, room)
         draws = Draws(seed, row, position, "masked")
-        may_be = held.tokens != self.bos
         learned = learned_of(source, slice(source.offset, source.offset + held.taken))
-        may_be &= True if learned is None else learned
-        lots = np.where(may_be, draws.shares(held.taken), 1.0)
-        chosen = (lots < self.rate) | ((lots == lots.min()) & may_be)  # one at least
-        fate, word = draws.shares(held.taken), draws.shares(held.taken)
-        tokens = np.where(chosen & (fate < self.masked), self.mask, held.tokens).astype(np.int64)
-        replaced = chosen & (fate >= self.masked) & (fate < self.masked + self.random)
-        tokens[replaced] = self.words[(word[replaced] * len(self.words)).astype(np.int64)]
-        return Example(held.taken, tokens, np.where(chosen, held.tokens, NOT_SCORED))
+        lots = draws.shares(held.taken)
+        lots[held.tokens == self.bos] = 1.0
+        if learned is not None:
+            lots[~learned] = 1.0
+        chosen = np.flatnonzero(lots < max(self.rate, np.nextafter(lots.min(), 1)))  # one at least
+        tokens, targets = held.tokens.astype(np.int64), np.full(held.taken, NOT_SCORED, np.int64)
+        chosen = chosen[lots[chosen] < 1]
+        targets[chosen] = tokens[chosen]
+        fate, word = draws.shares(2 * len(chosen)).reshape(2, -1)
+        tokens[chosen[fate < self.masked]] = self.mask
+        replaced = (fate >= self.masked) & (fate < self.masked + self.random)
+        tokens[chosen[replaced]] = self.words[(word[replaced] * len(self.words)).astype(np.int64)]
+        return Example(held.taken, tokens, targets)

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from data_sources.packed import NOT_SCORED
-from lm.objectives.draws import Draws
+from lm.objectives.draws import Draws, chosen
 
 
 class Setting(NamedTuple):
@@ -55,24 +55,31 @@ class Counts(NamedTuple):
 class Gaps(NamedTuple):
     """Where the gaps of a text are."""
 
-    begin: np.ndarray  # (S,) ascending; between two of them something stands
+    before: np.ndarray  # (S,) ascending and all different: how many tokens outside stand before each, so that something stands between two of them
+    first: np.ndarray  # (S,) how many tokens of other gaps come before its own
     length: np.ndarray  # (S,)
 
     @classmethod
     def drawn(cls, counts: Counts, length: int, draws: Draws, spared: int = 0) -> "Gaps":
         """Gaps in L tokens, none among the first `spared`: lengths, and places between the tokens outside, are each equally likely."""
         noise, gaps = counts.of(length - spared)
-        sizes = draws.parted(noise, gaps)
-        before = draws.chosen(length - spared - noise + 1, gaps) + spared  # tokens outside that stand before each gap
-        begin = before.copy()
-        begin[1:] += sizes[:-1].cumsum()
-        return cls(begin, sizes)
+        keys = draws.bits(length - spared)
+        ends = np.empty(gaps + 1, np.int64)
+        ends[0], ends[-1] = 0, noise
+        ends[1:-1] = chosen(keys[: noise - 1], gaps - 1) + 1
+        return cls(chosen(keys[noise - 1 :], gaps) + spared, ends[:-1], ends[1:] - ends[:-1])
+
+    @property
+    def begin(self) -> np.ndarray:
+        """(S,) places in the text."""
+        return self.before + self.first
 
     def inside(self, length: int) -> np.ndarray:
         """(L,) bool: which tokens are in gaps."""
         edges = np.zeros(length + 1, np.int8)
-        edges[self.begin] = 1
-        edges[self.begin + self.length] -= 1
+        begin = self.begin
+        edges[begin] = 1
+        edges[begin + self.length] -= 1
         return edges[:-1].cumsum(dtype=np.int8).view(np.bool_)
 
 
@@ -84,27 +91,32 @@ class Sequence(NamedTuple):
 
 
 def corrupted(text: np.ndarray, learned: np.ndarray | None, gaps: Gaps, mode: int, names: np.ndarray, end: int) -> Sequence:
-    """The sequence of `text` (L,) with `gaps`; mode, names (S,) and end are ids.
+    """The sequence of `text` (L,) with `gaps`; mode, names (S or more,) and end are ids.
 
     learned: (L,) bool, which tokens of the text may be learned; None for all. What follows a gap is learned where its last token is.
     """
-    count, inside = len(gaps.begin), gaps.inside(len(text))
-    ends = gaps.length.cumsum()
-    start = 1 + len(text) - int(ends[-1]) + count  # of what is learned: the first gap's token
-    order = np.arange(count)
-    at_input = 1 + gaps.begin - (ends - gaps.length) + order
-    at_answer = start + ends - gaps.length + order
-    is_name = np.zeros(1 + len(text) + 2 * count, np.bool_)
-    is_name[at_input] = is_name[at_answer] = True
-    tokens = np.empty(len(is_name), np.int64)
-    tokens[at_input] = tokens[at_answer] = names[:count]
-    tokens[~is_name] = np.concatenate(([mode], text[~inside], text[inside]))
+    count, inside = len(gaps.length), gaps.inside(len(text))
+    taken = text[inside]
+    outside = len(text) - len(taken)
+    at = np.concatenate((gaps.before, gaps.first + outside))  # where names stand in the text, its gaps put behind it
+    at += np.arange(1, 2 * count + 1)
+    is_word = np.ones(1 + len(text) + 2 * count, np.bool_)
+    is_word[0] = is_word[at] = False
+    tokens = np.empty(len(is_word), np.int64)
+    tokens[0], tokens[at[:count]], tokens[at[count:]] = mode, names[:count], names[:count]
+    tokens[is_word] = np.concatenate((text[~inside], taken))
+    start = 1 + outside + count  # the first gap's name, behind the input
     targets = np.full(len(tokens), NOT_SCORED, np.int64)
     targets[start:-1] = tokens[start + 1 :]
     targets[-1] = end
     if learned is not None:
-        is_learned = np.zeros(len(tokens), np.bool_)
-        is_learned[start:][~is_name[start:]] = learned[inside]
-        ends_gap, following = np.append(is_name[start + 1 :], True), np.append(is_learned[start + 1 :], False)
-        targets[start:][~np.where(ends_gap, is_learned[start:], following)] = NOT_SCORED
+        _leave_out(targets[start:], is_word[start:], learned[inside])
     return Sequence(tokens, targets)
+
+
+def _leave_out(targets: np.ndarray, is_word: np.ndarray, learned: np.ndarray) -> None:
+    """Of what stands behind the input, score no targets but those that are `learned` words, and those that end a gap whose last word is."""
+    is_learned = np.zeros(len(targets), np.bool_)
+    is_learned[is_word] = learned
+    follows = np.append(is_word[1:], False)
+    targets[~np.where(follows, np.append(is_learned[1:], False), is_learned)] = NOT_SCORED

@@ -49,20 +49,11 @@ class Ul2:
         left = len(source.tokens) - source.offset
         longest = -(-left // -(-left // self.longest))  # the examples of a document are about equally long
         draws = Draws(seed, row, position, "ul2")
-        lots = Lots(*draws.shares(5).tolist())
-        kind = self.kind_at(lots.kind)
+        lots = Lots(*draws.lots[:5])
+        kind = next(kind for kind, reached in self.ends if lots.kind < reached)
         if kind == "S" or left < FEWEST:
             return self._sequential(source, min(longest, room), lots)
         return self._with_gaps(kind, source, longest, room, lots, draws)
-
-    def kind_at(self, lot: float) -> str:
-        """The denoiser for a lot from 0 up to 1."""
-        return next(kind for kind, reached in zip(KINDS, accumulate(self.shares), strict=True) if lot < reached or kind == self.last_kind)
-
-    @property
-    def last_kind(self) -> str:
-        """The last that has a share: sums of floats may end below one."""
-        return next(kind for kind, share in reversed(list(zip(KINDS, self.shares, strict=True))) if share)
 
     def _sequential(self, source: Source, length: int, lots: "Lots") -> Example:
         part = slice(source.offset, source.offset + length)
@@ -80,6 +71,12 @@ class Ul2:
         gaps = Gaps.drawn(counts, length, draws, spared=int(text[0] == self.bos))
         made = corrupted(text, learned_of(source, part), gaps, self.modes[kind], self.names, self.end)
         return Example(length, made.tokens, made.targets, KINDS.index(kind), begins=True)
+
+    @cached_property
+    def ends(self) -> list[tuple[str, float]]:
+        """The denoisers that have a share, and up to where lots are theirs."""
+        known = [(kind, reached) for kind, share, reached in zip(KINDS, self.shares, accumulate(self.shares), strict=True) if share]
+        return [*known[:-1], (known[-1][0], 1.0)]
 
     @cached_property
     def names(self) -> np.ndarray:

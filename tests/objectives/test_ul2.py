@@ -156,8 +156,9 @@ def test_the_fast_form_is_the_definition() -> None:
     """One token at a time, from where the gaps are."""
     draws = Draws("slow")
     for _ in range(300):
-        length = 5 + draws.below(90)
-        counts = Counts(Setting(1 + 7 * draws.share(), 0.05 + 0.8 * draws.share()), 100, (draws.share(), draws.share()))
+        size, mean, rate, *lots = draws.shares(5).tolist()
+        length = 5 + int(90 * size)
+        counts = Counts(Setting(1 + 7 * mean, 0.05 + 0.8 * rate), 100, tuple(lots))
         gaps = Gaps.drawn(counts, length, draws, spared=1)
         text = np.arange(1000, 1000 + length)
         made = corrupted(text, None, gaps, 7, np.array(TOKENS.gaps), EOS)
