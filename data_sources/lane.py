@@ -18,7 +18,7 @@ from data_sources.chunks import Stretch
 from data_sources.encoder import Encoder, Tokens
 from data_sources.feed import Aside, Feed, Found, Place
 from data_sources.order import draw
-from data_sources.packed import NOT_SCORED, RowView
+from data_sources.packed import NOT_SCORED, Planned, RowView
 from data_sources.rewriting import Rewriting, Source
 
 READING, FINISHED, ASIDE = 0, 1, 2
@@ -190,9 +190,13 @@ class Lane:
         assert document is not None
         offset, room = standing.offset, len(row.tokens) - position
         example = self._rewriting.example(row.number, position, Source(document.tokens, document.targets, offset), room)
-        size = len(example.tokens)
+        size = example.size
         to = slice(position, position + size)
-        row.tokens[to], row.targets[to], row.source[to] = example.tokens, example.targets, self._under_way
+        row.source[to] = self._under_way
+        if example.plan is None:
+            row.tokens[to], row.targets[to] = example.tokens, example.targets
+        else:
+            row.planned.append(Planned(row.index, position, size, example.plan))
         if row.kind is not None:
             row.kind[to] = example.kind
         self.stretches.append(Stretch(row.number, position, self._under_way, document, offset, example.taken))

@@ -4,8 +4,8 @@ B rows, T positions.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple, Self
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
@@ -13,10 +13,19 @@ from data_sources.chunks import Chunks
 from data_sources.order import LANES
 from data_sources.past import Read
 from data_sources.recall import Answers
-from data_sources.rewriting import OF_NO_KIND
+from data_sources.rewriting import OF_NO_KIND, Rewriter
 
 NOT_SCORED = -100
 NO_SOURCE = -1
+
+
+class Planned(NamedTuple):
+    """An example that is yet to be written into its row."""
+
+    index: int  # of the row in its batch
+    position: int
+    size: int
+    plan: Any
 
 
 class RowView(NamedTuple):
@@ -27,7 +36,9 @@ class RowView(NamedTuple):
     targets: np.ndarray
     restart: np.ndarray
     source: np.ndarray
-    kind: np.ndarray | None = None
+    kind: np.ndarray | None
+    index: int  # in its batch
+    planned: list[Planned]
 
 
 @dataclass
@@ -45,6 +56,7 @@ class Rows:
     answers: Answers | None = None  # of a memory, where it was asked
     asked_seconds: float = 0.0  # that it took to answer
     kind: np.ndarray | None = None  # (B, T) int8, of the example that stands there (data_sources/rewriting.py); None where nothing is rewritten
+    planned: list[Planned] = field(default_factory=list)  # examples that are yet to be written
 
     @classmethod
     def blank(cls, numbers: Sequence[int], seq_length: int, pad: int, has_kinds: bool = False) -> Self:
@@ -72,7 +84,19 @@ class Rows:
     def view(self, index: int) -> RowView:
         """Row `index`, to be written in place."""
         columns = (self.tokens[index], self.targets[index], self.restart[index], self.source[index])
-        return RowView(int(self.row[index]), *columns, None if self.kind is None else self.kind[index])
+        return RowView(int(self.row[index]), *columns, None if self.kind is None else self.kind[index], index, self.planned)
+
+    def finish(self, rewriter: Rewriter) -> None:
+        """Write what is planned."""
+        if not self.planned:
+            return
+        tokens, targets = rewriter.finished(int(self.row[0]), [each.plan for each in self.planned])
+        start = 0
+        for index, position, size, _ in self.planned:
+            to, stop = slice(position, position + size), start + size
+            self.tokens[index, to], self.targets[index, to] = tokens[start:stop], targets[start:stop]
+            start = stop
+        self.planned = []
 
 
 def joined(parts: Sequence[Rows]) -> Rows:

@@ -245,6 +245,8 @@ class Reading:
                 lane.fill(rows.view(index))
             for lane in self._lanes.values():
                 self._obey(lane, [event for event in events if obeyed[lane.number] < event.row])
+            if self._job.rewrite:
+                rows.finish(self._job.rewrite)
         except BaseException:
             self._rewind()
             raise

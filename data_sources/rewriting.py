@@ -7,7 +7,8 @@ says how much of the document it holds, and rows are full whatever is made of th
 in the order of the data alone: rows are the same for any number of processes and through every resume.
 """
 
-from typing import NamedTuple, Protocol
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -18,10 +19,12 @@ class Example(NamedTuple):
     """What stands in a row of n or more positions for `taken` positions of a document."""
 
     taken: int
-    tokens: np.ndarray  # (n,)
+    tokens: np.ndarray  # (n,); none while it is planned
     targets: np.ndarray  # (n,); NOT_SCORED where nothing is predicted
+    size: int  # n
     kind: int = OF_NO_KIND  # one of the ways in which it may have been made, for whoever tells their losses apart
     begins: bool = False  # whether it is read afresh, wherever in its document it stands
+    plan: Any = None  # what the batch's examples are finished by, where that is done for all of them at once
 
 
 class Source(NamedTuple):
@@ -43,12 +46,20 @@ class Rewriter(Protocol):
         """The example at `position` of row number `row`, of up to `room` positions."""
         ...
 
+    def planned(self, seed: int, row: int, position: int, source: Source, room: int) -> Example:
+        """The same, or one with a plan in the place of its tokens and targets."""
+        ...
+
+    def finished(self, row: int, plans: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens and targets of the plans of a batch, one behind the other: those that each would have had alone. row: any of the batch."""
+        ...
+
 
 def as_it_stands(source: Source, room: int) -> Example:
     """As much of the document as there is room for."""
     part = slice(source.offset, source.offset + room)
     tokens = source.tokens[part]
-    return Example(len(tokens), tokens, source.targets[part])
+    return Example(len(tokens), tokens, source.targets[part], len(tokens))
 
 
 class Rewriting(NamedTuple):
@@ -63,4 +74,4 @@ class Rewriting(NamedTuple):
 
     def example(self, row: int, position: int, source: Source, room: int) -> Example:
         """What is written into `row` from `position` on."""
-        return self.rewriter(self.seed, row, position, source, room) if self.rewriter else as_it_stands(source, room)
+        return self.rewriter.planned(self.seed, row, position, source, room) if self.rewriter else as_it_stands(source, room)

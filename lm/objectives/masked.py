@@ -4,13 +4,14 @@ Of the tokens that are chosen, most become the mask, some another word, and the 
 learned stands at its own place, and not one before it.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from data_sources.packed import NOT_SCORED
 from data_sources.rewriting import Example, Source, as_it_stands
 from lm.objectives.draws import Draws
+from lm.objectives.together import MaskPlan, with_masks
 from lm.objectives.ul2 import learned_of
 
 
@@ -30,19 +31,15 @@ class Masked:
 
     def __call__(self, seed: int, row: int, position: int, source: Source, room: int) -> Example:
         """As much of the document as there is room for."""
+        planned = self.planned(seed, row, position, source, room)
+        tokens, targets = self.finished(row, [planned.plan])
+        return planned._replace(tokens=tokens, targets=targets, plan=None)
+
+    def planned(self, seed: int, row: int, position: int, source: Source, room: int) -> Example:
         held = as_it_stands(source, room)
-        draws = Draws(seed, row, position, "masked")
         learned = learned_of(source, slice(source.offset, source.offset + held.taken))
-        lots = draws.shares(held.taken)
-        lots[held.tokens == self.bos] = 1.0
-        if learned is not None:
-            lots[~learned] = 1.0
-        chosen = np.flatnonzero(lots < max(self.rate, np.nextafter(lots.min(), 1)))  # one at least
-        tokens, targets = held.tokens.astype(np.int64), np.full(held.taken, NOT_SCORED, np.int64)
-        chosen = chosen[lots[chosen] < 1]
-        targets[chosen] = tokens[chosen]
-        fate, word = draws.shares(2 * len(chosen)).reshape(2, -1)
-        tokens[chosen[fate < self.masked]] = self.mask
-        replaced = (fate >= self.masked) & (fate < self.masked + self.random)
-        tokens[chosen[replaced]] = self.words[(word[replaced] * len(self.words)).astype(np.int64)]
-        return Example(held.taken, tokens, targets)
+        return held._replace(plan=MaskPlan(Draws(seed, row, position, "masked").start, held.tokens, learned))
+
+    def finished(self, row: int, plans: Sequence[MaskPlan]) -> tuple[np.ndarray, np.ndarray]:
+        made = with_masks(plans, self.rate, self.masked, self.random, self.mask, self.bos, self.words)
+        return made.tokens, made.targets

@@ -4,9 +4,12 @@ Which of them a batch has is a function of its number, counted as the lengths of
 through every resume.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from data_sources.lengths import RowLengths
 from data_sources.rewriting import Example, Rewriter, Source, as_it_stands
@@ -35,6 +38,15 @@ class Scheduled:
         """What the one at `row` makes of the document."""
         rewriter = self.at(row)
         return rewriter(seed, row, position, source, room) if rewriter else as_it_stands(source, room)
+
+    def planned(self, seed: int, row: int, position: int, source: Source, room: int) -> Example:
+        rewriter = self.at(row)
+        return rewriter.planned(seed, row, position, source, room) if rewriter else as_it_stands(source, room)
+
+    def finished(self, row: int, plans: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
+        rewriter = self.at(row)
+        assert rewriter is not None, "what stands as it is has no plan"
+        return rewriter.finished(row, plans)
 
     def at(self, row: int) -> Rewriter | None:
         """The one that is due."""

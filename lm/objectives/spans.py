@@ -60,9 +60,8 @@ class Gaps(NamedTuple):
     length: np.ndarray  # (S,)
 
     @classmethod
-    def drawn(cls, counts: Counts, length: int, draws: Draws, spared: int = 0) -> "Gaps":
-        """Gaps in L tokens, none among the first `spared`: lengths, and places between the tokens outside, are each equally likely."""
-        noise, gaps = counts.of(length - spared)
+    def drawn(cls, noise: int, gaps: int, length: int, draws: Draws, spared: int = 0) -> "Gaps":
+        """N of L tokens in S gaps, none among the first `spared`: lengths, and places between the tokens outside, are each equally likely."""
         keys = draws.bits(length - spared)
         ends = np.empty(gaps + 1, np.int64)
         ends[0], ends[-1] = 0, noise

@@ -11,6 +11,7 @@ text without one is read, so that chat and evaluation read as S does, and a mode
 Sizes: L tokens of text.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
@@ -22,9 +23,11 @@ from data_sources.packed import NOT_SCORED
 from data_sources.rewriting import Example, Source
 from lm.objectives.draws import Draws
 from lm.objectives.spans import Counts, Gaps, Setting, corrupted
+from lm.objectives.together import GapPlan, with_gaps
 
 KINDS = ("R", "S", "X")
 FEWEST = 4  # tokens that are worth a denoiser; fewer are read and learned as they stand
+NOTHING = np.zeros(0, np.int64)
 LEAST_ROOM = 8  # positions at the end of a row that are worth an example
 
 
@@ -46,31 +49,43 @@ class Ul2:
 
     def __call__(self, seed: int, row: int, position: int, source: Source, room: int) -> Example:
         """The next example of a document."""
+        planned = self.planned(seed, row, position, source, room)
+        if planned.plan is None:
+            return planned
+        start, text, learned, noise, gaps, spared, mode = planned.plan
+        where = Gaps.drawn(noise, gaps, len(text), Draws(seed, row, position, "ul2"), spared)
+        made = corrupted(text, learned, where, mode, self.names, self.end)
+        return planned._replace(tokens=made.tokens, targets=made.targets, plan=None)
+
+    def planned(self, seed: int, row: int, position: int, source: Source, room: int) -> Example:
         left = len(source.tokens) - source.offset
         longest = -(-left // -(-left // self.longest))  # the examples of a document are about equally long
         draws = Draws(seed, row, position, "ul2")
-        lots = Lots(*draws.lots[:5])
+        lots = Lots(*draws.lots)
         kind = next(kind for kind, reached in self.ends if lots.kind < reached)
         if kind == "S" or left < FEWEST:
             return self._sequential(source, min(longest, room), lots)
-        return self._with_gaps(kind, source, longest, room, lots, draws)
-
-    def _sequential(self, source: Source, length: int, lots: "Lots") -> Example:
-        part = slice(source.offset, source.offset + length)
-        targets = source.targets[part].astype(np.int64)
-        if length >= FEWEST:
-            targets[: length - suffix_length(length, self.suffix_rate, lots.suffix)] = NOT_SCORED
-        return Example(length, source.tokens[part], targets, KINDS.index("S"), begins=True)
-
-    def _with_gaps(self, kind: str, source: Source, longest: int, room: int, lots: "Lots", draws: Draws) -> Example:
         settings = self.settings[kind]
         counts = Counts(settings[int(lots.setting * len(settings))], len(self.gaps), (lots.tokens, lots.gaps))
         length = counts.fitting(room, longest)
         part = slice(source.offset, source.offset + length)
         text = source.tokens[part]
-        gaps = Gaps.drawn(counts, length, draws, spared=int(text[0] == self.bos))
-        made = corrupted(text, learned_of(source, part), gaps, self.modes[kind], self.names, self.end)
-        return Example(length, made.tokens, made.targets, KINDS.index(kind), begins=True)
+        spared = int(text[0] == self.bos)
+        noise, gaps = counts.of(length - spared)
+        plan = GapPlan(draws.start, text, learned_of(source, part), noise, gaps, spared, self.modes[kind])
+        return Example(length, NOTHING, NOTHING, 1 + length + 2 * gaps, KINDS.index(kind), begins=True, plan=plan)
+
+    def finished(self, row: int, plans: Sequence[GapPlan]) -> tuple[np.ndarray, np.ndarray]:
+        made = with_gaps(plans, self.names, self.end)
+        return made.tokens, made.targets
+
+    def _sequential(self, source: Source, length: int, lots: "Lots") -> Example:
+        part = slice(source.offset, source.offset + length)
+        targets = source.targets[part]
+        if length >= FEWEST:
+            targets = targets.copy()
+            targets[: length - suffix_length(length, self.suffix_rate, lots.suffix)] = NOT_SCORED
+        return Example(length, source.tokens[part], targets, length, KINDS.index("S"), begins=True)
 
     @cached_property
     def ends(self) -> list[tuple[str, float]]:
@@ -105,6 +120,6 @@ def suffix_length(length: int, rate: float, lot: float) -> int:
 def learned_of(source: Source, part: slice) -> np.ndarray | None:
     """Which tokens of a part of a document may be learned: what precedes each says so. None for all."""
     before = source.targets[max(part.start - 1, 0) : part.stop - 1]
-    if (before != NOT_SCORED).all():
+    if before.min(initial=0) != NOT_SCORED:  # which is below all ids
         return None
     return np.concatenate([[False] * (part.start == 0), before != NOT_SCORED]).astype(np.bool_)

@@ -73,10 +73,19 @@ class Timed:
         return self._rewriter.least_room(row)
 
     def __call__(self, seed: int, row: int, position: int, source: Source, room: int) -> Example:
+        return self._rewriter(seed, row, position, source, room)
+
+    def planned(self, seed: int, row: int, position: int, source: Source, room: int) -> Example:
         began = time.thread_time()
-        example = self._rewriter(seed, row, position, source, room)
+        example = self._rewriter.planned(seed, row, position, source, room)
         self.seconds += time.thread_time() - began
         return example
+
+    def finished(self, row: int, plans: Sequence[Any]) -> Any:
+        began = time.thread_time()
+        made = self._rewriter.finished(row, plans)
+        self.seconds += time.thread_time() - began
+        return made
 
 
 def preset_of(arm: str, seed: int = 0, **model: Any) -> Preset:

@@ -104,3 +104,11 @@ def test_held_out_tokens_are_predicted_once_each() -> None:
     is_text = (rows.targets != NOT_SCORED) & (rows.tokens != BOS)
     assert torch.equal(times, is_text.float()) and int(is_text.sum()) == sum(len(text.encode()) for text in texts)
     assert max(shares) < 0.16, "as few at a time as in training"
+
+
+def test_a_batch_at_once_is_the_same_as_one_by_one() -> None:
+    keys = [(0, row, row, document(length), 300) for row, length in enumerate((2, 9, 40, 200, 3))]
+    alone = [BERT(*key) for key in keys]
+    tokens, targets = BERT.finished(0, [BERT.planned(*key).plan for key in keys])
+    assert tokens.tolist() == np.concatenate([one.tokens for one in alone]).tolist()
+    assert targets.tolist() == np.concatenate([one.targets for one in alone]).tolist()

@@ -72,7 +72,7 @@ def check_draws(kind: str, number: int, way: Setting, least: int) -> None:
     draws = Draws("paper", kind, number)
     sizes, leans, reached = [], [], np.zeros(LENGTH, np.bool_)
     while sum(map(len, sizes[-1:])) * len(sizes) < least or len(sizes) < least // 50:
-        gaps = Gaps.drawn(Counts(way, 100, tuple(draws.shares(2).tolist())), LENGTH, draws)
+        gaps = Gaps.drawn(*Counts(way, 100, tuple(draws.shares(2).tolist())).of(LENGTH), LENGTH, draws)
         inside = gaps.inside(LENGTH)
         sizes.append(gaps.length)
         leans.append(int(inside[: LENGTH // 2].sum()) - int(inside[LENGTH // 2 :].sum()))
@@ -159,7 +159,7 @@ def test_the_fast_form_is_the_definition() -> None:
         size, mean, rate, *lots = draws.shares(5).tolist()
         length = 5 + int(90 * size)
         counts = Counts(Setting(1 + 7 * mean, 0.05 + 0.8 * rate), 100, tuple(lots))
-        gaps = Gaps.drawn(counts, length, draws, spared=1)
+        gaps = Gaps.drawn(*counts.of(length - 1), length, draws, spared=1)
         text = np.arange(1000, 1000 + length)
         made = corrupted(text, None, gaps, 7, np.array(TOKENS.gaps), EOS)
         read, answers, at = [7], [], 0
@@ -170,3 +170,22 @@ def test_the_fast_form_is_the_definition() -> None:
         read += text[at:].tolist()
         assert made.tokens.tolist() == [*read, *answers]
         assert made.targets.tolist() == [NOT_SCORED] * len(read) + [*answers[1:], EOS]
+
+
+def test_a_batch_at_once_is_the_same_as_one_by_one() -> None:
+    made = mixture((0.4, 0.1, 0.5), longest=90)
+    sources = [document(length, answer_from=answer) for length in (5, 30, 89, 200) for answer in (None, length_of(length))]
+    keys = [(3, row, 7 * row, source._replace(offset=row % 3), 60 + 20 * row) for row, source in enumerate(sources * 6)]
+    alone = [made(*key) for key in keys]
+    planned = [made.planned(*key) for key in keys]
+    with_plans = [(one, plan) for one, plan in zip(alone, planned, strict=True) if plan.plan is not None]
+    assert len(with_plans) > 20 and any(plan.plan.learned is not None for _, plan in with_plans)
+    for count in (1, 2, len(with_plans)):
+        tokens, targets = made.finished(0, [plan.plan for _, plan in with_plans[:count]])
+        assert tokens.tolist() == [token for one, _ in with_plans[:count] for token in one.tokens.tolist()]
+        assert targets.tolist() == [target for one, _ in with_plans[:count] for target in one.targets.tolist()]
+    assert all(one.size == plan.size == len(one.tokens) for one, plan in zip(alone, planned, strict=True))
+
+
+def length_of(length: int) -> int:
+    return max(2, length // 2)
