@@ -11,6 +11,7 @@ belong to quality: lives and results.jsonl stay there, and started again it goes
 installed documentation.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -26,9 +27,11 @@ import torch
 
 from data_sources import open_stream
 from data_sources.config import DataConfig
+from data_sources.lane import Lane, Mix
 from data_sources.lengths import RowLengths
-from data_sources.order import draw
+from data_sources.order import LANES, draw
 from data_sources.rewriting import Example, Rewriter, Source
+from data_sources.sources import Sources
 from data_sources.special_tokens import with_objective_tokens
 from data_sources.stream import Options
 from data_sources.tokenizer import build_tokenizer, tokenizer_from_json
@@ -41,7 +44,6 @@ from lm.preset import Preset
 from lm.preset.switches import GenerationConfig
 from lm.training import train
 from lm.training.evaluation import encoded, evaluate
-from lm.training.snapshot_evaluation import held_out_texts
 from lm.training.snapshots import Snapshots
 from tests.benchmarks.text import LOCAL
 
@@ -51,8 +53,8 @@ FOLDER = Path(os.environ.get("OBJECTIVES_FOLDER", Path(tempfile.gettempdir()) / 
 DATA = DataConfig.model_validate({"sources": ["wikipedia"]}) if "HF_ENDPOINT" in os.environ else LOCAL
 MODEL = {"hidden_size": 64, "num_layers": 4, "num_heads": 4, "seq_length": 256}
 LENGTH, ROWS, BATCHES, ROUNDS = 1024, 8, 60, 3  # of cost
-GAPS, AROUND = 200, 400  # gaps in held-out text, and characters on each side of one
-SURE = GenerationConfig(temperature=0, repetition_penalty=1, max_new_tokens=24)
+HELD_OUT, LONGEST, GAPS_A_TEXT, AROUND = 50, 6_000, 3, 400  # texts, their characters, gaps in each, and characters on each side of one
+SURE = GenerationConfig(temperature=0, repetition_penalty=1, max_new_tokens=8)
 ARMS: dict[str, dict[str, Any]] = {
     "clm": {},
     "ul2": {"train": {"objective": "ul2"}},
@@ -91,7 +93,7 @@ class Timed:
 def preset_of(arm: str, seed: int = 0, **model: Any) -> Preset:
     """The arm `arm` over DATA."""
     sections = ARMS[arm]
-    habits = {"per_gpu_batch_size": 8, "eval_tokens": 100_000, "evaluate_every_tokens": 10**9, "sample_every_tokens": 10**9, "snapshot_every_minutes": 3}
+    habits = {"per_gpu_batch_size": 8, "eval_tokens": 0, "evaluate_every_tokens": 10**9, "sample_every_tokens": 10**9, "snapshot_every_minutes": 3}
     raw = {"name": arm, "model": MODEL | sections.get("model", {}) | model, "train": habits | sections.get("train", {}) | {"seed": seed}}
     return Preset.model_validate({**raw, "data": DATA.model_copy(update={"vocab_size": 4096}).model_dump()})
 
@@ -128,15 +130,27 @@ class Gap(NamedTuple):
     after: str
 
 
+def held_out() -> list[str]:
+    """The first texts of DATA that no life is trained on, the same for all arms and seeds."""
+    sources = Sources(DATA, 0, "held_out")
+    with contextlib.closing(sources):
+        while not sources.reached(0.1):
+            continue
+        mix, texts = Mix("round_robin", DATA.weights, False), []
+        for lane in (Lane(number, sources.feeds, mix, None) for number in range(LANES)):
+            while len(texts) < HELD_OUT and (text := lane.next_text()) is not None and not lane.is_round:
+                texts.append(text[:LONGEST])
+    return texts
+
+
 def gaps_of(texts: Sequence[str]) -> list[Gap]:
-    """One to three words of prose each, drawn by what the text is, with something on both sides."""
+    """One to three words of prose each, up to GAPS_A_TEXT of a text, drawn by what it is, with something on both sides."""
     found = []
     for text in texts:
         words = [match for match in re.finditer(r" \w+( \w+)?( \w+)?(?= \w)", text) if match.start() > 80]
-        if words:
-            match = words[draw(text, "gap") % len(words)]
+        for match in dict.fromkeys(words[draw(text, "gap", number) % len(words)] for number in range(GAPS_A_TEXT if words else 0)):
             found.append(Gap(text[max(match.start() - AROUND, 0) : match.start()], match[0], text[match.end() : match.end() + AROUND]))
-    return found[:GAPS]
+    return found
 
 
 def filled(model: Model, tokenizer: Any, preset: Preset, gaps: Sequence[Gap]) -> dict[str, float]:
@@ -197,9 +211,8 @@ def measured(preset: Preset) -> dict[str, Any]:
     model = build_model(preset, len(tokenizer))
     model.load_state_dict(snapshot.model_weights)
     model.eval()
-    texts: Mapping[str, Sequence[str]] = held_out_texts(folder)
-    found = evaluate(model, tokenizer, texts, preset)
-    gaps = gaps_of([text for kept in texts.values() for text in kept])
+    texts = held_out()
+    found, gaps = evaluate(model, tokenizer, {"held out": texts}, preset), gaps_of(texts)
     about = {"seconds": round(took), "pseudo": found.get("pseudo", False), "bits_per_byte": found["bits_per_byte"], "denoisers": found.get("denoisers", {})}
     return about | filled(model, tokenizer, preset, gaps)
 

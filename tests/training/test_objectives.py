@@ -147,7 +147,7 @@ def test_each_denoiser_lowers_its_own_held_out_loss(tiny: Tiny, tmp_path: Path) 
     found = {}
     for kind in "RSX":
         ul2 = {"objective_probabilities": {kind: 1.0}}
-        train(tiny(train={**UL2, "eval_tokens": 20_000, "decay_share": 0.5}, ul2=ul2), tmp_path / kind, 250 * STEP)
+        train(tiny(train={**UL2, "eval_tokens": 20_000, "decay_share": 0.5}, ul2=ul2), tmp_path / kind, 150 * STEP)
         snapshot = Snapshots(tmp_path / kind).newest()
         all_kinds = snapshot.preset.model_copy(update={"ul2": Ul2Config()})
         first = build_model(snapshot.preset, len(snapshot.model_weights["embedding.weight"]))
