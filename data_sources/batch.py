@@ -65,6 +65,7 @@ class Batch:
     asked_seconds: float = 0.0  # that the memory took, in all readers of this rank together
     trouble: str = ""  # why it could not be asked
     column: int = 0  # place in their rows where the positions here begin
+    kind: Tensor | None = None  # (B, T) int8, of the example that stands there, -1 for none; None where nothing is rewritten
     begun: Sequence[Read] = ()  # documents that begin here and may be kept of the past, where the stream was asked to tell
 
     @classmethod
@@ -81,6 +82,7 @@ class Batch:
             asked_seconds=rows.asked_seconds,
             trouble=rows.answers.trouble if rows.answers else "",
             begun=rows.begun,
+            kind=None if rows.kind is None else torch.from_numpy(rows.kind),
         )
 
     @property
@@ -101,12 +103,16 @@ class Batch:
         bounds, valid = torch.from_numpy(bounds_of(restart.numpy())), int((targets != NOT_SCORED).sum())
         answers = self.answers.part(rows, time, (len(self.lane), self.tokens.shape[1])) if self.answers else None
         column = self.column + (time.start or 0)
-        lane, row = self.lane[rows], self.row[rows]
-        return Batch(tokens, targets, restart, source, lane, row, bounds, valid, int(restart.sum()), self.last, answers=answers, column=column)
+        known = (tokens, targets, restart, source, self.lane[rows], self.row[rows], bounds, valid, int(restart.sum()), self.last)
+        return Batch(*known, answers=answers, column=column, kind=None if self.kind is None else self.kind[rows, time])
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch with what the model reads on `device`."""
-        moved = {name: getattr(self, name).to(device, non_blocking=True) for name in ("tokens", "targets", "restart", "source", "cu_seqlens")}
+        moved = {
+            name: getattr(self, name).to(device, non_blocking=True)
+            for name in ("tokens", "targets", "restart", "source", "cu_seqlens", "kind")
+            if getattr(self, name) is not None
+        }
         return replace(self, **moved)
 
     def digests(self) -> list[tuple[int, bytes]]:

@@ -38,6 +38,36 @@ class TableSource(Source):
         "all", description="What is learned of each row: all of its text, or what the last of `fields` says, wherever it stands, and that the text ends."
     )
 
+    input_field: str | None = Field(None, min_length=1, description="Column that is read and not learned, for targets of a source's own; with target_field.")
+    target_field: str | None = Field(
+        None, min_length=1, description="Column that is learned, after input_field: on a line of its own, or where `format` puts it. As loss_on answer."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _target_is_the_answer(cls, raw: Any) -> Any:
+        """input_field and target_field say in two words what fields and loss_on say for any number of columns."""
+        if not isinstance(raw, dict) or raw.get("input_field") is None or raw.get("target_field") is None:
+            return raw
+        both = [raw["input_field"], raw["target_field"]]
+        if raw.get("fields") is not None and list(raw["fields"]) != both:
+            raise ValueError(f"fields and input_field both say which columns are read; with input_field and target_field leave fields out, or as {both}")
+        named = all(isinstance(name, str) and name.isidentifier() for name in both)
+        lines = {"format": f"{{{both[0]}}}\n{{{both[1]}}}"} if raw.get("format") is None and named else {}  # so that chat asks in the same form
+        return {**raw, "fields": both, "loss_on": "answer", **lines}
+
+    @model_validator(mode="after")
+    def _targets_have_inputs(self) -> "TableSource":
+        if (self.input_field is None) != (self.target_field is None):
+            there, lacking = ("input_field", "target_field") if self.target_field is None else ("target_field", "input_field")
+            raise ValueError(f"{there} needs {lacking}: what is read, and what is learned of it")
+        if self.input_field is not None and self.input_field == self.target_field:
+            raise ValueError(f'input_field and target_field are both "{self.input_field}": what is read would be what is learned')
+        named = format_fields(self.format) if self.format is not None else [self.input_field, self.target_field]
+        if missing := [name for name in (self.input_field, self.target_field) if name is not None and name not in named]:
+            raise ValueError(f"format uses no {{{missing[0]}}}; input_field and target_field must both stand in it")
+        return self
+
     @model_validator(mode="after")
     def _format_names_fields(self) -> "TableSource":
         if self.format is None:

@@ -18,7 +18,8 @@ from data_sources.chunks import Stretch
 from data_sources.encoder import Encoder, Tokens
 from data_sources.feed import Aside, Feed, Found, Place
 from data_sources.order import draw
-from data_sources.packed import NOT_SCORED, RowView
+from data_sources.packed import NOT_SCORED, Planned, RowView
+from data_sources.rewriting import Rewriting, Source
 
 READING, FINISHED, ASIDE = 0, 1, 2
 NOTHING = -1
@@ -104,9 +105,18 @@ class Lane:
     Aside, from whatever asks a source for a document, leaves the lane in the middle of something: `rewind` mends that.
     """
 
-    def __init__(self, number: int, feeds: Sequence[Feed], mix: Mix, encoder: Encoder | None, state: State | None = None, context_length: int | None = None):
+    def __init__(
+        self,
+        number: int,
+        feeds: Sequence[Feed],
+        mix: Mix,
+        encoder: Encoder | None,
+        state: State | None = None,
+        context_length: int | None = None,
+        rewriting: Rewriting = Rewriting(),  # noqa: B008 - it can't be changed
+    ):
         """`encoder` may be None where only texts are asked for. context_length: documents begin anew after so many positions."""
-        self.number = number
+        self.number, self._rewriting = number, rewriting
         self._context_length = context_length
         self._feeds, self._mix, self._encoder = feeds, mix, encoder
         width = len(feeds)
@@ -165,28 +175,36 @@ class Lane:
         """Fill a row from the left and return how many positions hold text: fewer than T only where the lane ends, or in a padded row."""
         self._pick_up()
         position, size = 0, len(row.tokens)
-        while position < size and (self._document is not None or self._begin()):
+        least = self._rewriting.least_room(row.number)
+        while position + least <= size and (self._document is not None or self._begin()):
             position += self._copy(row, position)
-            if self._mix.one_document_a_row:
+            if self._mix.one_document_a_row and self._document is None:
                 break
+        if self._rewriting.rewriter and position < size:
+            row.restart[position] = True  # what is read from both ends must not begin with padding
         return position
 
     def _copy(self, row: RowView, position: int) -> int:
-        """Copy from the document under way what fits. Returns how much."""
+        """Write into the row what fits of the document under way. Returns how many positions that takes."""
         document, standing = self._document, self.standings[self._under_way]
         assert document is not None
-        offset = standing.offset
-        size = min(len(row.tokens) - position, len(document.tokens) - offset)
+        offset, room = standing.offset, len(row.tokens) - position
+        example = self._rewriting.example(row.number, position, Source(document.tokens, document.targets, offset), room)
+        size = example.size
         to = slice(position, position + size)
-        row.tokens[to] = document.tokens[offset : offset + size]
-        row.targets[to] = document.targets[offset : offset + size]
         row.source[to] = self._under_way
-        self.stretches.append(Stretch(row.number, position, self._under_way, document, offset, size))
-        row.restart[position] |= self._fresh
+        if example.plan is None:
+            row.tokens[to], row.targets[to] = example.tokens, example.targets
+        else:
+            row.planned.append(Planned(row.index, position, size, example.plan))
+        if row.kind is not None:
+            row.kind[to] = example.kind
+        self.stretches.append(Stretch(row.number, position, self._under_way, document, offset, example.taken))
+        row.restart[position] |= self._fresh or example.begins
         self._fresh = False
         if self._context_length:
             row.restart[position + -offset % self._context_length : position + size : self._context_length] = True
-        standing.offset += size
+        standing.offset += example.taken
         if standing.offset == len(document.tokens):
             standing.place = standing.place._replace(taken=standing.place.taken + 1)
             standing.offset, self._under_way, self._document = 0, NOTHING, None

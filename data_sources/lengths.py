@@ -31,14 +31,21 @@ class RowLengths(NamedTuple):
 
     def at(self, row: int) -> int:
         """The length of the rows of the batch that begins with `row`."""
+        return self._found(row)[0]
+
+    def tokens_before(self, row: int) -> int:
+        """Where the life stands before the batch that holds `row`, in positions that were dealt out."""
+        return self._found(row)[1]
+
+    def _found(self, row: int) -> tuple[int, int]:
         batch, tokens = (row - self.origin) // self.rows, self.tokens
         for stage in self.stages:
             step = self.rows * stage.length
             batches = max(0, -(-(stage.until - tokens) // step))  # the one that crosses `until` is the last
             if batch < batches:
-                return stage.length
+                return stage.length, tokens + batch * step
             batch, tokens = batch - batches, tokens + batches * step
-        return self.last
+        return self.last, tokens + batch * self.rows * self.last
 
     @property
     def all(self) -> Sequence[int]:

@@ -31,6 +31,7 @@ from data_sources.order import LANES
 from data_sources.packed import Rows
 from data_sources.past import Read, Sieve
 from data_sources.recall import MemoryStates, Recall
+from data_sources.rewriting import Rewriter, Rewriting
 from data_sources.sources import Sources, SourceState
 from data_sources.weights import WeightSchedule, base_weights
 
@@ -55,6 +56,7 @@ class Job:
     keep: tuple[int, int] | None  # bytes of what is read that are kept, and the priority that ends them
     chunk_size: int | None  # tokens of the chunks that are told, None for none
     endless: bool  # whether it goes on with padding at the end, since others may not be there yet
+    rewrite: Rewriter | None = None  # what is made of documents on their way into rows
 
     @property
     def first_row(self) -> int:
@@ -107,7 +109,8 @@ class Reading:
         mix = Mix(strategy, before, data.packing == "pad")
         if data.past:
             mix = mix._replace(past_share=data.past.share, past_document=data.past.document_tokens)
-        lanes = {number: Lane(number, self._sources.feeds, mix, self._encoder, states.get(number), self._job.context_length) for number in numbers}
+        terms = (self._job.context_length, Rewriting(self._job.rewrite, self._seed))
+        lanes = {number: Lane(number, self._sources.feeds, mix, self._encoder, states.get(number), *terms) for number in numbers}
         for lane in lanes.values():
             lane.reweigh(self._weights)
             if cursor is not None and self._by_weights and not held and "packing" in cursor:
@@ -231,7 +234,7 @@ class Reading:
     def _fill(self, first: int, stop: int, due: Sequence[Event]) -> Rows:
         """Rows of this rank from `first` up to `stop`; a lane obeys what is due before its row. After an exception nothing has changed."""
         numbers = [row for row in range(first, stop) if row % self._job.world_size == self._job.rank]
-        rows = Rows.blank(numbers, self._job.lengths.at(first), self._encoder.pad)
+        rows = Rows.blank(numbers, self._job.lengths.at(first), self._encoder.pad, has_kinds=self._job.rewrite is not None)
         events = in_order(due, self._names)
         try:
             obeyed = dict.fromkeys(self._lanes, first - 1)
@@ -242,6 +245,8 @@ class Reading:
                 lane.fill(rows.view(index))
             for lane in self._lanes.values():
                 self._obey(lane, [event for event in events if obeyed[lane.number] < event.row])
+            if self._job.rewrite:
+                rows.finish(self._job.rewrite)
         except BaseException:
             self._rewind()
             raise

@@ -19,6 +19,7 @@ from data_sources.lengths import RowLengths
 from data_sources.order import LANES
 from data_sources.reading import Job, Reading
 from data_sources.recall import MemoryStates, Recall
+from data_sources.rewriting import Rewriter
 from data_sources.sources import SourceState
 from data_sources.weights import WeightSchedule
 from data_sources.workers import Workers
@@ -43,6 +44,7 @@ class Options(NamedTuple):
     its size in bytes, and the priority from which on it keeps nothing.
     chunk_size: have batches tell the chunks, of so many tokens, of the documents that stand in them (data_sources/chunks.py). recall, states:
     with them, what a memory answers to those chunks (data_sources/recall.py).
+    rewrite: what is made of documents on their way into rows (data_sources/rewriting.py); the memory's chunks are those of the documents.
     """
 
     workers: int = 0
@@ -56,6 +58,7 @@ class Options(NamedTuple):
     chunk_size: int | None = None
     recall: Recall | None = None
     states: MemoryStates | None = None
+    rewrite: Rewriter | None = None
 
 
 def open_stream(
@@ -85,7 +88,7 @@ def open_stream(
     if part not in ("train", "held_out"):
         raise ValueError(f'part is "train" or "held_out", not "{part}"')
     which = (rank, world_size, cursor, part, seed, options.replay, options.keep, options.chunk_size, world_size > 1)
-    job = Job(data, lengths, options.context_length, global_rows, *which)
+    job = Job(data, lengths, options.context_length, global_rows, *which, rewrite=options.rewrite)
     _check(job, options)
     if options.workers:
         return Stream(Workers(job, tokenizer, options.workers, options.schedule, options.recall, options.states))
@@ -115,6 +118,8 @@ def _check(job: Job, options: Options) -> None:
         if [name for name, _ in job.replay["sources"]] != [source.name for source in job.data.sources]:
             raise ValueError("the cursor to replay has other sources than the preset; take one of the same run")
         Record(job.replay, job.first_row)
+    if options.rewrite is not None and (options.recall is not None or options.context_length is not None):
+        raise ValueError("what is rewritten is read by itself: no memory answers to it, and nothing goes on from row to row")
     if (options.recall is None) != (options.states is None) or (options.recall is not None and options.chunk_size is None):
         raise ValueError("a memory is asked with its recall, its states and a chunk_size")
     if options.schedule is not None:

@@ -16,7 +16,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 
 from data_sources.config import DataConfig
 from data_sources.documents import SourceError, Stopped
-from data_sources.special_tokens import END, PAD, with_special_tokens
+from data_sources.special_tokens import END, PAD, special_ids, with_special_tokens
 
 if TYPE_CHECKING:
     from data_sources.sources import Sources
@@ -163,7 +163,7 @@ def _wrapped(tokenizer: Tokenizer, special: dict[str, str]) -> Any:
 def token_bytes(tokenizer: Any) -> list[int]:
     """UTF-8 bytes that each token stands for, by id; 0 for special tokens. Exact for byte-level and byte-fallback vocabularies."""
     tokens = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
-    special = set(tokenizer.all_special_ids)
+    special = special_ids(tokenizer)
     added = set(tokenizer.get_added_vocab().values())
     measure = _measure(tokenizer)
     sizes = []

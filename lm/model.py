@@ -9,6 +9,7 @@ Sizes: B batch, T time, D hidden, V vocabulary.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from lm.preset import Options, Preset, at_layer, depths_layers, layer_options, layer_plan
 from lm.units import UNITS, Context, Mixed, State, Unit
+from lm.units.bidirectional import two_way
 from lm.units.mixture_of_depths import WRITTEN, MixtureOfDepths
 from lm.units.neighbours import NeighbourEncoder
 from lm.units.options import feed_forward, with_gates
@@ -119,7 +121,8 @@ class Model(nn.Module):
         """The units of one layer; `preset` as it is there."""
         for name, gates in zip(names, options.gates, strict=True):
             shares = options.shared_width and name == "swiglu"
-            yield with_gates(feed_forward(preset, self.shared_ffn) if shares else UNITS[name](preset), gates)
+            made = partial(feed_forward, preset, self.shared_ffn) if shares else partial(UNITS[name], preset)
+            yield with_gates(two_way(name, made, preset.model.bidirectional), gates)
 
     @property
     def output_weight(self) -> Tensor:
@@ -140,7 +143,7 @@ class Model(nn.Module):
         return self.depths[key](layer, x, state, context) if key in self.depths else layer(x, state, context)
 
     def forward(self, tokens: Tensor, state: ModelState | None = None, context: Context | None = None) -> Output:
-        """Read `tokens` (B, T) int64, any T >= 0, after what `state` holds.
+        """Read `tokens` (B, T) int64, any T >= 0, after what `state` holds; a model that reads from both ends takes none.
 
         Without a state every row starts fresh, and none is given back. Without a context no document begins and positions go on.
         ValueError for neighbours (context.memory) that no layer attends to, or for which there is no room.

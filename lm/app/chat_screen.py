@@ -124,16 +124,21 @@ class Chat(Sitting):
         which, partner, conversation = self.talk
         about = f"{one_line(partner.preset.name)} · {which} snapshot · {counted(partner.tokens)} tokens read"
         self.console.print(Text.assemble(("Perennial", f"bold {ACCENT}"), ("  chat   ", "bold"), (about, QUIET)))
-        self.note(f"A turn: {one_line(conversation.frame.in_words)} · /help for commands, Ctrl-D to leave")
+        self.note(f"A turn: {one_line(conversation.in_words)} · /help for commands, Ctrl-D to leave")
         self._told = ""
         self._tell_trouble()
 
     def _answer(self, message: str) -> None:
         """Answer a line; an empty one lets the answer before it go on."""
         conversation = self.talk.conversation
-        if message.strip() or conversation.turns:
-            self._stream(conversation.say(message))
-            self.console.print()
+        if not message.strip() and not conversation.turns:
+            return
+        try:
+            answer = conversation.say(message)
+        except ValueError as error:  # more gaps than there are tokens for
+            raise CommandError(str(error)) from None
+        self._stream(answer)
+        self.console.print()
 
     def _stream(self, answer: "Writing") -> None:
         """Stream an answer. Ctrl-C breaks it off; what was written until then is kept."""

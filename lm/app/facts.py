@@ -12,6 +12,7 @@ from lm.app.words import duration, one_line, size
 
 Event = Mapping[str, Any]
 SMOOTHING = 0.95  # of the losses shown as numbers
+OF_DENOISERS = "ul2_"  # what their losses begin with
 LOG_LINES, SAMPLES = 50, 12
 
 
@@ -58,6 +59,7 @@ class Facts:
     is_training: bool = False
     step: Event = field(default_factory=dict)  # the last step
     loss: float | None = None
+    denoisers: dict[str, float] = field(default_factory=dict)  # losses of UL2's, smoothed
     pace: float | None = None  # tokens a second, smoothed
     memory: dict[str, Any] | None = None  # of what was read: as the last step told, seconds smoothed
     shares: dict[str, float] = field(default_factory=dict)  # of the trunk's gradient, by loss, as last measured
@@ -156,6 +158,8 @@ class Facts:
         self.life_tokens = event["life_tokens"]
         self.loss = _smoothed(self.loss, event["loss"])
         self.pace = _smoothed(self.pace, event["tokens_per_second"])
+        told = {name.removeprefix(OF_DENOISERS): loss for name, loss in event["losses"].items() if name.startswith(OF_DENOISERS)}
+        self.denoisers |= {kind: _smoothed(self.denoisers.get(kind), loss) for kind, loss in told.items()}
         if told := event.get("memory"):
             before = self.memory or {}
             seconds = {key: _smoothed(before.get(key), told[key]) for key in ("asked_seconds", "added_seconds")}
@@ -184,7 +188,12 @@ class Facts:
 
     def _on_evaluation(self, event: Event) -> None:
         self.evaluation = {**event, "after": self.tokens}
-        self.say(f"held-out text: perplexity {event['perplexity']:,.1f}, {event['bits_per_byte']:.3f} bits per byte", "good")
+        by_denoiser = "".join(f", {kind} {loss:.3f}" for kind, loss in event.get("denoisers", {}).items())
+        gaps = f"; gaps: {by_denoiser[2:]} nats a token" if by_denoiser else ""
+        self.say(
+            f"held-out text: {'pseudo-' * event.get('pseudo', False)}perplexity {event['perplexity']:,.1f}, {event['bits_per_byte']:.3f} bits per byte{gaps}",
+            "good",
+        )
 
     def _on_sample(self, event: Event) -> None:
         self.samples.appendleft({"tokens": event["tokens"], "prompt": one_line(event["prompt"]), "text": one_line(event["text"])})

@@ -54,7 +54,8 @@ def time_left(facts: Facts) -> str:
 def loss(facts: Facts, width: int, height: int) -> Lines:
     """The loss curve under its title."""
     points = facts.curve.points
-    heading = title("loss", width, "" if facts.loss is None else f"{figure(facts.loss, 3)} nats a token")
+    by_denoiser = "".join(f" · {kind} {figure(loss, 2)}" for kind, loss in sorted(facts.denoisers.items()))
+    heading = title("loss", width, "" if facts.loss is None else f"{figure(facts.loss, 3)} nats a token{by_denoiser}")
     if len(points) < 2 or height < 4:
         waiting = spans((facts.phase if not facts.step else "the curve begins with the next steps", QUIET))
         return filled([heading, waiting], max(height, 1))
@@ -155,7 +156,7 @@ def held_out_line(facts: Facts, width: int) -> Lines:
     return [
         spans(
             ("held-out", f"bold {ACCENT}"),
-            f"  perplexity {figure(facts.evaluation['perplexity'], 1)}",
+            f"  {'pseudo-' * facts.evaluation.get('pseudo', False)}perplexity {figure(facts.evaluation['perplexity'], 1)}",
             (f"  bits per byte {figure(facts.evaluation['bits_per_byte'], 3)}", ""),
             (f" ({', '.join(by_source)})" if len(by_source) > 1 else "", QUIET),
         )

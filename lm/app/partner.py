@@ -41,7 +41,8 @@ class Partner(NamedTuple):
         """A new one, in the form of the snapshot's own sources. CommandError, one line, for settings that ask for a head it does not have; but
         drafts, which change speed alone, are then left out."""
         with uninterrupted():
-            from lm.generation.chat import Conversation, frame_of
+            from lm.generation.chat import frame_of
+            from lm.generation.infilling import conversation_of
 
         attends = self.preset.retro.add_cross_attention
         settings = settings or self.preset.generation
@@ -49,8 +50,9 @@ class Partner(NamedTuple):
             settings = settings.model_copy(update={"draft_length": 0})
         if lacking := settings.without_head(set(self.heads)):
             raise CommandError(lacking)
-        terms = (self.model, self.tokenizer, frame_of(self.preset), settings, seed)
-        return Conversation(*terms, self.memory if attends else None, self._library() if self.memory and not attends else None, self.heads)
+        terms = (frame_of(self.preset), settings, seed, self.memory if attends else None)
+        terms += (self._library() if self.memory and not attends else None, self.heads)
+        return conversation_of(self.model, self.tokenizer, self.preset, *terms)
 
     def _library(self) -> "Library":
         """Passages for a model that attends to no neighbours."""

@@ -35,6 +35,8 @@ def export_snapshot(snapshot: Snapshot, exports: Path, say: Callable[[str], None
 
     ExportError when it can't be written, or another export is being written there; nothing unfinished stays.
     """
+    if snapshot.preset.model.bidirectional != "off":
+        raise ExportError(f"{exports}: a model that reads from both ends writes no text, and transformers would ask it to; only causal models are exported")
     try:
         exports.mkdir(parents=True, exist_ok=True)
         with _held(exports):

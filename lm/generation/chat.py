@@ -110,6 +110,11 @@ class Conversation:
         self._before: Before | None = None  # the last message that was not empty
 
     @property
+    def in_words(self) -> str:
+        """What a turn is, for a person."""
+        return self.frame.in_words
+
+    @property
     def state(self) -> ModelState | None:
         """The model's state after the turns so far. None before the first."""
         return self._writing.state if self._writing else None

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
+from data_sources.special_tokens import special_ids
 from lm.generation.writing import prompt_tokens
 from lm.memory.memory import Passage
 from lm.model import ModelState
@@ -53,7 +54,7 @@ class Library(NamedTuple):
 
     def as_read(self, passage: Passage) -> tuple[int, ...]:
         """Its own tokens, and a blank line behind them."""
-        specials = set(self.tokenizer.all_special_ids)
+        specials = special_ids(self.tokenizer)
         return (*(token for token in passage.tokens.tolist() if token not in specials), *prompt_tokens(self.tokenizer, "\n\n"))
 
 

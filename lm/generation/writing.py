@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from data_sources.special_tokens import special_ids
 from lm.generation.choosing import Chooser, Chosen
 from lm.generation.drafting import PENDING, SOUNDED, Ahead, Draft, Pace, Paces, Rows
 from lm.generation.pieces import Pieces
@@ -118,7 +119,7 @@ class Writing(Iterator[str]):
         self._heads = heads or {}
         self._chooser = Chooser(settings, seed, model, self._heads)
         self._paces, self._pace = Paces(), Pace()
-        self._specials = set(tokenizer.all_special_ids)
+        self._specials = special_ids(tokenizer)
         self._history = [token for token in self.read if token not in self._specials]
         self._before = len(self._history)
         self._flow = self._pieces_written()

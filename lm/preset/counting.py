@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from lm.preset.mechanisms import RoutedMechanism
 from lm.preset.options import layer_options
-from lm.preset.plan import at_layer, depths_layers, layer_plan
+from lm.preset.plan import at_layer, depths_layers, layer_plan, reads_both_ways
 from lm.preset.switches import Preset
 from lm.preset.widths import OUTPUT_WIDTHS
 
@@ -175,7 +175,7 @@ def count_parameters(preset: Preset, vocab_size: int) -> ParameterCount | None:
     norms = (len(units) + 1) * model.hidden_size
     positions = model.seq_length * model.hidden_size if model.position == "learned" else 0
     vocabulary = vocab_size * model.hidden_size * (1 if model.tie_embeddings else 2)
-    trunk = sum(UNIT_COUNTS[name](layers[depth]) for name, depth in units)
+    trunk = sum(UNIT_COUNTS[name](layers[depth]) * (2 if model.bidirectional == "own" and reads_both_ways(name) else 1) for name, depth in units)
     idle = sum(IDLE_COUNTS[name](layers[depth]) for name, depth in units if name in IDLE_COUNTS)
     routers = len(depths_layers(preset)) * _router(preset, preset.mixture_of_depths)
     encoder = _neighbour_encoder(preset) if any(name == "retro" for name, _ in units) else 0

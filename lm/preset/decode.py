@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from lm.preset.objectives import check_objectives
 from lm.preset.options import check_options
 from lm.preset.plan import check_plan
 from lm.preset.switches import Preset
@@ -48,6 +49,7 @@ def preset_from_json(text: str, origin: str) -> Preset:
         preset = Preset.model_validate(raw)
         check_plan(preset)
         check_options(preset)
+        check_objectives(preset)
     except ValidationError as error:
         raise PresetError(f"{origin}: {_in_a_line(error, raw)}") from None
     except ValueError as error:

@@ -1,11 +1,11 @@
 """The sections of a preset that switch mechanisms on: each with "enabled", most with the layers that they claim."""
 
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field, PrivateAttr, model_validator
 
 from data_sources.config import Config
-from lm.preset.fields import Layers, Share, Weight
+from lm.preset.fields import Layers, Weight
 
 
 class Mechanism(Config):
@@ -228,12 +228,3 @@ class SharedFfnConfig(LayerMechanism):
     """Feed-forward weights that layers share, where no mechanism claims their feed-forward (SwiGLU)."""
 
     private_share: float = Field(0.125, ge=0, lt=1, description="Share of the feed-forward's width that each layer has for itself.")
-
-
-class Ul2Config(Mechanism):
-    """Mixture of denoisers."""
-
-    denoiser_types: Annotated[tuple[Literal["R", "S", "X", "prefix", "suffix", "mask"], ...], Field(strict=False, min_length=1)] = Field(
-        ("R", "S", "X"), description="R: short spans; X: long spans or many (mask); S: prefix to suffix (prefix, suffix)."
-    )
-    objective_probabilities: dict[str, Share] | None = Field(None, description="How often each is drawn; equal when null.")

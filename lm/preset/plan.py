@@ -37,13 +37,8 @@ MECHANISMS: dict[str, Claim] = {
 }
 
 GROWING = {"attention", "shared_attention", "colt5_attention"}  # units whose state holds every token of the document, or a share of them
+BY_TOKEN = {"swiglu", "moe", "colt5"}  # units that read each token by itself
 OF_ALL_TOKENS = {"shared_attention", "retro"}  # units that share with other layers, or are given, something for every token
-
-# Switches that are read but have nothing behind them yet.
-NOT_BUILT = {
-    "ul2.enabled": lambda preset: preset.ul2.enabled,
-    "train.objective": lambda preset: preset.train.objective != "clm",
-}
 
 
 def claimed_layers(layers: Layers, num_layers: int) -> tuple[int, ...]:
@@ -88,9 +83,16 @@ def depths_layers(preset: Preset) -> tuple[int, ...]:
 
 
 def told_plan(preset: Preset) -> tuple[tuple[str, ...], ...]:
-    """The layer plan as a person is told of it: "swiglu at 50 %" ends a layer that half of the tokens read."""
+    """The layer plan as a person is told of it: "swiglu at 50 %" ends a layer that half of the tokens read, "attention both ways" reads from both ends."""
     some, share = depths_layers(preset), f"{100 * preset.mixture_of_depths.share:g} %"
-    return tuple((*units[:-1], f"{units[-1]} at {share}") if i in some else units for i, units in enumerate(layer_plan(preset)))
+    both = preset.model.bidirectional != "off"
+    plan = (tuple(f"{unit} both ways" if both and reads_both_ways(unit) else unit for unit in units) for units in layer_plan(preset))
+    return tuple((*units[:-1], f"{units[-1]} at {share}") if i in some else units for i, units in enumerate(plan))
+
+
+def reads_both_ways(unit: str) -> bool:
+    """Whether it matters to a unit from which end a text is read: not to one that reads each token by itself."""
+    return unit not in BY_TOKEN
 
 
 def state_grows(unit: str) -> bool:
@@ -183,5 +185,4 @@ def plan_in_words(plan: tuple[tuple[str, ...], ...]) -> str:
 
 def not_built(preset: Preset) -> list[str]:
     """JSON paths of the switches that are on in `preset` and have nothing behind them yet."""
-    mechanisms = [f"{name}.enabled" for name, claim in MECHANISMS.items() if not claim.built and getattr(preset, name).enabled]
-    return mechanisms + [path for path, is_on in NOT_BUILT.items() if is_on(preset)]
+    return [f"{name}.enabled" for name, claim in MECHANISMS.items() if not claim.built and getattr(preset, name).enabled]

@@ -29,8 +29,8 @@ from lm.preset.mechanisms import (
     S5Config,
     SharedAttentionConfig,
     SharedFfnConfig,
-    Ul2Config,
 )
+from lm.preset.objectives import MlmConfig, Ul2Config
 from lm.preset.training import TrainConfig
 
 RUN_TOKENS = 100_000_000  # what one run reads, whatever a preset says
@@ -52,6 +52,9 @@ class ModelConfig(Config):
     position_interpolation_layers: Layers = Field("all", description="Layers in which they are; near and far heads then work side by side.")
     qk_norm: bool = Field(True, description="Normalise queries and keys, which keeps attention stable at high learning rates.")
     ffn_size: int | None = Field(None, ge=1, le=1_048_576, description="Width of the feed-forward; 8/3 of hidden_size, rounded up to 32, when null.")
+    bidirectional: Literal["off", "own", "shared"] = Field(
+        "off", description='Read texts from both ends, for objective "mlm": with weights of its own for each way, or shared ones.'
+    )
     tie_embeddings: bool = Field(True, description="Use the token embedding as the output matrix too.")
     norm_eps: float = Field(1e-6, gt=0, le=0.1, description="Added under the root of the RMS norms.")
 
@@ -113,6 +116,7 @@ class Preset(Config):
     head_gating: HeadGatingConfig = Field(default_factory=HeadGatingConfig)
     shared_ffn: SharedFfnConfig = Field(default_factory=SharedFfnConfig)
     ul2: Ul2Config = Field(default_factory=Ul2Config)
+    mlm: MlmConfig = Field(default_factory=MlmConfig)
 
     @model_validator(mode="after")
     def _heads_are_there(self) -> "Preset":

@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from data_sources.config import Config
 from lm.preset.fields import Share
+from lm.preset.objectives import Objective, ObjectiveStage
 
 
 class LengthStage(Config):
@@ -66,7 +67,12 @@ class TrainConfig(Config):
         (), description="Shorter rows early in the model's life, stage after stage; model.seq_length after the last."
     )
     long_context: LongContextConfig = Field(default_factory=LongContextConfig, description="States that go on from row to row.")
-    objective: Literal["clm", "ul2", "mlm", "custom"] = Field("clm", description="What is predicted. clm: the next token.")
+    objective: Objective = Field(
+        "clm", description="What is learned. clm: the next token; ul2: gaps; mlm: masked tokens; custom: the targets that sources give (target_field)."
+    )
+    objectives: Annotated[tuple[ObjectiveStage, ...], Field(strict=False)] = Field(
+        (), description="Other objectives before, stage after stage of the model's life; train.objective after the last."
+    )
     optimizer: Literal["adamw", "muon"] = Field("adamw", description="Update rule. muon: for the matrices of layers, AdamW for the rest; for GPUs.")
     momentum: float = Field(0.95, ge=0, lt=1, description="Memory of Muon.")
     learning_rate: float = Field(2e-3, gt=0, le=10, description="Highest learning rate of a run.")

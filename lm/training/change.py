@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from data_sources.disk import sync_folder
 from lm.preset import Preset
 from lm.preset.compare import changed_switches
+from lm.preset.objectives import ADDED_TOKENS, needs_tokens
 from lm.preset.plan import not_built
 from lm.training.headers import Header, Shape, SnapshotError, plain, preset_of
 
@@ -48,8 +49,10 @@ def change_of(header: Header, preset: Preset) -> Change | None:
     except SnapshotError:
         return None
     switches = changed_switches(before, preset, NOT_THE_MODEL)
-    parts = _parts(header, before, preset) if switches else []
-    change = Change(parts, switches if parts else [], other_tokenizer(header.life, preset))
+    joining = ADDED_TOKENS if needs_tokens(preset) and not header.life.get("objective_tokens") else 0
+    parts = _parts(header, before, preset, joining) if switches or joining else []
+    because = [f"the tokenizer gets {joining} tokens for gaps and masks"] * bool(joining) + switches
+    change = Change(parts, because if parts else [], other_tokenizer(header.life, preset))
     return change if change.parts or change.tokenizer else None
 
 
@@ -64,7 +67,8 @@ def other_tokenizer(life: Mapping[str, Any], preset: Preset) -> str:
     return "" if wanted == has else f"the preset asks for {wanted}; the model was born with {has} and keeps it for life"
 
 
-def _parts(header: Header, before: Preset, preset: Preset) -> list[Part]:
+def _parts(header: Header, before: Preset, preset: Preset, joining: int) -> list[Part]:
+    """joining: tokens that the vocabulary grows by."""
     import torch
 
     from lm.auxiliary.heads import build_heads
@@ -74,7 +78,7 @@ def _parts(header: Header, before: Preset, preset: Preset) -> list[Part]:
 
     theirs = {name.removeprefix("weights."): shape for name, shape in header.shapes.items() if name.startswith("weights.")}
     with torch.device("meta"):
-        vocabulary = theirs["model.embedding.weight"][0]
+        vocabulary = theirs["model.embedding.weight"][0] + joining
         learner = Learner(build_model(preset, vocabulary), build_heads(preset, vocabulary))
         tensors = learner.state_dict()
         how = fit(learner.model, tensors, before, {name: torch.empty(shape) for name, shape in theirs.items()})

@@ -3,7 +3,8 @@
     cross entropy = mean nats a token;  perplexity = exp(cross entropy);  bits per byte = nats of all text tokens / ln 2 / bytes of the text
 
 Bits per byte does not depend on the tokenizer. As in training, each row of seq_length tokens is read afresh; where states are carried
-(train.long_context), each document is read from its first token to its last.
+(train.long_context), each document is read from its first token to its last. A model that reads from both ends predicts each token from those on
+both sides of it: its measures are pseudo-perplexity and the bits of that, and no causal model's can be held against them.
 """
 
 import contextlib
@@ -24,10 +25,12 @@ from lm.model import Context, Model, ModelState
 from lm.ops.cross_entropy import IGNORED, linear_cross_entropy
 from lm.preset import Preset
 from lm.preset.training import LongContextConfig
+from lm.training.corrupted import Corrupted, denoisers_of, each_masked_once, with_gaps
 from lm.units.neighbours import Neighbours
 
 HELD_OUT = "held_out"
 ROWS_AT_ONCE = 8
+DENOISED_TOKENS = 16_384  # read again with the gaps of each denoiser
 
 
 class Tally(NamedTuple):
@@ -121,6 +124,9 @@ def packed(texts: Sequence[str], tokenizer: Any, seq_length: int) -> Rows:
 def laid_out(texts: Sequence[str], tokenizer: Any, preset: Preset, prepared: Prepared = as_they_are) -> list[list[Rows]]:
     """Groups of rows as the model was taught to read: each begins afresh, and is read piece after piece."""
     long = preset.train.long_context
+    if preset.model.bidirectional != "off":
+        rows = Corrupted(*packed(texts, tokenizer, preset.model.seq_length)[:3])
+        return [group for masked in each_masked_once(rows, tokenizer, preset) for group in in_groups(Rows(*masked))]
     if long.enabled:
         return whole(texts, tokenizer, long, prepared)
     return grouped(texts, tokenizer, preset.model.seq_length, prepared)
@@ -131,7 +137,11 @@ def grouped(texts: Sequence[str], tokenizer: Any, seq_length: int, prepared: Pre
     rows = packed(texts, tokenizer, seq_length)
     if not len(rows.tokens):
         return []
-    rows = prepared(rows)
+    return in_groups(prepared(rows))
+
+
+def in_groups(rows: Rows) -> list[list[Rows]]:
+    """Some rows at a time, each group in one piece."""
     return [[rows.part(slice(start, start + ROWS_AT_ONCE), slice(None))] for start in range(0, len(rows.tokens), ROWS_AT_ONCE)]
 
 
@@ -173,8 +183,16 @@ def tally_of(
 
     `stopped` is asked equally often on every rank, so that it may be agreed on among them. Stopped when it says so.
     """
-    groups = laid_out(texts, tokenizer, preset, lambda rows: rows.asking(find))
     total = Tally(bytes=0 if place.rank else sum(len(text.encode()) for text in texts))
+    groups = laid_out(texts, tokenizer, preset, lambda rows: rows.asking(find))
+    return total.plus(tally_of_groups(model, groups, tokenizer.eos_token_id, preset, place, stopped, find))
+
+
+def tally_of_groups(
+    model: Model, groups: list[list[Rows]], eos: int, preset: Preset, place: Place, stopped: Callable[[], bool], find: Finder | None = None
+) -> Tally:
+    """The same of groups of rows, without bytes."""
+    total = Tally()
     for start in range(0, len(groups), place.world_size):
         own = groups[start + place.rank] if start + place.rank < len(groups) else []
         state = first_state(model, own, preset) if own else None
@@ -184,7 +202,7 @@ def tally_of(
                 raise Stopped
             if number < len(own):
                 nats, state = nats_of(model, own[number].answered(find), state)
-                total = total.plus(_tally(nats, own[number].targets.to(nats.device), tokenizer.eos_token_id))
+                total = total.plus(_tally(nats, own[number].targets.to(nats.device), eos))
     return total
 
 
@@ -230,10 +248,11 @@ def evaluate(
     with torch.inference_mode(), autocast():
         try:
             own = {name: tally_of(model, kept, tokenizer, preset, place, stopped, find) for name, kept in texts.items() if kept}
+            denoised = tallies_by_denoiser(model, [text for kept in texts.values() for text in kept], tokenizer, preset, place, stopped)
         finally:
             model.train(was_training)
-    everywhere = iter(summed([number for tally in own.values() for number in tally]))
-    tallies = {name: Tally(*(next(everywhere) for _ in Tally._fields)) for name in own}
+    everywhere = iter(summed([number for tally in (*own.values(), *denoised.values()) for number in tally]))
+    tallies, by_denoiser = ({name: Tally(*(next(everywhere) for _ in Tally._fields)) for name in each} for each in (own, denoised))
     tallies = {name: tally for name, tally in tallies.items() if tally.tokens and tally.bytes}
     if not tallies:
         return {}
@@ -242,7 +261,21 @@ def evaluate(
         total = total.plus(tally) if mix is None or name in mix else total
     if not total.tokens:
         return {}
-    return {**total.measures(), "sources": {name: tally.measures() for name, tally in tallies.items()}}
+    pseudo = {"pseudo": True} if preset.model.bidirectional != "off" else {}
+    told = {"denoisers": {kind: tally.nats / tally.tokens for kind, tally in by_denoiser.items() if tally.tokens}} if by_denoiser else {}
+    return {**total.measures(), **pseudo, **told, "sources": {name: tally.measures() for name, tally in tallies.items()}}
+
+
+def tallies_by_denoiser(model: Model, texts: Sequence[str], tokenizer: Any, preset: Preset, place: Place, stopped: Callable[[], bool]) -> dict[str, Tally]:
+    """The first of the texts again, with the gaps of each denoiser that the model is trained with, and what stood in them predicted."""
+    kinds = denoisers_of(preset)
+    documents = [encoded(tokenizer, text) for text in (first_texts(texts, tokenizer, DENOISED_TOKENS) if kinds else ())]
+    found = {}
+    for kind in kinds:
+        rows = with_gaps(kind, documents, tokenizer, preset)
+        groups = in_groups(Rows(*rows)) if rows else []
+        found[kind] = tally_of_groups(model, groups, tokenizer.eos_token_id, preset, place, stopped)
+    return found
 
 
 def first_texts(texts: Sequence[str], tokenizer: Any, limit: int) -> list[str]:

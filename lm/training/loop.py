@@ -18,6 +18,7 @@ from data_sources import Batch
 from data_sources.documents import Stopped
 from lm.preset import RUN_TOKENS, Preset
 from lm.preset.counting import operations_per_token
+from lm.preset.objectives import check_objectives
 from lm.preset.options import check_options
 from lm.preset.plan import check_plan, not_built
 from lm.training.divergence import Watch
@@ -61,6 +62,7 @@ def train(
     try:
         check_plan(preset)
         check_options(preset)
+        check_objectives(preset)
     except ValueError as error:
         raise Halted(f"{preset.name}: {error}") from None
     if preset.train.tensorboard and (absent := tensorboard_missing()):

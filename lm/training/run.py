@@ -10,6 +10,7 @@ import torch
 from data_sources.config import DataConfig
 from data_sources.lengths import RowLengths, Stage
 from lm.preset import Preset
+from lm.preset.objectives import needs_tokens
 from lm.training.adaptive import AdaptiveSources
 from lm.training.carried import Carried
 from lm.training.change import tokenizer_of
@@ -91,7 +92,8 @@ class Run:
 
 def new_life(preset: Preset) -> dict[str, Any]:
     """The history of a model that is born now."""
-    return {"born": now(), "tokenizer": tokenizer_of(preset), "tokens": 0, "steps": 0, "runs": [], "sources": {}}
+    life = {"born": now(), "tokenizer": tokenizer_of(preset), "tokens": 0, "steps": 0, "runs": [], "sources": {}}
+    return life | ({"objective_tokens": True} if needs_tokens(preset) else {})
 
 
 def begin_run(life: dict[str, Any], preset: Preset, budget: int) -> None:

@@ -19,6 +19,7 @@ from data_sources.past import Read
 from data_sources.prefetch import Prefetch
 from data_sources.stream import Stream
 from lm.generation import generate
+from lm.generation.infilling import filler_of, with_a_gap
 from lm.training.carried import together
 from lm.training.certificate import PROBE_TOKENS, certified
 from lm.training.distribution import Ranks
@@ -287,9 +288,12 @@ class Session:
         held = [text for name in self.store.sources() for text in self.store.texts(name)[:1]]
         words = held[self.run.life["steps"] % len(held)].split()[:PROMPT_WORDS] if held else []
         settings = self.run.preset.generation.model_copy(update={"max_new_tokens": SAMPLE_TOKENS})
+        prompt, begun = " ".join(words), partial(generate, self.run.learner.model, self.tokenizer, heads=self.run.learner.heads)
+        if self.run.preset.model.bidirectional != "off":
+            prompt, begun = with_a_gap(words), filler_of(self.run.learner.model, self.tokenizer, self.run.preset).filling
         with self.ranks.accelerator.autocast():
-            text = "".join(generate(self.run.learner.model, self.tokenizer, " ".join(words), settings, seed=self.run.tokens, heads=self.run.learner.heads))
-        self.report({"event": "sample", "tokens": self.run.tokens, "prompt": " ".join(words), "text": text})
+            text = "".join(begun(prompt, settings, seed=self.run.tokens))
+        self.report({"event": "sample", "tokens": self.run.tokens, "prompt": prompt, "text": text})
 
     def archive(self) -> None:
         """Keep the end of a finished run among the newest few."""

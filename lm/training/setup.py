@@ -14,12 +14,15 @@ from data_sources.documents import SourceError, SourcesFailed, Stopped
 from data_sources.held_out import HeldOutStore
 from data_sources.past import Past
 from data_sources.prefetch import Prefetch
+from data_sources.special_tokens import ObjectiveTokens, with_objective_tokens
 from data_sources.stream import Options, Stream
 from data_sources.tokenizer import build_tokenizer, tokenizer_from_json, tokenizer_to_json
 from lm.auxiliary.heads import build_heads
 from lm.memory.layout import MemoryFault
 from lm.model import build_model
+from lm.objectives.table import rewriter_of
 from lm.preset import Preset, model_in_words
+from lm.preset.objectives import needs_tokens, what_is_learned
 from lm.training.adaptive import AdaptiveSources
 from lm.training.carried import Carried
 from lm.training.certificate import certified, differences
@@ -94,7 +97,7 @@ def open_session(
         report.phase("looking for the newest snapshot")
         snapshot = ranks.first_does(lambda: snapshots.newest(report.notice))
         tokenizer_json = snapshot.tokenizer if snapshot else ranks.first_does(lambda: _born_tokenizer(preset, report, should_stop))
-        tokenizer = tokenizer_from_json(tokenizer_json)
+        tokenizer_json, tokenizer = _with_tokens_of_objectives(tokenizer_json, preset, report)
         report.phase("building the model")
         run = _born_run(preset, tokenizer_json, len(tokenizer), budget, ranks)
         under_way = snapshot is not None and is_under_way(snapshot, preset, budget)
@@ -150,6 +153,17 @@ def _born_tokenizer(preset: Preset, report: Reporter, should_stop: Callable[[], 
         raise Halted(str(error).splitlines()[0]) from None
 
 
+def _with_tokens_of_objectives(tokenizer_json: str, preset: Preset, report: Reporter) -> tuple[str, Any]:
+    """The tokenizer as a snapshot holds it and as it is used. It has what objectives write in the place of text from the first run on that needs it."""
+    tokenizer = tokenizer_from_json(tokenizer_json)
+    if not needs_tokens(preset) or ObjectiveTokens.of(tokenizer):
+        return tokenizer_json, tokenizer
+    before = len(tokenizer)
+    tokenizer = with_objective_tokens(tokenizer)
+    report.notice(f"the tokenizer gets {len(tokenizer) - before} tokens for gaps and masks, and keeps them for life")
+    return tokenizer_to_json(tokenizer), tokenizer
+
+
 def _born_run(preset: Preset, tokenizer_json: str, vocab_size: int, budget: int, ranks: Ranks) -> Run:
     """A run with first weights, before anything of a snapshot is put into it."""
     if reason := too_large(preset, vocab_size, ranks.device):
@@ -171,6 +185,7 @@ def _take_over(run: Run, snapshot: Snapshot, under_way: bool, snapshots: Snapsho
     before, now = snapshot.preset.train.optimizer, run.preset.train.optimizer
     if before != now:
         report.notice(f"the optimizer was {before} and is {now}: what it remembers of the matrices that it takes over begins anew")
+    run.life |= {"objective_tokens": True} if needs_tokens(run.preset) else {}
     other = other_tokenizer(run.life, run.preset)
     if other:
         report.notice(other)
@@ -244,7 +259,8 @@ def _tell_resume(run: Run, snapshot: Snapshot, under_way: bool, fits: bool, chan
     text += ", exactly as it was" * exact + came_back(snapshot.path.parent, run.life) + "".join(f"; {line}" for line in differs[:DIFFERENCES_SHOWN])
     about = {"from": snapshot.path.name, "tokens": run.tokens, "life_tokens": run.life["tokens"], "exact": exact, "differs": differs}
     report({"event": "resume", **about, "text": f"{snapshot.path.name}: {text}"})
-    same_batches = under_way and _same_lengths(run, snapshot) and snapshot.preset.auxiliary == run.preset.auxiliary
+    alike = snapshot.preset.auxiliary == run.preset.auxiliary and what_is_learned(snapshot.preset) == what_is_learned(run.preset)
+    same_batches = under_way and _same_lengths(run, snapshot) and alike
     return run.certificate.get("coming", []) if same_batches else []
 
 
@@ -284,6 +300,7 @@ def _opened(run: Run, tokenizer: Any, ranks: Ranks, keep: tuple[int, int] | None
         chunk_size=memory.chunk_size if memory else None,
         recall=memory.recall if memory else None,
         states=memory.states if memory and memory.recall else None,
+        rewrite=rewriter_of(run.preset, tokenizer, run.lengths),
     )
     try:
         stream = open_stream(

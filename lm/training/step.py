@@ -9,7 +9,7 @@ lanes were left in; each window is back-propagated when it is read, so that memo
 
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from data_sources import Batch
 from data_sources.order import LANES
+from lm.objectives.ul2 import KINDS
 from lm.ops.cross_entropy import CHUNK_ELEMENTS, DEVICE_FACTOR
 from lm.preset.training import TrainConfig
 from lm.training.carried import Carried, detached
@@ -50,7 +51,7 @@ class TooLarge(Exception):
 class Found(NamedTuple):
     """What rows came to."""
 
-    sums: list[float]  # nats, scored tokens and read tokens, by source
+    sums: list[float]  # nats, scored tokens and read tokens, by source; then nats and scored tokens by denoiser, where there are some
     losses: dict[str, float]  # each named loss's part of the mean over the step
     stats: dict[str, Tensor]
 
@@ -138,7 +139,7 @@ class Teacher:
         self.ranks.sum_gradients(self.parameters)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.grad_clip).item()
         sums, losses, stats = self._over_ranks(found)
-        nats, by_source, read_now = sums[:n], sums[n : 2 * n], sums[2 * n :]
+        nats, by_source, read_now = sums[:n], sums[n : 2 * n], sums[2 * n : 3 * n]
         sound = all(map(math.isfinite, [norm, *sums, *losses.values()]))
         if sound and scored:
             self.optimizer.step()
@@ -147,7 +148,7 @@ class Teacher:
         if self.carried:
             self.carried.settle(sound)
         loss = sum(nats) / scored if scored else math.nan
-        return Step(sound, tokens, loss, losses, nats, by_source, read_now, norm, rate, stats, shares)
+        return Step(sound, tokens, loss, losses | by_denoiser(sums[3 * n :]), nats, by_source, read_now, norm, rate, stats, shares)
 
     def _over_ranks(self, own: Found) -> Found:
         """Everything added up over the ranks. A rank without rows has no losses and no stats."""
@@ -202,6 +203,7 @@ class Teacher:
     def _gradients(self, batch: Batch, tokens: int, num_sources: int, cut: Cut) -> Found:
         """Back-propagate this rank's rows."""
         by_source = torch.zeros(3, num_sources, dtype=torch.float64, device=self.ranks.device)
+        by_kind = torch.zeros(2, len(KINDS) * (batch.kind is not None), dtype=torch.float64, device=self.ranks.device)
         parts: dict[str, Tensor] = {}
         stats: dict[str, Tensor] = {}
         for rows in batch.split(self.micro_rows):
@@ -217,15 +219,27 @@ class Teacher:
                 for name, loss in learned.losses.items():
                     parts[name] = parts.get(name, 0.0) + loss.detach() * share
                 stats |= {name: stats.get(name, 0) + value for name, value in learned.stats.items()}
-                self._count(by_source, window.to(self.ranks.device), learned.nll)
+                self._count(by_source, by_kind, window.to(self.ranks.device), learned.nll)
             if self.carried:
                 self.carried.move(lanes, state)
-        return Found(by_source.flatten().tolist(), {name: float(part) for name, part in parts.items()}, stats)
+        return Found([*by_source.flatten().tolist(), *by_kind.flatten().tolist()], {name: float(part) for name, part in parts.items()}, stats)
 
     @staticmethod
-    def _count(by_source: Tensor, read: Batch, nll: Tensor) -> None:
-        """Add nats, scored tokens and tokens read to `by_source` (3, sources)."""
+    def _count(by_source: Tensor, by_kind: Tensor, read: Batch, nll: Tensor) -> None:
+        """Add nats, scored tokens and tokens read to `by_source` (3, sources), and the first two to `by_kind` (2, denoisers)."""
         is_scored, is_read = read.targets >= 0, read.source >= 0
         by_source[0].index_add_(0, read.source[is_scored], nll[is_scored].double())
         by_source[1].index_add_(0, read.source[is_scored], torch.ones_like(read.source[is_scored], dtype=torch.float64))
         by_source[2].index_add_(0, read.source[is_read], torch.ones_like(read.source[is_read], dtype=torch.float64))
+        if read.kind is not None:
+            is_told = is_scored & (read.kind >= 0)
+            kind = read.kind[is_told].long()
+            by_kind[0].index_add_(0, kind, nll[is_told].double())
+            by_kind[1].index_add_(0, kind, torch.ones_like(kind, dtype=torch.float64))
+
+
+def by_denoiser(sums: Sequence[float]) -> dict[str, float]:
+    """Mean losses by denoiser, "ul2_R", of those that were scored; `sums`: nats of each, then scored tokens of each, or nothing."""
+    kinds = KINDS[: len(sums) // 2]
+    pairs = zip(kinds, sums[: len(kinds)], sums[len(kinds) :], strict=True)
+    return {f"ul2_{kind}": nats / scored for kind, nats, scored in pairs if scored}

@@ -65,5 +65,6 @@ def curves(event: Mapping[str, Any]) -> dict[str, float]:
     if event["event"] == "evaluation":
         kind = "held_out_brief" if event["brief"] else "held_out"
         by_source = {f"{kind}/{measure}/{name}": told[measure] for name, told in event["sources"].items() for measure in HELD_OUT}
-        return {f"{kind}/{measure}": event[measure] for measure in HELD_OUT} | by_source
+        denoisers = {f"{kind}/denoisers/{name}": loss for name, loss in event.get("denoisers", {}).items()}
+        return {f"{kind}/{measure}": event[measure] for measure in HELD_OUT} | by_source | denoisers
     return {}

@@ -78,7 +78,7 @@ def test_leaving_is_quiet(folder, key):
 def test_broken_and_unbuilt_presets_are_shown_and_not_picked(folder):
     write_preset(folder, "90_torn", '{"name": "torn", ')
     write_preset(folder, "91_misspelt", {**TINY, "modle": {}})
-    write_preset(folder, "92_later", {**TINY, "name": "later", "ul2": {"enabled": True}})
+    write_preset(folder, "92_later", {**TINY, "name": "later", "auxiliary": {"enable_policy": True}})
     write_preset(folder, "93_hostile", {**TINY, "name": "[red]x[/]\u001b[2J\u202e", "about": "\u001b]0;owned\u0007[bold]"})
     with Person(MAIN, folder, 100, 40) as person:
         person.waits_for("q quit")
@@ -87,7 +87,7 @@ def test_broken_and_unbuilt_presets_are_shown_and_not_picked(folder):
         person.types("enter", "down")
         assert 'unknown key, did you mean "model"' in person.text
         person.types("down")
-        assert "not built yet: ul2.enabled" in person.text
+        assert "not built yet: auxiliary.enable_policy" in person.text
         person.types("enter", "down")
         assert "❯ [red]x[/]" in person.text and "owned" not in person.raw
         assert person.child.isalive()
@@ -158,7 +158,7 @@ def test_presets_are_viewed_and_edited(folder):
         person.types("enter")
         person.waits_for('"num_kv_heads": null')
         person.types("\x1b[F")
-        person.waits_for('"ul2": \\{')
+        person.waits_for('"mlm": \\{')
         person.types("q", "e")
         assert "can't be divided among 2 heads" in person.waits_for("00_best_general.json: ")
         person.types("q")

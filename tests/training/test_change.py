@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from lm.preset import Preset
+from lm.preset.plan import NOT_BUILT
 from lm.training import train
 from lm.training.change import Part, _in_words, begin_new_life, change_of
 from lm.training.growth import fit
@@ -128,8 +129,9 @@ def test_what_can_not_be_kept_is_told(lived: Path, tiny: Tiny) -> None:
     assert change.tokenizer == "the preset asks for a tokenizer of 700 entries; the model was born with a tokenizer of 500 entries and keeps it for life"
 
 
-def test_what_is_not_built_is_left_to_training_to_refuse(lived: Path, tiny: Tiny) -> None:
-    assert change_of(newest(lived), tiny(ul2={"enabled": True})) is None
+def test_what_is_not_built_is_left_to_training_to_refuse(lived: Path, tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(NOT_BUILT, "hyena.enabled", lambda preset: preset.hyena.enabled)
+    assert change_of(newest(lived), tiny(hyena={"enabled": True})) is None
 
 
 def test_another_tokenizer_alone_is_asked_about(lived: Path, tiny: Tiny) -> None:

@@ -1,0 +1,178 @@
+"""The switches of what is learned from a text: denoisers, masks, and objectives that follow one another."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from data_sources.config import Config
+from lm.preset.fields import Share
+
+if TYPE_CHECKING:
+    from lm.preset.switches import Preset
+
+Objective = Literal["clm", "ul2", "mlm", "custom"]
+Denoiser = Literal["R", "S", "X", "prefix", "suffix", "mask"]
+MEANING: dict[str, str] = {"R": "R", "S": "S", "X": "X", "prefix": "S", "suffix": "S", "mask": "R"}
+MOST_GAPS = 100  # tokens for gaps in one example
+ADDED_TOKENS = MOST_GAPS + 3  # with those of two modes and the mask: data_sources.special_tokens.OF_OBJECTIVES
+SHORTEST_ROW = 32  # positions
+
+
+class ObjectiveStage(Config):
+    """What is learned until the model's life stands at so many tokens."""
+
+    until_tokens: int = Field(ge=1, description="Tokens of the model's life until which this is learned.")
+    objective: Objective = Field(description="As train.objective.")
+    probabilities: dict[Denoiser, Share] | None = Field(None, description="How often each denoiser is drawn, for ul2; as its section says when null.")
+
+
+class SpanConfig(Config):
+    """One way to take gaps out of a text."""
+
+    mean_span: float = Field(ge=1, le=512, description="Mean length of a gap, in tokens.")
+    rate: float = Field(gt=0, le=0.9, description="Share of the tokens that are in gaps.")
+
+
+Spans = Annotated[tuple[SpanConfig, ...], Field(strict=False, min_length=1)]
+
+
+def _spans(*pairs: tuple[float, float]) -> tuple[SpanConfig, ...]:
+    return tuple(SpanConfig(mean_span=mean, rate=rate) for mean, rate in pairs)
+
+
+class Ul2Config(Config):
+    """Mixture of denoisers (Tay et al. 2022): a text with gaps, then what stood in them."""
+
+    enabled: bool = Field(False, description='Learn by it; the same as train.objective "ul2".')
+    denoiser_types: Annotated[tuple[Denoiser, ...], Field(strict=False, min_length=1)] = Field(
+        ("R", "S", "X"),
+        description="R: short gaps, few (mask: the usual span corruption); S: from a place on to the end (prefix: it is given, suffix: it is learned); "
+        "X: long gaps, or half of the text.",
+    )
+    objective_probabilities: dict[Denoiser, Share] | None = Field(None, description="How often each is drawn; equal when null. They need not add up to one.")
+    regular_spans: Spans = Field(_spans((3, 0.15), (8, 0.15)), description="Gaps of R; each way is as likely as the others.")
+    extreme_spans: Spans = Field(
+        _spans((3, 0.5), (8, 0.5), (32, 0.15), (32, 0.5)), description="Gaps of X; UL2 has long ones of 64 tokens, UL2R of 32, as by default."
+    )
+    suffix_rate: float = Field(0.5, gt=0, lt=1, description="Mean share of a text that S learns, drawn evenly: 0.5, as UL2R, from anywhere on; UL2 has 0.25.")
+    example_length: int = Field(512, ge=16, le=65_536, description="Tokens of a document that are denoised as one; longer ones in several.")
+
+    @model_validator(mode="after")
+    def _shares_are_of_types(self) -> "Ul2Config":
+        check_probabilities(self.objective_probabilities, self.denoiser_types, "objective_probabilities")
+        return self
+
+    @model_validator(mode="after")
+    def _gaps_have_tokens(self) -> "Ul2Config":
+        for name, ways in (("regular_spans", self.regular_spans), ("extreme_spans", self.extreme_spans)):
+            for way in ways:
+                gaps = self.example_length * way.rate / way.mean_span
+                if gaps > MOST_GAPS:
+                    raise ValueError(
+                        f"{name}: {gaps:.0f} gaps of {way.mean_span:g} tokens in an example of {self.example_length} (example_length), "
+                        f"and there are tokens for {MOST_GAPS}; make gaps longer, the rate lower or examples shorter"
+                    )
+        return self
+
+    def shares(self, probabilities: Mapping[str, float] | None = None) -> tuple[float, float, float]:
+        """Of R, S and X, adding up to one."""
+        asked = probabilities or self.objective_probabilities or dict.fromkeys(self.denoiser_types, 1.0)
+        by_kind = [sum(share for name, share in asked.items() if MEANING[name] == kind) for kind in "RSX"]
+        return tuple(share / sum(by_kind) for share in by_kind)
+
+
+def check_probabilities(probabilities: Mapping[str, float] | None, types: tuple[str, ...], name: str) -> None:
+    """ValueError, one line, where they are of denoisers that are not among `types`, or of none."""
+    for denoiser in probabilities or ():
+        if denoiser not in types:
+            raise ValueError(f'{name}: "{denoiser}" is not among denoiser_types; allowed: {", ".join(types)}')
+    if probabilities is not None and not sum(probabilities.values()):
+        raise ValueError(f"{name}: all are 0; give one of {', '.join(types)} more")
+
+
+class MlmConfig(Config):
+    """Masked tokens (Devlin et al. 2019), for models that read from both ends."""
+
+    rate: float = Field(0.15, gt=0, le=0.9, description="Share of the tokens that is predicted.")
+    mask_share: Share = Field(0.8, description="Of these, the share that the mask stands for; 1 for all.")
+    random_share: Share = Field(0.1, description="And the share that another word stands for; the rest stay as they are.")
+
+    @model_validator(mode="after")
+    def _shares_fit(self) -> "MlmConfig":
+        if self.mask_share + self.random_share > 1:
+            raise ValueError(f"mask_share {self.mask_share} and random_share {self.random_share} are more than all together")
+        return self
+
+
+def objective_after(preset: "Preset") -> str:
+    """What is learned once all stages of train.objectives are over."""
+    return "ul2" if preset.ul2.enabled else preset.train.objective
+
+
+def objectives_of(preset: "Preset") -> set[str]:
+    """Everything that is learned at some time."""
+    return {objective_after(preset), *(stage.objective for stage in preset.train.objectives)}
+
+
+def what_is_learned(preset: "Preset") -> tuple[Any, ...]:
+    """The switches that decide what is made of a text."""
+    return (preset.train.objective, preset.train.objectives, preset.ul2, preset.mlm)
+
+
+def needs_tokens(preset: "Preset") -> bool:
+    """Whether the tokenizer must have the tokens that objectives write in the place of text."""
+    return bool(objectives_of(preset) & {"ul2", "mlm"})
+
+
+def check_objectives(preset: "Preset") -> None:
+    """ValueError, one line, for objectives that the model or the sources can't be trained with."""
+    stages, learned = preset.train.objectives, objectives_of(preset)
+    ends = [stage.until_tokens for stage in stages]
+    if ends != sorted(set(ends)):
+        raise ValueError("train.objectives: each stage must end after the one before (until_tokens)")
+    if preset.ul2.enabled and preset.train.objective not in ("clm", "ul2"):
+        raise ValueError(f'ul2.enabled asks for train.objective "ul2", and that is "{preset.train.objective}"; keep one')
+    for stage in stages:
+        check_probabilities(stage.probabilities, preset.ul2.denoiser_types, "train.objectives")
+        if stage.probabilities and stage.objective != "ul2":
+            raise ValueError(f'train.objectives: probabilities are of denoisers, and the objective is "{stage.objective}"; use "ul2"')
+    if "custom" in learned:
+        _check_targets(preset)
+    for objective in learned & {"ul2", "mlm"}:
+        _check_rewriting(preset, objective)
+    _check_both_ends(preset, learned)
+
+
+def _check_both_ends(preset: "Preset", learned: set[str]) -> None:
+    both = preset.model.bidirectional != "off"
+    if "mlm" in learned and not both:
+        raise ValueError('objective "mlm" predicts words from both sides; set model.bidirectional to "own" or "shared", or use "clm" or "ul2"')
+    if both and learned != {"mlm"}:
+        other = ", ".join(sorted(learned - {"mlm"}))
+        raise ValueError(f'model.bidirectional sees what objective "{other}" would have it predict; set train.objective to "mlm", and no other before it')
+    if not both:
+        return
+    for name in ("shared_attention", "mixture_of_depths", "head_gating"):
+        if getattr(preset, name).enabled:
+            raise ValueError(f"model.bidirectional makes two of each unit, and {name} knows one; switch {name} off")
+    if preset.auxiliary.heads:
+        raise ValueError("model.bidirectional has seen what the heads of auxiliary would foretell; switch them off")
+    if preset.retro.enabled:
+        raise ValueError("model.bidirectional keeps no memory of what was read; set retro.enabled to false")
+
+
+def _check_targets(preset: "Preset") -> None:
+    for source in preset.data.sources:
+        if getattr(source, "loss_on", "all") != "answer":
+            raise ValueError(f'objective "custom" learns targets that sources give, and {source.name} gives none; give it input_field and target_field')
+
+
+def _check_rewriting(preset: "Preset", objective: str) -> None:
+    shortest = min([preset.model.seq_length, *(stage.seq_length for stage in preset.train.seq_length_curriculum)])
+    if shortest < SHORTEST_ROW:
+        raise ValueError(f'objective "{objective}" needs rows of {SHORTEST_ROW} tokens or more, and there are some of {shortest} (model.seq_length)')
+    if preset.train.long_context.enabled:
+        raise ValueError(f'objective "{objective}" reads each row or example afresh, and train.long_context carries states from row to row; switch one off')
+    if preset.retro.enabled and preset.retro.add_cross_attention:
+        raise ValueError(f'objective "{objective}" takes words out of a text that the memory would hand in again; set retro.add_cross_attention to false')

@@ -1,0 +1,62 @@
+"""Reading from both ends with any causal unit (as in bidirectional recurrent networks, Schuster & Paliwal 1997).
+
+    y = onward(x) + reversed(back(reversed(x)))
+
+Each document is reversed by itself: where one ended, another begins. The unit that reads back has weights of its own, or is the same. Every
+output depends on all of its document, so nothing can be carried on from: there is no state, no reading in pieces and no writing left to right.
+"""
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from lm.units.unit import Context, Mixed, State, Unit
+
+BY_TOKEN = {"swiglu", "moe", "colt5"}  # units that read each token by itself, whichever way they come
+
+
+class Bidirectional(Unit):
+    """A causal unit, and one of the same kind for the other way."""
+
+    def __init__(self, make: Callable[[], Unit], shared: bool) -> None:
+        super().__init__()
+        self.onward = make()
+        self.back = None if shared else make()
+
+    def initialise(self) -> None:
+        for unit in filter(None, (self.onward, self.back)):
+            unit.initialise()
+
+    def initial_state(self, batch_size: int) -> State:
+        return self.onward.initial_state(batch_size)
+
+    def forward(self, x: Tensor, state: State, context: Context) -> Mixed:
+        """Read `x` (B, T, D). ValueError where something would have to be carried on."""
+        if context.carry:
+            raise ValueError("this model reads texts from both ends, as a whole: nothing can be carried on from one piece to the next (model.bidirectional)")
+        ways = {"onward": self.onward(x, state, context)}
+        mixed = (self.back or self.onward)(x.flip(1), state, reversed_context(x, context))
+        ways["back"] = mixed._replace(y=mixed.y.flip(1))
+        losses = {name: (loss + ways["back"].losses[name]) / 2 for name, loss in ways["onward"].losses.items()}
+        stats = {f"{way}-{name}": value for way, mixed in ways.items() for name, value in mixed.stats.items()}
+        return Mixed(ways["onward"].y + ways["back"].y, state, losses, {}, stats)
+
+    def after_step(self, stats: Mapping[str, Tensor]) -> None:
+        for way, unit in (("onward", self.onward), ("back", self.back or self.onward)):
+            unit.after_step({name.removeprefix(f"{way}-"): value for name, value in stats.items() if name.startswith(f"{way}-")})
+
+
+def reversed_context(x: Tensor, context: Context) -> Context:
+    """The context of `x` (B, T, D) read from its end: a document begins where one ended."""
+    assert context.position is not None
+    first = torch.zeros_like(context.position[:, :1], dtype=torch.bool)
+    restart = None if context.restart is None else torch.cat([first, context.restart[:, 1:].flip(1)], 1)[:, : x.shape[1]]
+    scored = None if context.scored is None else context.scored.flip(1)
+    start = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+    return Context(restart=restart, scored=scored, any_restart=context.any_restart).derived(x[..., 0], start, carry=False)
+
+
+def two_way(name: str, make: Callable[[], Unit], ways: str) -> Unit:
+    """The unit `name` as model.bidirectional has it: "off", "own" weights for each way, or "shared" ones."""
+    return make() if ways == "off" or name in BY_TOKEN else Bidirectional(make, ways == "shared")

@@ -1,0 +1,94 @@
+"""Gaps in a prompt: read as training reads them, filled one after the other, and no turn of the conversation."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+
+from data_sources.special_tokens import ObjectiveTokens, with_objective_tokens
+from lm.generation.chat import PLAIN, Conversation
+from lm.generation.infilling import FillingConversation, filler_of
+from lm.model import Model, build_model
+from lm.preset import Preset
+from lm.preset.switches import GenerationConfig
+from tests.generation.test_chat import answered
+
+SURE = GenerationConfig(temperature=0, max_new_tokens=12, repetition_penalty=1)
+
+
+@pytest.fixture
+def gapped(tokenizer: Any) -> Any:
+    return with_objective_tokens(copy.deepcopy(tokenizer))
+
+
+@pytest.fixture
+def random_model(preset: Preset, gapped: Any) -> Model:
+    torch.manual_seed(5)
+    model = build_model(preset, len(gapped)).double()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+class Scripted(torch.nn.Module):
+    """Says what its script has after what it has read, and notes all that it reads."""
+
+    def __init__(self, model: Model, script: dict[int, list[int]], size: int) -> None:
+        super().__init__()
+        self.model, self.script, self.size, self.read = model, script, size, []
+        self.coming: list[int] = []
+
+    def initial_state(self, batch_size: int) -> Any:
+        return self.model.initial_state(batch_size)
+
+    def forward(self, tokens: Any, state: Any, context: Any) -> Any:
+        out = self.model(tokens, state, context)
+        self.read += tokens[0].tolist()
+        if self.read[-1] in self.script:
+            self.coming = list(self.script[self.read[-1]])
+        out._logits = torch.nn.functional.one_hot(torch.tensor([[self.coming.pop(0) if self.coming else 1]]), self.size).double()
+        return out
+
+
+def test_the_prompt_and_the_gaps_are_read_as_in_training(preset: Preset, gapped: Any, random_model: Model) -> None:
+    tokens = ObjectiveTokens.of(gapped)
+    ids = lambda text: gapped.encode(text, add_special_tokens=False)  # noqa: E731
+    first, second, third = tokens.gaps[:3]
+    script = {first: [*ids(" plant lives"), second], second: [*ids(" years"), gapped.eos_token_id]}
+    scripted = Scripted(random_model, script, len(gapped))
+    filling = filler_of(scripted, gapped, preset).filling("The perennial ___ for ____; an annual one dies.", SURE)
+    pieces = list(filling)
+    assert "".join(pieces) == "The perennial plant lives for years; an annual one dies."
+    assert filling.filled == [" plant lives", " years"] and filling.finished_by == "end"
+    prompt = [tokens.modes["R"], gapped.bos_token_id, *ids("The perennial"), first, *ids(" for"), second, *ids("; an annual one dies.")]
+    assert scripted.read == [*prompt, first, *ids(" plant lives"), second, *ids(" years")]
+    assert pieces[0] == "The perennial" and pieces[-1] == "; an annual one dies.", "what was given comes at once"
+
+
+def test_a_gap_that_does_not_end_is_cut(preset: Preset, gapped: Any, random_model: Model) -> None:
+    word = gapped.encode("x", add_special_tokens=False)
+    first, second = ObjectiveTokens.of(gapped).gaps[:2]
+    scripted = Scripted(random_model, {first: word * 40, second: word * 3}, len(gapped))
+    filling = filler_of(scripted, gapped, preset).filling("a ___ b ___ c", SURE)
+    assert "".join(filling) == f"a{'x' * 12} b{'x' * 3} c"
+
+
+def test_a_gap_is_no_turn(preset: Preset, gapped: Any, random_model: Model) -> None:
+    conversation = FillingConversation(filler_of(random_model, gapped, preset), random_model, gapped, PLAIN, SURE)
+    plain = Conversation(random_model, gapped, PLAIN, SURE)
+    assert answered(conversation, "The plant") == answered(plain, "The plant")
+    before = conversation.tokens
+    assert answered(conversation, "An ___ dies.").startswith("An")
+    assert conversation.tokens == before and len(conversation.turns) == 1
+    assert answered(conversation, "and on") == answered(plain, "and on"), "it goes on as if nothing had been filled"
+    assert "___ is filled in" in conversation.in_words
+
+
+def test_a_model_without_the_tokens_fills_nothing(preset: Preset, tokenizer: Any, model: Model) -> None:
+    assert filler_of(model, tokenizer, preset) is None
+
+
+def test_more_gaps_than_tokens(preset: Preset, gapped: Any, random_model: Model) -> None:
+    with pytest.raises(ValueError, match="101 gaps, and the model knows 100"):
+        filler_of(random_model, gapped, preset).filling("a ___ " * 101, SURE)

@@ -1,0 +1,70 @@
+"""Switches of objectives: what names mean, what is refused, and in which words."""
+
+from typing import Any
+
+import pytest
+
+from data_sources.special_tokens import GAPS, OF_OBJECTIVES
+from lm.preset import Preset, PresetError, preset_from_json
+from lm.preset.objectives import ADDED_TOKENS, MOST_GAPS, Ul2Config, needs_tokens, objective_after
+from tests.preset.test_decode import decoded
+
+
+@pytest.mark.parametrize(
+    ("switches", "shares"),
+    [
+        ({}, (1 / 3, 1 / 3, 1 / 3)),
+        ({"denoiser_types": ["R", "X"]}, (0.5, 0, 0.5)),
+        ({"denoiser_types": ["prefix", "suffix", "mask"]}, (1 / 3, 2 / 3, 0)),
+        ({"denoiser_types": ["mask", "X"], "objective_probabilities": {"mask": 0.2, "X": 0.6}}, (0.25, 0, 0.75)),
+        ({"objective_probabilities": {"R": 0.25, "S": 0.5, "X": 0.25}}, (0.25, 0.5, 0.25)),
+    ],
+)
+def test_shares_of_denoisers(switches: dict[str, Any], shares: tuple[float, ...]) -> None:
+    assert Ul2Config.model_validate(switches).shares() == pytest.approx(shares)
+
+
+def test_the_mission_s_names_load_and_mean_ul2() -> None:
+    flat = decoded(use_ul2=True, ul2_denoiser_types=["prefix", "suffix", "mask"], ul2_objective_probabilities={"prefix": 0.3, "suffix": 0.3, "mask": 0.4})
+    assert objective_after(flat) == "ul2" and needs_tokens(flat) and flat.ul2.shares() == pytest.approx((0.4, 0.6, 0))
+    assert objective_after(decoded(train={"objective": "ul2"})) == "ul2" and not needs_tokens(decoded())
+    assert needs_tokens(decoded(train={"objectives": [{"until_tokens": 10, "objective": "ul2"}]}))
+
+
+def test_the_tokens_that_join_are_counted() -> None:
+    assert len(OF_OBJECTIVES) == ADDED_TOKENS and len(GAPS) == MOST_GAPS
+
+
+def test_each_example_has_tokens_for_its_gaps() -> None:
+    for way in (*Ul2Config().regular_spans, *Ul2Config().extreme_spans):
+        assert Ul2Config().example_length * way.rate / way.mean_span <= MOST_GAPS
+
+
+ROW = {"until_tokens": 10, "objective": "clm"}
+
+
+@pytest.mark.parametrize(
+    ("sections", "said"),
+    [
+        ({"ul2": {"objective_probabilities": {"S": 1.0}, "denoiser_types": ["R"]}}, '"S" is not among denoiser_types; allowed: R'),
+        ({"ul2": {"objective_probabilities": {"R": 0.0}}}, "all are 0"),
+        ({"ul2": {"example_length": 1024}}, "171 gaps of 3 tokens in an example of 1024 .*, and there are tokens for 100"),
+        ({"ul2": {"enabled": True}, "train": {"objective": "custom"}}, 'ul2.enabled asks for train.objective "ul2", and that is "custom"; keep one'),
+        ({"train": {"objectives": [ROW, ROW]}}, "each stage must end after the one before"),
+        ({"train": {"objectives": [{**ROW, "probabilities": {"R": 1.0}}]}}, 'probabilities are of denoisers, and the objective is "clm"'),
+        ({"train": {"objective": "ul2"}, "model": {"seq_length": 16}}, "needs rows of 32 tokens or more, and there are some of 16"),
+        ({"train": {"objective": "ul2", "seq_length_curriculum": [{"until_tokens": 9, "seq_length": 8}]}}, "there are some of 8"),
+        ({"train": {"objective": "ul2"}, "retro": {"enabled": True}}, "set retro.add_cross_attention to false"),
+        ({"train": {"objective": "custom"}}, "learns targets that sources give, and wikipedia gives none; give it input_field and target_field"),
+        ({"mlm": {"mask_share": 0.8, "random_share": 0.3}}, "more than all together"),
+    ],
+)
+def test_what_can_not_be_is_refused_in_a_line(sections: dict[str, Any], said: str) -> None:
+    with pytest.raises(PresetError, match=said) as caught:
+        decoded(**sections)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_preset_with_everything_written_out_is_the_same() -> None:
+    preset = decoded(train={"objective": "ul2", "objectives": [ROW]}, ul2={"objective_probabilities": {"S": 1.0}})
+    assert preset_from_json(preset.model_dump_json(), "again") == preset and isinstance(preset, Preset)
