@@ -99,7 +99,7 @@ class Loop:
         self.skipped = self.bad_in_a_row = 0
         self.foreseen = False  # whether it was told how long the run will take
         self.smooth_loss = float("nan")
-        self.watch = Watch(len(session.tokenizer))
+        self.watch, self.stage = Watch(len(session.tokenizer)), 0
         self.evaluation: dict[str, Any] = {}
         self.stepped_at = time.monotonic()
         self.pace: list[tuple[float, int]] = [(self.stepped_at, 0)]  # (when, tokens read until then)
@@ -202,6 +202,8 @@ class Loop:
         self.saved_at, self.saved_tokens = time.monotonic(), self.run.tokens
 
     def halt_when_unsound(self, step: Step) -> None:
+        if self.stage != (stage := self.stage_now()):
+            self.stage, self.watch = stage, Watch(len(self.session.tokenizer))  # another objective has another loss
         self.watch.saw(step.nats, step.scored)
         if self.watch.is_apart:
             raise Halted(self.watch.in_words(self.train.learning_rate))
@@ -212,6 +214,11 @@ class Loop:
                 f"{BAD_STEPS_IN_A_ROW} steps in a row had no finite loss and gradient (loss {step.loss}, gradient norm {step.gradient_norm}); "
                 "the last snapshot is kept: lower train.learning_rate"
             )
+
+    def stage_now(self) -> int:
+        """How many stages of train.objectives are over for the rows that come next."""
+        tokens = self.run.lengths.tokens_before(self.run.cursor["next_row"]) if self.train.objectives else 0
+        return sum(tokens >= stage.until_tokens for stage in self.train.objectives)
 
     def tell(self, step: Step, turn: Turn) -> None:
         """The step's event."""

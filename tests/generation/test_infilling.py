@@ -38,6 +38,7 @@ class Scripted(torch.nn.Module):
         super().__init__()
         self.model, self.script, self.size, self.read = model, script, size, []
         self.coming: list[int] = []
+        self.output_weight = torch.eye(size, dtype=torch.float64)  # a latent is what it says
 
     def initial_state(self, batch_size: int) -> Any:
         return self.model.initial_state(batch_size)
@@ -47,7 +48,8 @@ class Scripted(torch.nn.Module):
         self.read += tokens[0].tolist()
         if self.read[-1] in self.script:
             self.coming = list(self.script[self.read[-1]])
-        out._logits = torch.nn.functional.one_hot(torch.tensor([[self.coming.pop(0) if self.coming else 1]]), self.size).double()
+        said = [1] * (tokens.shape[1] - 1) + [self.coming.pop(0) if self.coming else 1]
+        out.hidden = torch.nn.functional.one_hot(torch.tensor([said]), self.size).double()
         return out
 
 

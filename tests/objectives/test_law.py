@@ -28,10 +28,10 @@ MODELS = {
 
 @pytest.fixture
 def batch(tmp_path: Path) -> Batch:
-    """Two rows, of several examples each, with gaps in some."""
+    """Four rows, of several examples each, with gaps in some."""
     with open_stream(three_sources(tmp_path), tokenizer_with_gaps(), LENGTH, 48, options=Options(rewrite=mixture(longest=30))) as stream:
         rows = next(stream)[0]
-    return Batch(**{**vars(rows), **{name: getattr(rows, name)[3:5] for name in ("tokens", "targets", "restart", "source", "lane", "row", "kind")}})
+    return Batch(**{**vars(rows), **{name: getattr(rows, name)[3:7] for name in ("tokens", "targets", "restart", "source", "lane", "row", "kind")}})
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -44,7 +44,7 @@ def test_pieces_and_examples_equal_the_whole(name: str, batch: Batch) -> None:
         in_pieces, gradients = loss(model, batch, cuts)
         assert torch.allclose(in_pieces, whole, atol=1e-9)
         assert all(torch.allclose(ours, theirs, atol=1e-8) for ours, theirs in zip(gradients, expected, strict=True))
-    for row in range(2):
+    for row in range(len(batch.tokens)):
         starts = [*batch.restart[row].nonzero().flatten().tolist(), LENGTH]
         alone = [model(batch.tokens[row : row + 1, start:stop]).hidden[0] for start, stop in zip(starts, starts[1:], strict=False)]
         assert torch.allclose(torch.cat(alone), model(batch.tokens, context=Context(restart=batch.restart)).hidden[row], atol=1e-9)

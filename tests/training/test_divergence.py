@@ -60,3 +60,18 @@ def test_what_is_no_number_or_passes_is_no_divergence() -> None:
         high = 100 < step < 100 + PATIENCE - 20
         watch.saw([math.nan if step % 50 == 49 else (4.0 + high * 2 * RISE) * 100], [100])
         assert not watch.is_apart
+
+
+def test_another_objective_is_watched_anew(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its loss is another: filling long gaps costs more nats than going on from whole text."""
+    watches: list[Watch] = []
+
+    class Counted(Watch):
+        def __init__(self, vocab_size: int) -> None:
+            super().__init__(vocab_size)
+            watches.append(self)
+
+    monkeypatch.setattr("lm.training.loop.Watch", Counted)
+    stages = [{"until_tokens": 6 * STEP, "objective": "clm"}]
+    trained(tiny(train={"objectives": stages, "objective": "ul2"}, ul2={"enabled": True}), tmp_path, 12)
+    assert [max(source.steps for source in watch.sources.values()) for watch in watches] == [6, 6]
