@@ -16,6 +16,14 @@ from data_sources.packed import NOT_SCORED, Rows, bounds_of
 from data_sources.past import Read
 
 
+def within(at: Tensor, rows: slice, time: slice, shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Which of the flattened places (N,) in rows of `shape` (B, T) stand within `rows` and `time`, (N,) bool, and as that part of them counts them."""
+    (top, bottom, _), (left, right, _) = (part.indices(size) for part, size in zip((rows, time), shape, strict=True))
+    row, column = at // max(shape[1], 1), at % max(shape[1], 1)
+    inside = (row >= top) & (row < bottom) & (column >= left) & (column < right)
+    return inside, ((row - top) * (right - left) + column - left)[inside]
+
+
 class Arrivals(NamedTuple):
     """What a memory answered, for B rows of T positions. N arrivals of k neighbours of R tokens."""
 
@@ -34,11 +42,8 @@ class Arrivals(NamedTuple):
 
     def part(self, rows: slice, time: slice, shape: tuple[int, int]) -> "Arrivals":
         """Those within `rows` and `time` of the rows of `shape` (B, T) that these are for, as that part of them takes them."""
-        (top, bottom, _), (left, right, _) = (part.indices(size) for part, size in zip((rows, time), shape, strict=True))
-        row, column = self.at // max(shape[1], 1), self.at % max(shape[1], 1)
-        inside = (row >= top) & (row < bottom) & (column >= left) & (column < right)
-        at = (row - top) * (right - left) + column - left
-        return Arrivals(*(each[inside] for each in (at, self.tokens, self.length)))
+        inside, at = within(self.at, rows, time, shape)
+        return Arrivals(at, self.tokens[inside], self.length[inside])
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,7 @@ class Batch:
     asked_seconds: float = 0.0  # that the memory took, in all readers of this rank together
     trouble: str = ""  # why it could not be asked
     kind: Tensor | None = None  # (B, T) int8, of the example that stands there, -1 for none; None where nothing is rewritten
+    column: int = 0  # place in their rows where the positions here begin
     begun: Sequence[Read] = ()  # documents that begin here and may be kept of the past, where the stream was asked to tell
 
     @classmethod
@@ -96,8 +102,9 @@ class Batch:
         tokens, targets, restart, source = (part[rows, time] for part in (self.tokens, self.targets, self.restart, self.source))
         bounds, valid = torch.from_numpy(bounds_of(restart.numpy())), int((targets != NOT_SCORED).sum())
         answers = self.answers.part(rows, time, (len(self.lane), self.tokens.shape[1])) if self.answers else None
+        column = self.column + (time.start or 0)
         known = (tokens, targets, restart, source, self.lane[rows], self.row[rows], bounds, valid, int(restart.sum()), self.last)
-        return Batch(*known, answers=answers, kind=None if self.kind is None else self.kind[rows, time])
+        return Batch(*known, answers=answers, kind=None if self.kind is None else self.kind[rows, time], column=column)
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch with what the model reads on `device`."""

@@ -15,11 +15,13 @@ from lm.app.sitting import Sitting, terminal_size
 from lm.app.terminal import CHECKPOINTS, quieted, unechoed, uninterrupted
 from lm.app.text import ACCENT, LABEL, QUIET, Lines, spans, wrapped
 from lm.app.words import counted, one_line
-from lm.preset.switches import GenerationConfig
+from lm.preset.generation import GenerationConfig
 from lm.training.headers import NAMES, SnapshotError
 
 if TYPE_CHECKING:
     from lm.generation.chat import Conversation
+    from lm.generation.drafting import Paces
+    from lm.generation.writing import Writing
     from lm.memory.memory import Passage
 
 PASSAGES = 4  # shown under an answer
@@ -85,6 +87,13 @@ def passage_lines(passage: "Passage", text: str, width: int, lines: int) -> Line
     return [*wrapped(spans(("▪ ", ACCENT), (where, ACCENT)), width, lines), *(spans(" " * INDENT, line) for line in body)]
 
 
+def paces_in_words(paces: "Paces") -> str:
+    """What drafts came to: how many were kept, how many tokens a pass wrote, and how many times as fast that was."""
+    drafted = paces.drafted
+    kept = f"drafts: {100 * drafted.kept / drafted.drafts:.0f} % of {drafted.drafts:,} kept · {drafted.tokens / drafted.passes:.1f} tokens a pass"
+    return kept + (f" · {paces.speed_up:.1f} times as fast as without" if paces.speed_up else "")
+
+
 class Chat(Sitting):
     """One sitting: reads lines, answers them, obeys commands."""
 
@@ -120,14 +129,19 @@ class Chat(Sitting):
         self._tell_trouble()
 
     def _answer(self, message: str) -> None:
-        """Stream the answer. Ctrl-C breaks it off; what was written until then is kept."""
+        """Answer a line; an empty one lets the answer before it go on."""
         conversation = self.talk.conversation
-        if not message.strip() and not conversation.turns:
-            return
-        try:
-            answer = conversation.say(message)
-        except ValueError as error:  # more gaps than there are tokens for
-            raise CommandError(str(error)) from None
+        if message.strip() or conversation.turns:
+            try:
+                answer = conversation.say(message)
+            except ValueError as error:  # more gaps than there are tokens for
+                raise CommandError(str(error)) from None
+            self._stream(answer)
+            self.console.print()
+
+    def _stream(self, answer: "Writing") -> None:
+        """Stream an answer. Ctrl-C breaks it off; what was written until then is kept."""
+        conversation = self.talk.conversation
         with unechoed():  # what is typed meanwhile stands at the next prompt, not in the answer
             started = flow(answer, sys.stdout, lambda: terminal_size().columns)
         conversation.settle(answer)
@@ -135,8 +149,9 @@ class Chat(Sitting):
         if answer.finished_by in ENDINGS:
             self.note(ENDINGS[answer.finished_by])
         self._show(self.talk.partner.used(conversation)[:PASSAGES])
+        if answer.paces.drafted.passes:
+            self.note(paces_in_words(answer.paces))
         self._tell_trouble()
-        self.console.print()
 
     def _tell_trouble(self) -> None:
         """Say once why the model talks without its memory."""
@@ -156,8 +171,11 @@ class Chat(Sitting):
         if memory is None:
             raise CommandError(self.talk.partner.trouble or "this model has no memory of what it read (retro.enabled in its preset)")
         if words in (("on",), ("off",)):
-            memory.is_on = words == ("on",)
-            self.note(f"The memory is {words[0]}. /reset forgets what was answered with{'out' * memory.is_on} it.")
+            before, memory.is_on = memory.is_on, words == ("on",)
+            again = self.talk.conversation.again() if before != memory.is_on else None
+            self.note(f"The memory is {words[0]}{'; your last words are answered again:' if again else '.'}")
+            if again:
+                self._stream(again)
         elif not words:
             raise CommandError("write /memory and some words, /memory off or /memory on")
         else:

@@ -8,13 +8,13 @@ from collections.abc import Collection
 from typing import NamedTuple
 
 from lm.preset import Preset, PresetError, preset_from_json
-from lm.preset.switches import GenerationConfig
+from lm.preset.generation import GenerationConfig
 
 COMMANDS = {
     "/settings": "show how the model writes; /settings NAME VALUE changes it for this chat",
     "/reset": "forget the conversation",
     "/snapshot": "talk with another snapshot: current, prev or prev2",
-    "/memory": "/memory WORDS shows what of all it read is nearest to them; /memory off answers without, /memory on with it again",
+    "/memory": "/memory WORDS shows what of all it read is nearest to them; /memory off answers your last words again without, /memory on with it",
     "/help": "these lines",
     "/quit": "back to the menu, as Ctrl-D does; Ctrl-C stops an answer",
 }
@@ -55,14 +55,22 @@ def changed(preset: Preset, settings: GenerationConfig, words: tuple[str, ...]) 
         raise CommandError("write /settings NAME VALUE, such as /settings temperature 0.5")
     name, value = words
     whole = preset.model_dump(mode="json")
-    whole["generation"] = {**settings.model_dump(mode="json"), name: _value(value)}
+    whole["generation"] = section = settings.model_dump(mode="json")
+    *parents, last = name.split(".")  # planner.depth
+    for parent in parents:
+        section = section.get(parent)
+        if not isinstance(section, dict):
+            raise CommandError(f"{name} is no setting; /settings shows them all")
+    section[last] = _value(value)
     try:
         return preset_from_json(json.dumps(whole), "settings").generation
     except PresetError as error:
         raise CommandError(str(error).removeprefix("settings: generation.")) from None
 
 
-def _value(text: str) -> int | float | str:
+def _value(text: str) -> bool | int | float | str:
+    if text in ("true", "false"):
+        return text == "true"
     for kind in (int, float):
         try:
             number = kind(text)

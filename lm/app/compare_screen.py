@@ -158,11 +158,12 @@ class Comparison(Sitting):
         try:
             with quieted():
                 partner = self._cast.partner(answer.header)
+            conversation = partner.conversation(self.write_by, self.seed)
         except CommandError as error:
             answer.note = str(error)
             return ()
         answer.note = "(no words)"
-        return _watched(partner.conversation(self.write_by, self.seed).say(prompt), partner, answer)
+        return _watched(conversation.say(prompt), partner, answer)
 
     def _pieces(self, answer: Answer, writing: Iterable[str], escape: Escape) -> Iterator[str]:
         """The pieces of `writing`, noted in its answer. KeyboardInterrupt when the person has had enough of them."""

@@ -7,7 +7,8 @@ curve          | numbers                    curve            | numbers
 sources                                                      | held-out text
 experts                                     sources          | what the model writes
 memory                                      experts          |
-held-out text                               memory           |
+gradient                                    memory           |
+held-out text                               gradient         |
 what the model writes                       log
 log                                         keys
 keys
@@ -60,11 +61,12 @@ def _narrow(facts: Facts, width: int, height: int) -> Lines:
     writes = panels.samples(facts, width, 2 + height // 12)
     held_out = panels.held_out_line(facts, width)
     experts, memory = panels.experts(facts, width, height // 15), panels.memory(facts, width, height // 15)
-    log = panels.log(facts, width, 2 + height // 10 - min(len(experts) + len(memory), 1))
-    rest = height - len(sources) - len(writes) - len(held_out) - len(experts) - len(memory) - len(log)
+    beside_them = [*experts, *memory, *panels.heads(facts, width, height // 15)]
+    log = panels.log(facts, width, 2 + height // 10 - min(len(beside_them), 1))
+    rest = height - len(sources) - len(writes) - len(held_out) - len(beside_them) - len(log)
     right = 24
     upper = beside(panels.loss(facts, width - right - 3, rest), panels.numbers(facts, right, rest), width - right - 3, right)
-    return [*upper, *sources, *experts, *memory, *held_out, *writes, *log]
+    return [*upper, *sources, *beside_them, *held_out, *writes, *log]
 
 
 def _wide(facts: Facts, width: int, height: int) -> Lines:
@@ -73,8 +75,8 @@ def _wide(facts: Facts, width: int, height: int) -> Lines:
     left = width - right - 3
     log = panels.log(facts, width, max(height // 7, 3))
     rest = height - len(log) - 1
-    sources, experts, memory = panels.sources(facts, left, rest // 3), panels.experts(facts, left, rest // 6), panels.memory(facts, left, rest // 6)
-    below = [Text(""), *sources, *([Text("")] if experts else []), *experts, *([Text("")] if memory else []), *memory]
+    sources, *others = panels.sources(facts, left, rest // 3), *(panel(facts, left, rest // 6) for panel in (panels.experts, panels.memory, panels.heads))
+    below = [Text(""), *sources, *(line for part in others if part for line in (Text(""), *part))]
     numbers, held_out = panels.numbers(facts, right, 11), panels.held_out_table(facts, right, rest // 3)
     writes = panels.samples(facts, right, rest - len(numbers) - len(held_out) - 2)
     first = [*panels.loss(facts, left, rest - len(below)), *below]

@@ -6,6 +6,7 @@ from data_sources.config import AnySource, DataConfig
 from lm.app.shelf import Shelved
 from lm.app.words import counted, one_line
 from lm.preset import Preset, count_parameters, model_in_words
+from lm.preset.counting import count_heads
 from lm.preset.objectives import ADDED_TOKENS, needs_tokens
 
 Fragments = list[tuple[str, str]]  # (style, text), as prompt_toolkit takes them
@@ -49,6 +50,7 @@ def _size(preset: Preset, vocab_size: int | None) -> str:
     count = count_parameters(preset, vocab_size or preset.data.vocab_size + ADDED_TOKENS * needs_tokens(preset))
     long = preset.train.long_context
     context = f"{preset.model.seq_length:,} tokens in a row" + (f", a context of {long.context_length:,}" if long.enabled else "")
+    context = f"heads of {counted(count_heads(preset))} beside them, {context}" if preset.auxiliary.heads else context
     if count is None:
         return context
     if own or vocab_size:

@@ -62,6 +62,7 @@ class Facts:
     denoisers: dict[str, float] = field(default_factory=dict)  # losses of UL2's, smoothed
     pace: float | None = None  # tokens a second, smoothed
     memory: dict[str, Any] | None = None  # of what was read: as the last step told, seconds smoothed
+    shares: dict[str, float] = field(default_factory=dict)  # of the trunk's gradient, by loss, as last measured
     sources: dict[str, SourceFacts] = field(default_factory=dict)
     curve: Curve = field(default_factory=Curve)
     evaluation: Event = field(default_factory=dict)
@@ -79,6 +80,7 @@ class Facts:
             "resume": self._on_resume,
             "certificate": self._on_certificate,
             "weights": self._on_weights,
+            "forecast": self._on_forecast,
             "step": self._on_step,
             "source": self._on_source,
             "notice": self._on_notice,
@@ -148,6 +150,9 @@ class Facts:
         shares = ", ".join(f"{name} {weight:.0%}" for name, weight in event["weights"].items())
         self.say(f"sources are now read by their losses: {shares}")
 
+    def _on_forecast(self, event: Event) -> None:
+        self.say(event["text"], "warning" if event.get("tight") else "quiet")
+
     def _on_step(self, event: Event) -> None:
         self.step, self.phase, self.is_training = event, "training", True
         self.life_tokens = event["life_tokens"]
@@ -159,6 +164,7 @@ class Facts:
             before = self.memory or {}
             seconds = {key: _smoothed(before.get(key), told[key]) for key in ("asked_seconds", "added_seconds")}
             self.memory = {**seconds, "chunks": told["chunks"]}
+        self.shares = event.get("gradient_shares") or self.shares
         self.curve.add(event["tokens"], event["loss"])
         for name, told in event["sources"].items():
             self._source(name, told)

@@ -132,6 +132,14 @@ def memory(facts: Facts, width: int, height: int) -> Lines:
     return [title("memory", width, " · ".join([f"{counted(told['chunks'])} chunks", took, *held_out]))]
 
 
+def heads(facts: Facts, width: int, height: int) -> Lines:
+    """What part of the trunk's gradient each loss beside the next token's makes, in a line, the largest first; nothing before it was measured."""
+    if not facts.shares or height < 1:
+        return []
+    shares = sorted(((share, name) for name, share in facts.shares.items() if name != "next_token"), reverse=True)
+    return [title("gradient", width, " · ".join(f"{one_line(name).replace('_', ' ')} {100 * share:.1f}%" for share, name in shares))]
+
+
 def bars(load: list[float], width: int) -> str:
     """A bar for each expert, half high at the mean and full at twice that; "·" for none. Where there is no room for all, neighbours share one."""
     together = -(-len(load) // width)

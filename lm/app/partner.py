@@ -1,5 +1,6 @@
 """A snapshot that can be talked with: its model on the device, with the tokenizer and preset it was saved with."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -13,6 +14,7 @@ from lm.preset import Preset
 from lm.training.headers import Header, SnapshotError
 
 if TYPE_CHECKING:  # a screen is drawn before torch is there
+    from torch import nn
     from transformers import PreTrainedTokenizerBase
 
     from lm.generation.chat import Conversation
@@ -20,7 +22,7 @@ if TYPE_CHECKING:  # a screen is drawn before torch is there
     from lm.memory.lookup import Heard
     from lm.memory.memory import Passage
     from lm.model import Model
-    from lm.preset.switches import GenerationConfig
+    from lm.preset.generation import GenerationConfig
     from lm.training.snapshots import Snapshot
 
 
@@ -32,17 +34,24 @@ class Partner(NamedTuple):
     model: "Model"
     tokenizer: "PreTrainedTokenizerBase"
     memory: "Heard | None" = None  # of what it read
+    heads: "Mapping[str, nn.Module]" = {}  # trained with the model
     lost: str = ""  # why there is no memory, where there should be one
 
     def conversation(self, settings: "GenerationConfig | None" = None, seed: int | None = None) -> "Conversation":
-        """A new one, in the form of the snapshot's own sources."""
+        """A new one, in the form of the snapshot's own sources. CommandError, one line, for settings that ask for a head it does not have; but
+        drafts, which change speed alone, are then left out."""
         with uninterrupted():
             from lm.generation.chat import frame_of
             from lm.generation.infilling import conversation_of
 
         attends = self.preset.retro.add_cross_attention
-        terms = (frame_of(self.preset), settings or self.preset.generation, seed)
-        terms += (self.memory if attends else None, self._library() if self.memory and not attends else None)
+        settings = settings or self.preset.generation
+        if "dynamics" not in self.heads:
+            settings = settings.model_copy(update={"draft_length": 0})
+        if lacking := settings.without_head(set(self.heads)):
+            raise CommandError(lacking)
+        library = self._library() if self.memory and not attends else None
+        terms = (frame_of(self.preset), settings, seed, self.memory if attends else None, library, self.heads)
         return conversation_of(self.model, self.tokenizer, self.preset, *terms)
 
     def _library(self) -> "Library":
@@ -90,6 +99,7 @@ def awoken(snapshot: "Snapshot", folder: Path) -> Partner:
         import torch
 
         from data_sources.tokenizer import tokenizer_from_json
+        from lm.auxiliary.heads import build_heads
         from lm.memory.layout import MemoryFault
         from lm.memory.lookup import Heard
         from lm.model import build_model
@@ -98,13 +108,16 @@ def awoken(snapshot: "Snapshot", folder: Path) -> Partner:
     tokenizer = tokenizer_from_json(snapshot.tokenizer)
     model = build_model(snapshot.preset, len(tokenizer))
     model.load_state_dict(snapshot.model_weights)
-    model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    heads = build_heads(snapshot.preset, len(tokenizer))
+    heads.load_state_dict(snapshot.head_weights)
+    for part in (model, heads):
+        part.to("cuda" if torch.cuda.is_available() else "cpu").eval()
     lookup, lost = None, ""
     try:
         lookup = lookup_of(snapshot, folder, tokenizer)
     except (MemoryFault, ValueError) as error:
         lost = str(error)
-    return Partner(snapshot.preset, int(snapshot.life["tokens"]), model, tokenizer, Heard(lookup) if lookup else None, lost)
+    return Partner(snapshot.preset, int(snapshot.life["tokens"]), model, tokenizer, Heard(lookup) if lookup else None, heads, lost)
 
 
 class Cast:

@@ -15,11 +15,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from data_sources.config import Config
 from lm.app.commands import changed
 from lm.app.text import ACCENT, LABEL, QUIET
 from lm.app.words import one_line
 from lm.preset import Preset
-from lm.preset.switches import GenerationConfig
+from lm.preset.generation import GenerationConfig
 
 PROMPT = FormattedText([("class:prompt", "› ")])
 STYLE = Style.from_dict({"prompt": "ansigreen bold"})
@@ -68,6 +69,15 @@ class Sitting:
         """How the model writes, changed as `words` say, if there are any, and shown. CommandError says what is allowed."""
         if words:
             settings = changed(preset, settings, words)
-        fields = type(settings).model_fields
-        self.table([(name, f"{value}", fields[name].description or "") for name, value in settings.model_dump().items()])
+        self.table(list(_described(settings)))
         return settings
+
+
+def _described(section: Config, prefix: str = "") -> Iterator[tuple[str, str, str]]:
+    """Each switch of a section and of those inside it: its name, its value, and what it means."""
+    for name, field in type(section).model_fields.items():
+        value = getattr(section, name)
+        if isinstance(value, Config):
+            yield from _described(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", f"{value}".lower() if isinstance(value, bool) else f"{value}", field.description or ""

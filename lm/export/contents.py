@@ -36,8 +36,10 @@ def config(snapshot: Snapshot) -> dict[str, Any]:
 
 
 def loss_weights(preset: Preset) -> dict[str, float]:
-    """Those of training, but that thresholds of routers stay where they are: nobody tells them there what a step picked, and they would run away."""
-    return {name: 0.0 if name.endswith("_budget") else weight for name, weight in preset.loss_weights.items()}
+    """Those of training, but that thresholds of routers stay where they are: nobody tells them there what a step picked, and they would run away.
+    Heads stay behind, and so do theirs."""
+    of_units = {name: weight for name, weight in preset.loss_weights.items() if name not in preset.auxiliary.loss_weights}
+    return {name: 0.0 if name.endswith("_budget") else weight for name, weight in of_units.items()}
 
 
 def sections(preset: Preset) -> dict[str, dict[str, Any]]:

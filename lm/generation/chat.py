@@ -4,9 +4,11 @@ A source with a format of two fields, such as "Q: {question}\\nA: {answer}", fra
 field and the model writes the second, until it ends the document. Without such a source the model goes on from the text as it stands.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from data_sources.config import format_fields
@@ -17,7 +19,7 @@ from lm.memory.finder import Finder
 from lm.memory.memory import Passage
 from lm.model import Model, ModelState
 from lm.preset import Preset
-from lm.preset.switches import GenerationConfig
+from lm.preset.generation import GenerationConfig
 
 
 class Frame(NamedTuple):
@@ -62,12 +64,22 @@ class Turn:
     written: tuple[int, ...]
 
 
+class Before(NamedTuple):
+    """How a conversation stood before a message. None of its states is written in, so that it may go on from there again."""
+
+    message: str
+    writing: Writing | None
+    held: Held
+    turns: int
+
+
 class Asked(NamedTuple):
     """A turn that is not settled."""
 
     message: str = ""
     read: tuple[int, ...] = ()
     held: Held = Held()
+    replaces: int | None = None  # the turns from this one on
 
 
 class Conversation:
@@ -82,17 +94,20 @@ class Conversation:
         seed: int | None = None,
         find: Finder | None = None,
         library: Library | None = None,
+        heads: Mapping[str, nn.Module] | None = None,
     ) -> None:
-        """find: a memory that the model attends to, asked on the way. library: passages to be read, for a model that attends to none."""
+        """find: a memory that the model attends to, asked on the way. library: passages to be read, for a model that attends to none. heads: those
+        that were trained with the model, for settings that ask for some."""
         self.frame = frame
         self._find, self._library = find, library
         self.settings = settings
         self.turns: list[Turn] = []
-        self._model = model
+        self._model, self._heads = model, heads
         self._tokenizer = tokenizer
         self._seed = seed
         self._writing: Writing | None = None
         self._held, self._asked = Held(), Asked()
+        self._before: Before | None = None  # the last message that was not empty
 
     @property
     def in_words(self) -> str:
@@ -141,12 +156,28 @@ class Conversation:
         read = tuple(token for passage in new for token in self._library.as_read(passage)) if self._library else ()
         prompt, aside = (own, Aside(again, start + read)) if read else (start + own, Aside(again))
         recall = Recall(self._find, document, asks=True)
-        return Writing(self._model, self._tokenizer, prompt, self.settings, state, self._seed, recall, aside)
+        return Writing(self._model, self._tokenizer, prompt, self.settings, state, self._seed, recall, aside, self._heads)
+
+    def again(self) -> Writing | None:
+        """Another answer to the last message that was not empty, from before it; None where there was none. Settled, it takes the place of the one
+        that there was; dropped before the whole message was read, it leaves everything as it was."""
+        if self._before is None:
+            return None
+        now, (message, self._writing, self._held, turns) = (self._writing, self._held, self.turns), self._before
+        self.turns = self.turns[:turns]
+        answer = self.say(message)
+        self._asked = self._asked._replace(replaces=turns)
+        self._writing, self._held, self.turns = now
+        return answer
 
     def settle(self, answer: Writing) -> None:
         """Keep `answer`, whole or broken off, as the newest turn."""
         if answer.begun:
-            held = self._asked.held
+            held, replaces = self._asked.held, self._asked.replaces
+            if replaces is not None:
+                del self.turns[replaces:]
+            elif self._asked.message.strip():
+                self._before = Before(self._asked.message, self._writing, self._held, len(self.turns))
             self._held = held if held.state is not None else held._replace(state=answer.before_passages)
             self._writing = answer
             self.turns.append(Turn(self._asked.message, self._asked.read, answer.tokens))
@@ -154,4 +185,4 @@ class Conversation:
     def reset(self) -> None:
         """Forget all turns."""
         self.turns.clear()
-        self._writing, self._held = None, Held()
+        self._writing, self._held, self._before = None, Held(), None

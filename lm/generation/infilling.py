@@ -17,13 +17,15 @@ from transformers import PreTrainedTokenizerBase
 
 from data_sources.special_tokens import ObjectiveTokens, special_ids
 from lm.generation.chat import Conversation
+from lm.generation.drafting import Paces
 from lm.generation.writing import Writing, at_rest, beginning, prompt_tokens
 from lm.model import Model
 from lm.preset import Preset
-from lm.preset.switches import GenerationConfig
+from lm.preset.generation import GenerationConfig
 
 GAP = re.compile(r"[ \t]*_{3,}")  # blanks before it belong to its first word, as they do in training
 SHOWN = "___"
+OF_THE_MODEL_ALONE = ("temperature", "top_p", "no_repeat_ngram", "repetition_penalty", "max_new_tokens")  # no heads look at a gap
 LONGEST = 4  # tokens that a masked model puts into a gap
 WHAT_INSTEAD = (
     "This model reads a text from both ends at once, so it can't go on from where your words stop. "
@@ -35,7 +37,7 @@ class Filling(Iterator[str]):
     """The whole text in pieces, gaps as they are written. `filled`: what stands in each gap so far. It is no turn of a conversation: nothing
     is remembered of it (`begun`)."""
 
-    begun = False
+    begun, paces = False, Paces()
 
     def __init__(self, texts: Sequence[str], gaps: Iterator[tuple[int, str]]) -> None:
         """texts: around the gaps, one more than these. gaps: pieces of each, in order, with its number."""
@@ -79,9 +81,9 @@ class Filler(NamedTuple):
         prompt = [self.tokens.modes[self.mode], beginning(self.tokenizer)]
         for number, text in enumerate(texts):
             prompt += [*prompt_tokens(self.tokenizer, text), *names[number : number + 1]]
-        state = None
+        state, alone = None, GenerationConfig(**{name: getattr(settings, name) for name in OF_THE_MODEL_ALONE})
         for number, name in enumerate(names):
-            writing = Writing(self.model, self.tokenizer, [*prompt, name], settings, state, seed)
+            writing = Writing(self.model, self.tokenizer, [*prompt, name], alone, state, seed)
             for piece in writing:
                 yield number, piece
             state, prompt = writing.state, []

@@ -8,6 +8,7 @@ fill them up at the left to the end of a chunk, to the same effect.)
 Sizes: C tokens of a chunk, N chunks that ask.
 """
 
+import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -36,6 +37,17 @@ class Recall(NamedTuple):
             return None
         document = (*self.document, *tokens)
         return self._found([document[end - size : end] for end in ends], torch.tensor(ends) - before - start)
+
+    def asks_within(self, place: int, count: int) -> bool:
+        """Whether a chunk is whole before any of `count` tokens from this place on, counted from behind `document` on."""
+        if self.find is None:
+            return False
+        place += len(self.document)
+        return -(-max(place, 1) // self.find.chunk_size) * self.find.chunk_size < place + count
+
+    def before_next(self, length: int) -> int:
+        """How many tokens may be read on trial behind `length` of them, so that no chunk asks that holds one of those."""
+        return sys.maxsize if self.find is None else self.find.chunk_size - (len(self.document) + length) % self.find.chunk_size
 
     def asked(self, prompt: Sequence[int]) -> Neighbours | None:
         """What is handed in with the last token of `prompt`, read by itself."""

@@ -1,41 +1,49 @@
-"""Which token comes next, given the scores: penalties and bans first, then the likeliest or a draw.
+"""Which token comes next, given the scores: penalties and bans first, then temperature and nucleus, and a draw.
 
-The rules are transformers' own logits processors: repetition penalty (Keskar et al. 2019), n-gram blocking (Paulus et al. 2017),
-temperature, and nucleus sampling (Holtzman et al. 2019).
+    p = nucleus(softmax(ruled(scores) / temperature))        at temperature 0 the likeliest token has all of it
+
+Repetition penalty (Keskar et al. 2019) and n-gram blocking (Paulus et al. 2017) are transformers' own logits processors. The nucleus
+(Holtzman et al. 2019) is found among the likeliest entries, since sorting a vocabulary takes longer than all the rest of a draw.
+
+Sizes: V vocabulary, N first entries of it.
 """
 
 import torch
 from torch import Tensor
-from transformers.generation.logits_process import (
-    LogitsProcessorList,
-    NoRepeatNGramLogitsProcessor,
-    RepetitionPenaltyLogitsProcessor,
-    TemperatureLogitsWarper,
-    TopPLogitsWarper,
-)
+from transformers.generation.logits_process import LogitsProcessorList, NoRepeatNGramLogitsProcessor, RepetitionPenaltyLogitsProcessor
 
-from lm.preset.switches import GenerationConfig
+from lm.preset.generation import GenerationConfig
+
+LIKELIEST = (256, 2048)  # entries among which the nucleus is looked for, before all are sorted
 
 
 def processors(settings: GenerationConfig) -> LogitsProcessorList:
-    """The rules that `settings` ask for, in the order in which they apply."""
+    """The penalties and bans that `settings` ask for, in the order in which they apply."""
     rules = LogitsProcessorList()
     if settings.repetition_penalty != 1:
         rules.append(RepetitionPenaltyLogitsProcessor(float(settings.repetition_penalty)))
     if settings.no_repeat_ngram:
         rules.append(NoRepeatNGramLogitsProcessor(settings.no_repeat_ngram))
-    if settings.temperature not in (0, 1):
-        rules.append(TemperatureLogitsWarper(float(settings.temperature)))
-    if settings.temperature and settings.top_p < 1:
-        rules.append(TopPLogitsWarper(float(settings.top_p)))
     return rules
+
+
+def nucleus(chances: Tensor, top_p: float) -> Tensor:
+    """The fewest likeliest entries of `chances` (V,) that together hold `top_p`, and those as likely as the last of them; their sum is 1 again."""
+    for count in (*LIKELIEST, len(chances)):
+        likeliest = chances.topk(min(count, len(chances))).values
+        held = likeliest.cumsum(0)
+        if held[-1] >= top_p:
+            break
+    last = likeliest[(held - likeliest < top_p).sum() - 1]
+    kept = torch.where(chances >= last, chances, 0)
+    return kept / kept.sum()
 
 
 class Sampler:
     """Picks tokens by `settings`, with random numbers of its own, so that nobody else's draws change."""
 
     def __init__(self, settings: GenerationConfig, seed: int | None = None) -> None:
-        self._greedy = settings.temperature == 0
+        self._settings = settings
         self._rules = processors(settings)
         self._random = torch.Generator()
         if seed is None:
@@ -43,12 +51,47 @@ class Sampler:
         else:
             self._random.manual_seed(seed)
 
+    def ruled(self, scores: Tensor, history: list[int]) -> Tensor | None:
+        """`scores` (N,) after the tokens of `history`, with penalties and bans, on the host. None when every token is banned."""
+        scores = scores.detach().to("cpu", torch.float32)
+        if history and self._rules:
+            scores = self._rules(torch.tensor([history], dtype=torch.int64), scores[None])[0]
+        return scores if torch.isfinite(scores).any() else None
+
+    def tempered(self, ruled: Tensor, warmth: float = 1.0) -> Tensor:
+        """softmax(ruled / temperature) (N,). warmth: what the temperature is multiplied by."""
+        temperature = self._settings.temperature * warmth
+        if temperature == 0:
+            return torch.zeros_like(ruled).index_fill_(0, ruled.argmax(), 1.0)
+        return (ruled / temperature).softmax(-1)
+
+    def chances(self, ruled: Tensor, warmth: float = 1.0) -> Tensor:
+        """The distribution (N,) that a token is drawn from."""
+        chances = self.tempered(ruled, warmth)
+        return nucleus(chances, self._settings.top_p) if self._settings.temperature and self._settings.top_p < 1 else chances
+
+    def draw(self, chances: Tensor) -> int:
+        """An entry of `chances` (N,), which need not add up to 1."""
+        below = chances.cumsum(0, dtype=torch.float64)
+        drawn = int(torch.searchsorted(below, self._uniform() * below[-1], right=True))
+        return drawn if drawn < len(chances) else int(chances.nonzero()[-1])  # where the product was rounded up to the whole
+
     def pick(self, scores: Tensor, history: list[int]) -> int | None:
         """A token by its `scores` (V,), after the tokens of `history`. None when every token is banned."""
-        seen = torch.tensor([history], dtype=torch.int64)
-        scores = self._rules(seen, scores.detach().to("cpu", torch.float32, copy=True)[None])[0] if history else scores.float().cpu()
-        if not torch.isfinite(scores).any():
-            return None
-        if self._greedy:
-            return int(scores.argmax())
-        return int(torch.multinomial(scores.softmax(-1), 1, generator=self._random))
+        ruled = self.ruled(scores, history)
+        return None if ruled is None else self.draw(self.chances(ruled))
+
+    def checked(self, chances: Tensor, draft: int, drafted_from: Tensor) -> tuple[int, bool]:
+        """A draw from `chances` (V,) by way of a `draft` that was drawn from others (N,), 0 beyond N <= V; and whether it is the draft.
+
+        With p and q for the two, the draft stands with min(1, p / q), and else what p has more than q is drawn from: which comes to p
+        (Leviathan et al. 2023, "Fast inference from transformers via speculative decoding"; Chen et al. 2023).
+        """
+        if self._uniform() * float(drafted_from[draft]) < float(chances[draft]):
+            return draft, True
+        more = chances.clone()
+        more[: len(drafted_from)] -= drafted_from
+        return self.draw(more.clamp_(min=0)), False
+
+    def _uniform(self) -> float:
+        return float(torch.rand((), dtype=torch.float64, generator=self._random))

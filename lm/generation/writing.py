@@ -2,26 +2,32 @@
 
     state, scores = read(prompt);  repeat: token = pick(scores);  state, scores = read(token)
 
-What was read is never read again: the state carries it. A state is never written in place, so an older one is still good, and
-going back is keeping it.
+With drafts (lm/generation/drafting.py) a pass reads a token and a few that may come after it, and more than one may be picked of what it says:
 
-Sizes: V vocabulary.
+    state', scores... = read(token, drafts);  repeat: pick by scores, while what is picked is the draft;  all of them were: state = state'
+
+What was read is never read again: the state carries it; but for the few tokens of a pass whose drafts were not all kept. A state is never written
+in place, so an older one is still good, and going back is keeping it.
+
+Sizes: K drafts, V vocabulary, D hidden.
 """
 
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Literal, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from data_sources.special_tokens import special_ids
+from lm.generation.choosing import Chooser, Chosen
+from lm.generation.drafting import PENDING, SOUNDED, Ahead, Draft, Pace, Paces, Rows
 from lm.generation.pieces import Pieces
 from lm.generation.recollection import Recall
-from lm.generation.sampling import Sampler
 from lm.model import Context, Model, ModelState
-from lm.preset.switches import GenerationConfig
+from lm.preset.generation import GenerationConfig
 from lm.units.neighbours import Neighbours
 
 PREFILL = 512  # tokens of a prompt read at once
@@ -35,11 +41,15 @@ class Aside(NamedTuple):
 
 
 class Read(NamedTuple):
-    """Where the model stands after what it read."""
+    """Where the model stands."""
 
-    state: ModelState
-    scores: Tensor  # (V,): what comes next
+    state: ModelState  # after what it read of what it wrote
     written: int  # how many tokens it wrote
+    unread: tuple[int, ...]  # the last of them, which `state` does not hold yet
+    latent: Tensor  # (D,): before the last token written, where a pass is due
+    ahead: Ahead | None  # None: a pass is due
+    rows: Rows | None = None  # where a pass is due, but nothing is unread: after the last token written
+    planned: tuple[int, ...] = ()  # what will be written, come what may
 
 
 def generate(
@@ -50,15 +60,17 @@ def generate(
     state: ModelState | None = None,
     seed: int | None = None,
     recall: Recall = Recall(),  # noqa: B008 - it can't be changed
+    heads: Mapping[str, nn.Module] | None = None,
 ) -> "Writing":
     """Text that goes on from `prompt`, piece by piece: iterate over what this returns.
 
     Without a `state` a new document begins (the prompt follows the tokenizer's bos); with one the prompt goes on from there. An
-    empty prompt has nothing to predict from, so it begins a document in either case. A `seed` makes the draws repeatable.
+    empty prompt has nothing to predict from, so it begins a document in either case. A `seed` makes the draws repeatable. `heads`: those that
+    were trained with the model, for settings that ask for some; ValueError, one line, where one is missing.
     """
     tokens = prompt_tokens(tokenizer, prompt)
     start = [] if state is not None and tokens else [beginning(tokenizer)]
-    return Writing(model, tokenizer, start + tokens, settings, state, seed, recall)
+    return Writing(model, tokenizer, start + tokens, settings, state, seed, recall, heads=heads)
 
 
 def prompt_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
@@ -75,9 +87,10 @@ class Writing(Iterator[str]):
     """An iterator of text pieces, each of whole characters.
 
     At any moment between two pieces, also when nobody asks for the next one:
-    `state` is the model's after everything read and written, `read` the prompt's tokens, `tokens` the written ones, `before_passages` the
-    state before the passages of `aside`, and `finished_by` "end" (the model ended the document; that token is neither read nor written, so
-    that a conversation can go on), "length" (max_new_tokens), or "stopped" (not finished).
+    `state` is the model's after everything read and written (the newest tokens are read when it is asked for), `read` the prompt's tokens,
+    `tokens` the written ones, `before_passages` the state before the passages of `aside`, `paces` how fast it was, and `finished_by` "end" (the
+    model ended the document; that token is neither read nor written, so that a conversation can go on), "length" (max_new_tokens), or "stopped"
+    (not finished).
     """
 
     def __init__(
@@ -90,8 +103,10 @@ class Writing(Iterator[str]):
         seed: int | None = None,
         recall: Recall = Recall(),  # noqa: B008 - it can't be changed
         aside: Aside = Aside(),  # noqa: B008 - it can't be changed
+        heads: Mapping[str, nn.Module] | None = None,
     ) -> None:
-        """recall: a memory that is asked on the way, and the tokens that `state` holds."""
+        """recall: a memory that is asked on the way, and the tokens that `state` holds; heads: trained with the model. ValueError where one is
+        missing that the settings ask for."""
         self._recall, self._aside = recall, aside
         self.read = tuple(tokens)
         self.before_passages = state
@@ -101,7 +116,9 @@ class Writing(Iterator[str]):
         self._settings = settings
         self._start = state
         self._now: Read | None = None
-        self._sampler = Sampler(settings, seed)
+        self._heads = heads or {}
+        self._chooser = Chooser(settings, seed, model, self._heads)
+        self._paces, self._pace = Paces(), Pace()
         self._specials = special_ids(tokenizer)
         self._history = [token for token in self.read if token not in self._specials]
         self._before = len(self._history)
@@ -110,7 +127,14 @@ class Writing(Iterator[str]):
     @property
     def state(self) -> ModelState | None:
         """The model's state after everything read and written; the state given, until the whole prompt is read."""
+        if self._now and self._now.unread:
+            self._now = self._settled(self._now)
         return self._now.state if self._now else self._start
+
+    @property
+    def paces(self) -> Paces:
+        """How fast tokens were written, with drafts and without."""
+        return self._paces.noted(self._pace) if self._pace.passes else self._paces
 
     @property
     def begun(self) -> bool:
@@ -138,7 +162,8 @@ class Writing(Iterator[str]):
 
     def going_on(self, settings: GenerationConfig, seed: int | None = None) -> "Writing":
         """A writing that goes on where this one is, with nothing new to read."""
-        more = Writing(self._model, self._tokenizer, (), settings, self.state, seed, self._recall._replace(document=self.document))
+        recall = self._recall._replace(document=self.document)
+        more = Writing(self._model, self._tokenizer, (), settings, self.state, seed, recall, heads=self._heads)
         more._history = [*self._history[: self._before], *self.tokens]
         more._before = len(more._history)
         more._now = self._now and self._now._replace(written=0)
@@ -148,44 +173,103 @@ class Writing(Iterator[str]):
         pieces = Pieces(self._tokenizer)
         self._now = self._now or self._prompt_read()
         while self._now.written < self._settings.max_new_tokens:
-            token = self._sampler.pick(self._now.scores, self._history)
-            if token is None or token in self._specials:
+            token = self._token_written()
+            if token is None:
                 break
-            self._write(token, self._now)
             if piece := pieces.add(token):
                 yield piece
         self.finished_by = "length" if self._now.written == self._settings.max_new_tokens else "end"
         if rest := pieces.rest():
             yield rest
 
+    def _token_written(self) -> int | None:
+        """The next token. None where the document ends.
+
+        Whenever an interrupt comes, what is told belongs together: one assignment counts.
+        """
+        began = time.perf_counter()
+        now = self._now = self._now if self._now.ahead or self._now.planned else self._read_on(self._now)
+        history = self._history[: self._before + now.written]
+        with torch.no_grad():
+            chosen = Chosen(now.planned[0], planned=now.planned[1:]) if now.planned else self._chooser.chosen(now.ahead, history)
+        if chosen is None or chosen.token in self._specials:
+            return None
+        self._history[:] = [*history, chosen.token]
+        self._now = after(now, chosen)
+        self._pace = self._pace.plus(Pace(tokens=1, seconds=time.perf_counter() - began, kept=int(chosen.is_draft)))
+        return chosen.token
+
+    def _read_on(self, now: Read) -> Read:
+        """What was written is read, and drafts behind it."""
+        with torch.no_grad():
+            drafts = self._chooser.drafts(now.latent, self._history[: self._before + now.written], self._room(now))
+        self._paces, self._pace = self.paces, Pace(passes=1, drafts=len(drafts))
+        state, rows = self._further(now, drafts)
+        ahead = Ahead(rows.after(now.rows), drafts, state)
+        return now._replace(ahead=ahead, rows=None) if drafts else now._replace(state=state, unread=(), ahead=ahead, rows=None)
+
+    def _room(self, now: Read) -> int:
+        """For how many drafts there is room in the pass that is due."""
+        passes = self._paces.plain.passes + self._paces.drafted.passes + self._pace.passes
+        if len(now.unread) > PENDING or passes % SOUNDED == SOUNDED // 2:
+            return 0
+        asked = self._recall.before_next(len(self._prompt) + now.written)
+        return min(asked, self._settings.max_new_tokens - now.written - 1)
+
+    def _settled(self, now: Read) -> Read:
+        """With all read that is written."""
+        state, rows = self._further(now, ())
+        return now._replace(state=state, unread=(), rows=None if now.ahead else rows)
+
+    def _further(self, now: Read, drafts: Sequence[Draft]) -> tuple[ModelState, Rows]:
+        """Read what is not read yet, and `drafts`: the state after them, and what is said after the last token written, if it was read here, and
+        after each draft."""
+        tokens = (*now.unread, *(draft.token for draft in drafts))
+        if not tokens:
+            return now.state, Rows(*(part[:0] for part in now.rows))
+        return self._step(tokens, now.state, self._neighbours(now, tokens), len(drafts) + bool(now.unread))
+
+    def _neighbours(self, now: Read, tokens: Sequence[int]) -> Neighbours | None:
+        """What is handed in with `tokens`, the first of which is the first that is not read yet. Only where a chunk ends among them is all that
+        was read gone through."""
+        place = sum(map(len, (*self._aside, self.read))) + now.written - len(now.unread)
+        if not self._recall.asks_within(place, len(tokens)):
+            return None
+        told = self._history[self._before : self._before + now.written - len(now.unread)]
+        return self._recall.neighbours((*self._prompt, *told, *tokens), place)
+
     def _prompt_read(self) -> Read:
         """All but the last token without ever computing scores, then the last."""
         prompt, again = self._prompt, len(self._aside.again)
         self.before_passages = self._taken_in(prompt[:again], 0, self._start or self._model.initial_state(1))
         state = self._taken_in(prompt[:-1], again, self.before_passages)
-        return Read(*self._step(prompt[-1:], state, self._recall.asked(prompt)), 0)
+        state, rows = self._step(prompt[-1:], state, self._recall.asked(prompt), 1)
+        return Read(state, 0, (), rows.latent[0], Ahead(rows, (), state))
 
     def _taken_in(self, tokens: Sequence[int], start: int, state: ModelState) -> ModelState:
         """The state after `tokens` from `start` on, read after what the state given at first holds."""
         for begin in range(start, len(tokens), PREFILL):
             upto = tokens[: begin + PREFILL]
-            state, _ = self._step(upto[begin:], state, self._recall.neighbours(upto, begin), scored=False)
+            state, _ = self._step(upto[begin:], state, self._recall.neighbours(upto, begin))
         return state
 
-    def _write(self, token: int, before: Read) -> None:
-        """The model reads its own `token`. Whenever an interrupt comes, state and tokens belong together: one assignment counts."""
-        written = (*self._prompt, *self.tokens, token)
-        neighbours = self._recall.neighbours(written, len(written) - 1)
-        after = Read(*self._step((token,), before.state, neighbours), before.written + 1)
-        del self._history[self._before + before.written :]
-        self._history.append(token)
-        self._now = after
-
-    def _step(self, tokens: Sequence[int], state: ModelState, memory: Neighbours | None, scored: bool = True) -> tuple[ModelState, Tensor | None]:
-        """Read `tokens` with what is handed in."""
+    def _step(self, tokens: Sequence[int], state: ModelState, memory: Neighbours | None, rows: int = 0) -> tuple[ModelState, Rows]:
+        """Read `tokens` with what is handed in: the state after them, and what is said after the last `rows` of them."""
         with torch.no_grad(), at_rest(self._model):
             out = self._model(torch.tensor([tokens], dtype=torch.int64, device=state.position.device), state, Context(memory=memory))
-            return out.state, out.logits[0, -1] if scored else None
+            latent = out.hidden[0, len(tokens) - rows :]
+            # This way round it takes half the time of F.linear for a few rows on a CPU.
+            return out.state, Rows((self._model.output_weight @ latent.T).T.contiguous(), latent)
+
+
+def after(now: Read, chosen: Chosen) -> Read:
+    """Once what was chosen is written."""
+    written, unread = now.written + 1, (*now.unread, chosen.token)
+    if not chosen.is_draft:
+        latent = now.ahead.rows.latent[0] if now.ahead else now.latent
+        return Read(now.state, written, unread, latent, None, planned=chosen.planned)
+    rest = now.ahead.rest()
+    return now._replace(written=written, ahead=rest, **({"unread": unread} if rest.drafts else {"state": rest.state, "unread": ()}))
 
 
 @contextmanager

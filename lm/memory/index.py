@@ -27,12 +27,12 @@ import numpy as np
 
 from data_sources.disk import discard
 from lm.memory.layout import mixed
-from lm.memory.nearest import NONE, Nearest
+from lm.memory.nearest import NONE, Nearest, exact
 from lm.memory.store import Store
 
 UNIT = 32_768  # chunks
 LAG = 4
-RERANKED = 512  # candidates of a query that are compared exactly, at least
+RERANKED = 2048  # candidates of a query that are compared exactly, at least: 1024 lose four times as many of the nearest
 CROWD, LEAST = 4, 64  # times its share of the candidates, and how many, a block may give
 SAMPLE, ROUNDS = 4096, 10  # chunks that a quantiser is made from, and rounds of its k-means
 AT_ONCE = 128  # vectors: more of them leave the cache
@@ -109,21 +109,28 @@ class Indexes:
         return best
 
     def _likeliest(self, store: Store, blocks: list[Block], vectors: np.ndarray, wanted: int) -> np.ndarray:
-        """(Q, R) chunks, with the largest inner products by their codes: `wanted` of them, or fewer where they crowd in few of the blocks."""
+        """(Q, R) chunks, with the largest inner products by their codes, of equal ones the older: `wanted` of them, or fewer where they crowd
+        in few of the blocks."""
+        each = min(wanted, max(wanted * CROWD // len(blocks), LEAST))
+        numbers, scores = (np.concatenate(parts, 1) for parts in zip(*(self._of(store, block, vectors, each) for block in blocks), strict=True))
+        order = np.lexsort((numbers, -scores), axis=1)
+        return np.take_along_axis(numbers, order[:, :wanted], 1)
+
+    def _of(self, store: Store, block: Block, vectors: np.ndarray, count: int) -> Nearest:
+        """The likeliest of a block, (Q, up to `count`). Of chunks as near as the last, faiss takes those that come first on this processor: they are
+        left out, all of them. Where that is most there is, the block is compared exactly."""
         import faiss
 
-        queries, scores, numbers = vectors.astype(np.float32), [], []
-        each = min(wanted, max(wanted * CROWD // len(blocks), LEAST))
-        for block in blocks:
-            index = self.open(store, block)
-            faiss.omp_set_num_threads(1)
-            score, place = index.search(queries, min(each, block.end - block.start))
-            scores.append(np.where(place >= 0, score, -np.inf))
-            numbers.append(np.where(place >= 0, place + block.start, NONE))
-        score, number = np.concatenate(scores, 1), np.concatenate(numbers, 1)
-        if score.shape[1] <= wanted:
-            return number
-        return np.take_along_axis(number, np.argpartition(-score, wanted - 1, axis=1)[:, :wanted], 1)
+        index, count = self.open(store, block), min(count, block.end - block.start)
+        faiss.omp_set_num_threads(1)
+        scores, places = index.search(vectors.astype(np.float32), count)
+        if count < block.end - block.start:
+            places = np.where(scores > scores[:, -1:], places, NONE)
+        found = Nearest(np.where(places >= 0, places + block.start, NONE), np.where(places >= 0, scores, -np.inf))
+        few = np.flatnonzero((places >= 0).sum(1) < count // 2)
+        compared = exact(store, vectors[few], *block, np.full(len(few), NONE), Nearest.none(len(few), count))
+        found.numbers[few], found.scores[few] = compared.numbers, compared.scores
+        return found
 
     def open(self, store: Store, block: Block, should_stop: Callable[[], bool] = lambda: False) -> Any:
         """The index of a block; built where it is not there yet, once another process that does so has ended without it."""

@@ -10,13 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data_sources.batch import Arrivals
+from data_sources.batch import Arrivals, within
 from lm.memory.finder import Finder
-from lm.memory.layout import MemoryFault
+from lm.memory.layout import MemoryFault, mixed, odd_constants
 from lm.memory.memory import Memory, Passage
 
 NOT_HANDED = -1.0  # in place of an overlap
 AT_ONCE = 512  # questions: what is compared takes memory for each of them
+LOTS = 16  # the first purpose of odd constants that is Chance's
 COPIES = (4, 32, 256)  # of a text that are searched through for another: a source that is read again is remembered again
 
 
@@ -97,7 +98,7 @@ def unlike(passages: Sequence[Passage]) -> list[Passage]:
 
 
 class Chance(NamedTuple):
-    """Chunks drawn by lot, whatever is asked by: what a memory is worth is what it gains over these."""
+    """Chunks drawn by lot, for each that asks, however many ask at once: what a memory is worth is what it gains over these."""
 
     lookup: Lookup
     seed: int = 0
@@ -109,21 +110,37 @@ class Chance(NamedTuple):
     def __call__(self, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         lookup, shape = self.lookup, (len(tokens), self.lookup.neighbours)
         first = lookup.memory.first(lookup.length)
-        drawn = np.random.default_rng(self.seed).integers(first, max(lookup.length, first + 1), shape)
+        lots = mixed((tokens.astype(np.uint64) @ odd_constants(tokens.shape[1], LOTS))[:, None] + odd_constants(shape[1], LOTS + 1 + self.seed))
+        drawn = first + (lots % np.uint64(max(lookup.length - first, 1))).astype(np.int64)
         return lookup.memory.neighbours(drawn if lookup.length > first else np.full(shape, -1), lookup.length)
 
 
-def arrivals_in(tokens: Tensor, restart: Tensor, find: Finder) -> Arrivals:
-    """What is handed in with rows (B, T), each of which goes on where the one before ended or begins a document: by each chunk of a document,
-    when it is whole, and at the beginning of a row by the last one before."""
-    flat, size = tokens.flatten(), find.chunk_size
+class Questions(NamedTuple):
+    """What a memory is asked with rows, before it is: so that nobody waits for more than is read next."""
+
+    at: Tensor  # (N,) int64, ascending: flattened place in B * T from which on the answer may be seen
+    chunks: Tensor  # (N, C) int64
+
+    def part(self, rows: slice, time: slice, shape: tuple[int, int]) -> "Questions":
+        """Those within `rows` and `time` of the rows of `shape` (B, T) that these are for, as that part of them takes them."""
+        inside, at = within(self.at, rows, time, shape)
+        return Questions(at, self.chunks[inside])
+
+    def answered(self, find: Finder) -> Arrivals:
+        """What is handed in."""
+        found, length = find(self.chunks.numpy())
+        return Arrivals(self.at, torch.from_numpy(found), torch.from_numpy(length))
+
+
+def questions_in(tokens: Tensor, restart: Tensor, size: int) -> Questions:
+    """With rows (B, T), each of which goes on where the one before ended or begins a document, in chunks of `size` tokens: each chunk of a document
+    asks when it is whole, and at the beginning of a row the last one before."""
+    flat = tokens.flatten()
     steps = torch.arange(len(flat))
     place = steps - torch.where(restart.flatten(), steps, 0).cummax(0).values
     at = (((place % size == 0) & (place > 0)) | ((steps % tokens.shape[1] == 0) & (place >= size))).nonzero().flatten()
     ends = at - place[at] % size
-    chunks = flat[(ends - size)[:, None] + torch.arange(size)]
-    found, length = find(chunks.numpy())
-    return Arrivals(at, torch.from_numpy(found), torch.from_numpy(length))
+    return Questions(at, flat[(ends - size)[:, None] + torch.arange(size)])
 
 
 def overlaps_in(targets: Tensor, restart: Tensor, arrivals: Arrivals) -> Tensor:

@@ -182,6 +182,35 @@ def count_parameters(preset: Preset, vocab_size: int) -> ParameterCount | None:
     return ParameterCount(vocabulary, trunk + norms + positions + routers + encoder + _options(preset, layers), idle)
 
 
+def _ffn_head(preset: Preset, width: int, out: int) -> int:
+    return preset.model.hidden_size * width + width * out
+
+
+def _wide_as_the_model(preset: Preset) -> int:
+    return _ffn_head(preset, preset.model.hidden_size, preset.model.hidden_size)
+
+
+def _dynamics(preset: Preset) -> int:
+    size = preset.model.hidden_size
+    return 3 * size * (preset.auxiliary.dynamics_size or 2 * size) + 2 * size
+
+
+HEAD_COUNTS: dict[str, Callable[[Preset], int]] = {
+    "second_next": _wide_as_the_model,
+    "reconstruction": _wide_as_the_model,
+    "value": lambda preset: _ffn_head(preset, preset.auxiliary.value_size or preset.model.hidden_size, 1),
+    "dynamics": _dynamics,
+    "policy": lambda preset: _ffn_head(preset, preset.auxiliary.policy_size or -(-preset.model.hidden_size // 2), preset.model.hidden_size),
+    "latent_consistency": lambda preset: _wide_as_the_model(preset) + preset.model.hidden_size,
+    "span_contrastive": lambda preset: 2 * preset.model.hidden_size * preset.auxiliary.span_size,
+}
+
+
+def count_heads(preset: Preset) -> int:
+    """Parameters of the heads that train the model and are no part of it."""
+    return sum(HEAD_COUNTS[name](preset) for name in preset.auxiliary.heads)
+
+
 def _options(preset: Preset, layers: list[Preset]) -> int:
     """A gate sees all of what it gates and has a bias; each layer has a scale for each channel of what is shared."""
     options = layer_options(preset)
@@ -193,3 +222,15 @@ def _options(preset: Preset, layers: list[Preset]) -> int:
     )
     widths = [option.shared_width for option in options if option.shared_width]
     return gates + preset.model.hidden_size * (len(widths) + 3 * max(widths, default=0))
+
+
+def operations_per_token(preset: Preset, vocab_size: int) -> float | None:
+    """Floating point operations of a training step for each token: 6 for each number that it uses (2 forward, 4 back), and attention's
+    products, 12 for each earlier token and channel, of which causality leaves half (Chowdhery et al. 2022, appendix B). What recurrences do beside
+    their matrices is left out. None while a unit of the plan is not built."""
+    count, model = count_parameters(preset, vocab_size), preset.model
+    if count is None:
+        return None
+    looked_up = 0 if model.tie_embeddings else vocab_size * model.hidden_size
+    attending = sum(name in ("attention", "shared_attention") for layer in layer_plan(preset) for name in layer)
+    return 6.0 * (count.active - looked_up) + 6.0 * attending * model.num_heads * model.head_size * model.seq_length

@@ -156,6 +156,8 @@ def _check_both_ends(preset: "Preset", learned: set[str]) -> None:
     for name in ("shared_attention", "mixture_of_depths", "head_gating"):
         if getattr(preset, name).enabled:
             raise ValueError(f"model.bidirectional makes two of each unit, and {name} knows one; switch {name} off")
+    if preset.auxiliary.heads:
+        raise ValueError("model.bidirectional sees what the heads of auxiliary predict; switch them off")
     if preset.retro.enabled:
         raise ValueError("model.bidirectional keeps no memory of what was read; set retro.enabled to false")
 

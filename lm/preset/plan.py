@@ -4,6 +4,7 @@ A layer holds the mixers that claim it, in the order of MECHANISMS (attention wh
 that is claimed, then the feed-forwards that claim it (SwiGLU where none does).
 """
 
+from collections.abc import Callable
 from itertools import groupby
 from typing import Literal, NamedTuple
 
@@ -40,13 +41,8 @@ GROWING = {"attention", "shared_attention", "colt5_attention"}  # units whose st
 BY_TOKEN = {"swiglu", "moe", "colt5"}  # units that read each token by itself
 OF_ALL_TOKENS = {"shared_attention", "retro"}  # units that share with other layers, or are given, something for every token
 
-# Switches that are read but have nothing behind them yet.
-NOT_BUILT = {
-    "auxiliary.enable_policy": lambda preset: preset.auxiliary.enable_policy,
-    "auxiliary.enable_value": lambda preset: preset.auxiliary.enable_value,
-    "auxiliary.enable_dynamics": lambda preset: preset.auxiliary.enable_dynamics,
-    "auxiliary.enable_span_contrastive": lambda preset: preset.auxiliary.enable_span_contrastive,
-}
+# Switches that are read but have nothing behind them yet: JSON path, and whether a preset has it on.
+NOT_BUILT: dict[str, Callable[[Preset], bool]] = {}
 
 
 def claimed_layers(layers: Layers, num_layers: int) -> tuple[int, ...]:

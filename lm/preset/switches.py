@@ -9,7 +9,9 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from data_sources.config import Config, DataConfig
-from lm.preset.fields import Layers, Share, Weight
+from lm.preset.auxiliary import AuxiliaryConfig
+from lm.preset.fields import Layers
+from lm.preset.generation import GenerationConfig
 from lm.preset.mechanisms import (
     Colt5AttentionConfig,
     Colt5Config,
@@ -87,37 +89,6 @@ class ModelConfig(Config):
         return self
 
 
-class GenerationConfig(Config):
-    """How the model writes in chat and in samples."""
-
-    temperature: float = Field(0.8, ge=0, le=100, description="0 takes the likeliest token; higher is bolder.")
-    top_p: float = Field(0.95, gt=0, le=1, description="Sample among the likeliest tokens that together hold this probability.")
-    no_repeat_ngram: int = Field(0, ge=0, le=1000, description="Never write the same run of this many tokens twice; 0 allows it.")
-    repetition_penalty: float = Field(1.1, ge=1, le=10, description="Lowers the score of tokens already written; 1 does nothing.")
-    max_new_tokens: int = Field(200, ge=1, le=1_000_000, description="Longest answer.")
-
-
-class AuxiliaryConfig(Config):
-    """Heads on the hidden states, their losses' weights, and adaptive source weights. All off unless enabled."""
-
-    enable_policy: bool = Field(False, description="Head that predicts the next-token distribution; KL to the model's own.")
-    enable_value: bool = Field(False, description="Head that predicts the mean loss of the coming span.")
-    enable_dynamics: bool = Field(False, description="Module that predicts the next latent from latent and token.")
-    enable_span_contrastive: bool = Field(False, description="InfoNCE on spans masked before the trunk reads them.")
-    policy_kl_weight: Weight = Field(0.05, description="Weight of the policy loss.")
-    value_weight: Weight = Field(0.05, description="Weight of the value loss.")
-    dynamics_weight: Weight = Field(0.05, description="Weight of the dynamics loss.")
-    span_contrastive_weight: Weight = Field(0.05, description="Weight of the span contrastive loss.")
-    span_mask_fraction: Share = Field(0.15, description="Share of tokens in masked spans.")
-    span_contrastive_temperature: float = Field(0.07, gt=0, le=100, description="Temperature of InfoNCE.")
-    span_l2_normalize: bool = Field(True, description="Compare directions only.")
-    enable_adaptive_sources: bool = Field(False, description="Sources with higher loss get a higher weight.")
-    adaptive_interval_tokens: int = Field(5_000_000, ge=1, description="Tokens between changes of the weights.")
-    adaptive_min_weight: float = Field(0.5, gt=0, le=1, description="Lowest factor on a source's weight.")
-    adaptive_max_weight: float = Field(3.0, ge=1, le=1000, description="Highest factor on a source's weight.")
-    adaptive_smoothing: float = Field(0.9, ge=0, lt=1, description="Share of the losses before that each change keeps.")
-
-
 class Preset(Config):
     """One file of configs/: the whole behaviour of a run."""
 
@@ -146,6 +117,12 @@ class Preset(Config):
     shared_ffn: SharedFfnConfig = Field(default_factory=SharedFfnConfig)
     ul2: Ul2Config = Field(default_factory=Ul2Config)
     mlm: MlmConfig = Field(default_factory=MlmConfig)
+
+    @model_validator(mode="after")
+    def _heads_are_there(self) -> "Preset":
+        if lacking := self.generation.without_head(set(self.auxiliary.heads)):
+            raise ValueError(lacking)
+        return self
 
     @model_validator(mode="after")
     def _weights_can_adapt(self) -> "Preset":
@@ -204,10 +181,10 @@ class Preset(Config):
 
     @property
     def loss_weights(self) -> dict[str, float]:
-        """What each named loss of the units counts beside that of the next token, which counts once."""
+        """What each named loss of the units and the heads counts beside that of the next token, which counts once."""
         moe = {"moe_balance": self.moe.balance_weight, "moe_z": self.moe.z_weight} if self.moe.enabled else {}
         sections = {"colt5": self.colt5, "colt5_attention": self.colt5_attention, "depths": self.mixture_of_depths}
-        return moe | {f"{name}_budget": section.budget_weight for name, section in sections.items() if section.enabled}
+        return moe | {f"{name}_budget": section.budget_weight for name, section in sections.items() if section.enabled} | self.auxiliary.loss_weights
 
     @property
     def step_rows(self) -> int:

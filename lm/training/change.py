@@ -19,7 +19,7 @@ from lm.training.headers import Header, Shape, SnapshotError, plain, preset_of
 
 NOT_THE_MODEL = {"name", "about", "train", "data", "generation"}  # sections that what the model computes does not follow from
 LAYER = re.compile(r"layers\.(\d+)\.")
-PART = re.compile(r"model\.(neighbour_encoder)\..+")  # told as one
+PART = re.compile(r"(?:model\.)?(neighbour_encoder|heads\.\w+)\..+")  # told as one
 
 
 class Part(NamedTuple):
@@ -71,13 +71,15 @@ def _parts(header: Header, before: Preset, preset: Preset, joining: int) -> list
     """joining: tokens that the vocabulary grows by."""
     import torch
 
+    from lm.auxiliary.heads import build_heads
     from lm.model import build_model
     from lm.training.growth import fit
     from lm.training.learner import Learner
 
     theirs = {name.removeprefix("weights."): shape for name, shape in header.shapes.items() if name.startswith("weights.")}
     with torch.device("meta"):
-        learner = Learner(build_model(preset, theirs["model.embedding.weight"][0] + joining))
+        vocabulary = theirs["model.embedding.weight"][0] + joining
+        learner = Learner(build_model(preset, vocabulary), build_heads(preset, vocabulary))
         tensors = learner.state_dict()
         how = fit(learner.model, tensors, before, {name: torch.empty(shape) for name, shape in theirs.items()})
     if how.is_whole:

@@ -7,7 +7,7 @@ there would leave the others waiting for ever. DDP still gives every rank the fi
 
 import atexit
 import contextlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -58,15 +58,21 @@ class Ranks:
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Add up the gradients of all ranks, in place. A parameter without one has zeros from then on, also with one rank, so that the
         optimizer does the same on any number."""
-        bucket: list[Tensor] = []
-        size = 0
+        parameters = list(parameters)
         for parameter in parameters:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-            if self.size == 1:
-                continue
-            bucket.append(parameter.grad)
-            size += parameter.numel()
+        self.sum_tensors([parameter.grad for parameter in parameters])
+
+    def sum_tensors(self, tensors: Sequence[Tensor]) -> None:
+        """Add up each tensor over the ranks, in place."""
+        if self.size == 1:
+            return
+        bucket: list[Tensor] = []
+        size = 0
+        for tensor in tensors:
+            bucket.append(tensor)
+            size += tensor.numel()
             if size >= BUCKET_ELEMENTS:
                 _sum_together(bucket)
                 bucket, size = [], 0
@@ -86,6 +92,13 @@ class Ranks:
         tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
         dist.all_reduce(tensor, operation)
         return tensor.tolist()
+
+    def added(self, values: Tensor) -> Tensor:
+        """Each number of `values`, on the host, added up over the ranks, in float64."""
+        exact = values.to(self.device, torch.float64)
+        if self.size > 1:
+            dist.all_reduce(exact)
+        return exact.cpu()
 
     def from_first(self, value: Any) -> Any:
         """What rank 0 passes in, on every rank."""
@@ -147,6 +160,11 @@ def _sum_together(gradients: list[Tensor]) -> None:
     pieces = flat.split([gradient.numel() for gradient in gradients])
     for gradient, piece in zip(gradients, pieces, strict=True):
         gradient.copy_(piece.view_as(gradient))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether torch could not get memory: on the host it says so in words only."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
 def chosen_precision(asked: str, on_gpu: bool) -> str:

@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_map
 from data_sources.batch import Arrivals
 from data_sources.documents import Stopped
 from lm.memory.finder import Finder
-from lm.memory.lookup import arrivals_in, overlaps_in
+from lm.memory.lookup import Questions, overlaps_in, questions_in
 from lm.model import Context, Model, ModelState
 from lm.ops.cross_entropy import IGNORED, linear_cross_entropy
 from lm.preset import Preset
@@ -71,25 +71,40 @@ class Rows(NamedTuple):
     tokens: Tensor
     targets: Tensor
     restart: Tensor
-    arrivals: Arrivals | None = None  # what a memory answered
+    questions: Questions | None = None  # that a memory is asked
+    arrivals: Arrivals | None = None  # what it answered
     overlap: Tensor | None = None  # how much of what stands there was in it, where that was asked for
 
     def part(self, rows: slice, time: slice) -> "Rows":
         """Some rows, and some positions of them."""
-        arrivals = self.arrivals.part(rows, time, self.tokens.shape) if self.arrivals else None
+        asked = (each.part(rows, time, self.tokens.shape) if each else None for each in (self.questions, self.arrivals))
         overlap = self.overlap[rows, time] if self.overlap is not None else None
-        return Rows(*(each[rows, time] for each in self[:3]), arrivals, overlap)
+        return Rows(*(each[rows, time] for each in self[:3]), *asked, overlap)
 
     def pieces(self, time: int) -> "list[Rows]":
         """In pieces of up to `time` positions, one after the other."""
         return [self.part(slice(None), slice(start, start + time)) for start in range(0, self.tokens.shape[1], time)]
 
-    def asked(self, find: Finder | None, compares: bool = False) -> "Rows":
-        """With what a memory answers to their chunks; and where it `compares`, with the overlap."""
-        if find is None:
-            return self
-        arrivals = arrivals_in(self.tokens, self.restart, find)
-        return self._replace(arrivals=arrivals, overlap=overlaps_in(self.targets, self.restart, arrivals) if compares else None)
+    def asking(self, find: Finder | None) -> "Rows":
+        """With the questions that `answered` asks later, of all or a part of them."""
+        return self._replace(questions=questions_in(self.tokens, self.restart, find.chunk_size) if find else None)
+
+    def answered(self, find: Finder | None) -> "Rows":
+        """With what a memory answers."""
+        return self._replace(arrivals=self.questions.answered(find)) if find and self.questions else self
+
+    def compared(self, find: Finder) -> "Rows":
+        """With what a memory answers, and the overlap."""
+        rows = self.asking(find).answered(find)
+        assert rows.arrivals is not None
+        return rows._replace(overlap=overlaps_in(self.targets, self.restart, rows.arrivals))
+
+
+Prepared = Callable[[Rows], Rows]  # what is done with rows before they are cut into pieces
+
+
+def as_they_are(rows: Rows) -> Rows:
+    return rows
 
 
 def packed(texts: Sequence[str], tokenizer: Any, seq_length: int) -> Rows:
@@ -106,23 +121,23 @@ def packed(texts: Sequence[str], tokenizer: Any, seq_length: int) -> Rows:
     return Rows(*(torch.tensor(column[: len(tokens) + missing]).view(-1, seq_length) for column in columns))
 
 
-def laid_out(texts: Sequence[str], tokenizer: Any, preset: Preset, find: Finder | None = None, compares: bool = False) -> list[list[Rows]]:
+def laid_out(texts: Sequence[str], tokenizer: Any, preset: Preset, prepared: Prepared = as_they_are) -> list[list[Rows]]:
     """Groups of rows as the model was taught to read: each begins afresh, and is read piece after piece."""
     long = preset.train.long_context
     if preset.model.bidirectional != "off":
         rows = Corrupted(*packed(texts, tokenizer, preset.model.seq_length)[:3])
         return [group for masked in each_masked_once(rows, tokenizer, preset) for group in in_groups(Rows(*masked))]
     if long.enabled:
-        return whole(texts, tokenizer, long, find, compares)
-    return grouped(texts, tokenizer, preset.model.seq_length, find, compares)
+        return whole(texts, tokenizer, long, prepared)
+    return grouped(texts, tokenizer, preset.model.seq_length, prepared)
 
 
-def grouped(texts: Sequence[str], tokenizer: Any, seq_length: int, find: Finder | None = None, compares: bool = False) -> list[list[Rows]]:
+def grouped(texts: Sequence[str], tokenizer: Any, seq_length: int, prepared: Prepared = as_they_are) -> list[list[Rows]]:
     """Packed rows, some at a time: each group is one piece that is read afresh."""
     rows = packed(texts, tokenizer, seq_length)
     if not len(rows.tokens):
         return []
-    return in_groups(rows.asked(find, compares))
+    return in_groups(prepared(rows))
 
 
 def in_groups(rows: Rows) -> list[list[Rows]]:
@@ -130,13 +145,13 @@ def in_groups(rows: Rows) -> list[list[Rows]]:
     return [[rows.part(slice(start, start + ROWS_AT_ONCE), slice(None))] for start in range(0, len(rows.tokens), ROWS_AT_ONCE)]
 
 
-def whole(texts: Sequence[str], tokenizer: Any, config: LongContextConfig, find: Finder | None = None, compares: bool = False) -> list[list[Rows]]:
+def whole(texts: Sequence[str], tokenizer: Any, config: LongContextConfig, prepared: Prepared = as_they_are) -> list[list[Rows]]:
     """A row for each text, those of about a length together: each group in chunks, to be read one after the other. Rows that have ended
     are in no later chunk; they are the first, since a group goes from short to long."""
     alone = (Rows(*(part.view(1, -1) for part in packed([text], tokenizer, 1)[:3])) for text in texts)
     documents = sorted(alone, key=lambda rows: rows.tokens.shape[1])
     groups = [documents[start : start + ROWS_AT_ONCE] for start in range(0, len(documents), ROWS_AT_ONCE)]
-    return [[_going_on(piece) for piece in _side_by_side(group, config).asked(find, compares).pieces(config.chunk_length)] for group in groups]
+    return [[_going_on(piece) for piece in prepared(_side_by_side(group, config)).pieces(config.chunk_length)] for group in groups]
 
 
 def _going_on(rows: Rows) -> Rows:
@@ -164,15 +179,18 @@ def encoded(tokenizer: Any, text: str) -> list[int]:
 def tally_of(
     model: Model, texts: Sequence[str], tokenizer: Any, preset: Preset, place: Place, stopped: Callable[[], bool], find: Finder | None = None
 ) -> Tally:
-    """Read this rank's share of `texts`, with what `find` hands in. The first rank counts the bytes, so that shares add up.
+    """Read this rank's share of `texts`, with what `find` hands in, asked for it piece after piece. The first rank counts the bytes, so that shares add up.
 
     `stopped` is asked equally often on every rank, so that it may be agreed on among them. Stopped when it says so.
     """
+    groups = laid_out(texts, tokenizer, preset, lambda rows: rows.asking(find))
     total = Tally(bytes=0 if place.rank else sum(len(text.encode()) for text in texts))
-    return total.plus(tally_of_groups(model, laid_out(texts, tokenizer, preset, find), tokenizer.eos_token_id, preset, place, stopped))
+    return total.plus(tally_of_groups(model, groups, tokenizer.eos_token_id, preset, place, stopped, find))
 
 
-def tally_of_groups(model: Model, groups: list[list[Rows]], eos: int, preset: Preset, place: Place, stopped: Callable[[], bool]) -> Tally:
+def tally_of_groups(
+    model: Model, groups: list[list[Rows]], eos: int, preset: Preset, place: Place, stopped: Callable[[], bool], find: Finder | None = None
+) -> Tally:
     """The same of groups of rows, without bytes."""
     total = Tally()
     for start in range(0, len(groups), place.world_size):
@@ -183,7 +201,7 @@ def tally_of_groups(model: Model, groups: list[list[Rows]], eos: int, preset: Pr
             if stopped():
                 raise Stopped
             if number < len(own):
-                nats, state = nats_of(model, own[number], state)
+                nats, state = nats_of(model, own[number].answered(find), state)
                 total = total.plus(_tally(nats, own[number].targets.to(nats.device), eos))
     return total
 

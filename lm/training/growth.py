@@ -5,6 +5,8 @@ Grown parts leave what was learned as it is: tables get rows behind those they h
 matrix that another mechanism learned would fill the residual stream with noise, and so would one that learned to read what another part of
 the model shares, when that part is new. An output table of its own begins as a copy of the embedding that was the output until then.
 
+Heads (lm/auxiliary) are beside the model: one that comes or goes leaves all else as it is.
+
 Gates are beside a unit: it is kept without those it had, and with new ones, which are open at first. A layer that only some tokens read
 from now on (mixture of depths), or all of them again, keeps its units, and the model computes otherwise.
 
@@ -27,6 +29,8 @@ EMBEDDING, OUTPUT, PLACES = "model.embedding.weight", "model.output.weight", "mo
 PLAIN = (int, float, str, tuple, type(None))
 TABLES = (EMBEDDING, OUTPUT, PLACES)
 IN_UNIT = re.compile(r"(model\.layers\.\d+)\.(\d+)\.(.+)")  # layer, place in the layer, the rest
+HEADS = "heads."
+IN_HEAD = re.compile(r"heads\.\w+\.")
 GATE = re.compile(r"unit\.output\.gate\..+")
 SHARED_FFN, SCALE = re.compile(r"model\.shared_ffn\..+"), "shared_scale"
 # A unit that has a tensor of the first name reads what tensors of the second make.
@@ -52,6 +56,12 @@ class Fit(NamedTuple):
         return not (self.grown or self.new or self.left or self.otherwise)
 
     @property
+    def is_same_model(self) -> bool:
+        """Whether at most the heads beside it are others."""
+        names = [*self.grown, *self.new, *self.left]
+        return not self.otherwise and all(name.startswith(HEADS) for name in names)
+
+    @property
     def grown_in_words(self) -> str:
         """ "embedding from 500 x 32 to 600 x 32"."""
         return ", ".join(f"{plain(name)} from {_size(before)} to {_size(now)}" for name, (before, now) in self.grown.items())
@@ -60,16 +70,17 @@ class Fit(NamedTuple):
         """One line."""
         if not (self.grown or self.new or self.left):
             return "another model than the snapshot's: the tensors are all kept, and computed with in another way"
+        what = "other heads on the same model" if self.is_same_model else "another model"
         grown = self.grown_in_words
         counts = f"{len(self.kept)} tensors kept, {len(self.grown)} grown{grown and f' ({grown})'}, {len(self.new)} new, {len(self.left)} left behind"
-        return f"another model than the snapshot's: {counts}"
+        return f"{what} than the snapshot's: {counts}"
 
 
 def fit(model: Model, ours: Mapping[str, Tensor], before: Preset, theirs: Mapping[str, Tensor]) -> Fit:
     """Compare `model` and the tensors it is trained with to the preset and the tensors of a snapshot."""
     alike = [name for name in ours if name in theirs and not IN_UNIT.fullmatch(name)]
     kept = {name: name for name in alike if ours[name].shape == theirs[name].shape} | _kept_units(ours, theirs)
-    kept = _without_orphans(kept, ours)
+    kept = _without_parts_of_heads(_without_orphans(kept, ours), ours, theirs)
     grown = {name: (tuple(theirs[name].shape), tuple(ours[name].shape)) for name in alike if name in TABLES and _has_more_rows(ours[name], theirs[name])}
     taken = {*kept.values(), *grown}
     new, left = [name for name in ours if name not in kept and name not in grown], [name for name in theirs if name not in taken]
@@ -115,6 +126,12 @@ def _without_orphans(kept: dict[str, str], ours: Mapping[str, Tensor]) -> dict[s
         orphans = {IN_UNIT.fullmatch(name).group(1, 2) for name in kept if IN_UNIT.fullmatch(name) and name.endswith(reader)}
         kept = {name: there for name, there in kept.items() if not (found := IN_UNIT.fullmatch(name)) or found.group(1, 2) not in orphans}
     return kept
+
+
+def _without_parts_of_heads(kept: dict[str, str], ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> dict[str, str]:
+    """`kept` without the heads of which something is not: a head is kept as a whole or not at all."""
+    broken = {found[0] for name in (*ours, *theirs) if (found := IN_HEAD.match(name)) and name not in kept}
+    return {name: there for name, there in kept.items() if not (found := IN_HEAD.match(name)) or found[0] not in broken}
 
 
 def _units(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, dict[str, torch.Size]]]:

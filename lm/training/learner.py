@@ -8,9 +8,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from data_sources import Batch
+from lm.auxiliary.head import Reading
 from lm.model import Context, Model, ModelState
 from lm.ops.cross_entropy import linear_cross_entropy
 from lm.units.neighbours import Neighbours
+
+HEADS = "heads."  # what the names of their stats begin with
 
 
 class Learned(NamedTuple):
@@ -18,7 +21,7 @@ class Learned(NamedTuple):
 
     losses: Mapping[str, Tensor]  # unweighted means over the scored tokens, 0 when there are none
     nll: Tensor  # (B, T) detached, nats, 0 where not scored
-    stats: Mapping[str, Tensor]  # of the units, detached sums over the scored tokens
+    stats: Mapping[str, Tensor]  # of the units and heads, detached sums over the scored tokens
     state: ModelState | None  # after the last token, where one was given
 
 
@@ -54,8 +57,24 @@ class Learner(nn.Module):
         context = Context(restart=piece.restart, memory=neighbours, cu_seqlens=piece.cu_seqlens, any_restart=any_restart, scored=piece.targets >= 0)
         out = self.model(piece.tokens, state, context)
         total, nll = linear_cross_entropy(out.hidden.flatten(0, 1), self.model.output_weight, piece.targets.flatten())
-        losses = {"next_token": total / max(piece.valid, 1), **out.losses}
-        return Learned(losses, nll.view_as(piece.targets), out.stats, out.state)
+        losses, stats, nll = {"next_token": total / max(piece.valid, 1), **out.losses}, dict(out.stats), nll.view_as(piece.targets)
+        if self.heads:
+            about = (piece.tokens, piece.targets, piece.restart, nll, piece.row, piece.lane, piece.column)
+            tables = (self.model.embedding.weight, self.model.output_weight)
+            reading = Reading(out.hidden, *about, *tables, lambda tokens: self.model(tokens, state, context).hidden, self.heads)
+            for name, head in self.heads.items():
+                taught = head(reading)
+                losses |= {loss: value / max(piece.valid, 1) for loss, value in taught.sums.items()}
+                stats |= {f"{HEADS}{name}.{key}": value for key, value in taught.stats.items()}
+        return Learned(losses, nll, stats, out.state)
+
+    def after_step(self, stats: Mapping[str, Tensor]) -> None:
+        """Tell units and heads what their stats came to over an optimizer step of all ranks; every rank does so with the same numbers."""
+        self.model.after_step({path: value for path, value in stats.items() if not path.startswith(HEADS)})
+        for name, head in self.heads.items():
+            own = {path.removeprefix(f"{HEADS}{name}."): value for path, value in stats.items() if path.startswith(f"{HEADS}{name}.")}
+            if own:
+                head.after_step(own)
 
 
 def weighted_sum(losses: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:

@@ -17,9 +17,13 @@ from typing import Any, NamedTuple
 from data_sources import Batch
 from data_sources.documents import Stopped
 from lm.preset import RUN_TOKENS, Preset
+from lm.preset.counting import operations_per_token
 from lm.preset.objectives import check_objectives
 from lm.preset.options import check_options
 from lm.preset.plan import check_plan, not_built
+from lm.training.divergence import Watch
+from lm.training.forecast import duration_told, peak_products
+from lm.training.learner import HEADS
 from lm.training.session import Session, batch_hash
 from lm.training.setup import Halted, Observer, open_session
 from lm.training.snapshots import SnapshotError
@@ -27,6 +31,7 @@ from lm.training.step import Step, TooLarge
 from lm.training.tensorboard import tensorboard_missing
 
 BAD_STEPS_IN_A_ROW = 10
+STEPS_TIMED = 4
 
 
 @dataclass(frozen=True)
@@ -92,7 +97,9 @@ class Loop:
         self.first_step = self.run.life["steps"]
         self.saved_at, self.saved_tokens = time.monotonic(), self.run.tokens
         self.skipped = self.bad_in_a_row = 0
+        self.foreseen = False  # whether it was told how long the run will take
         self.smooth_loss = float("nan")
+        self.watch = Watch(len(session.tokenizer))
         self.evaluation: dict[str, Any] = {}
         self.stepped_at = time.monotonic()
         self.pace: list[tuple[float, int]] = [(self.stepped_at, 0)]  # (when, tokens read until then)
@@ -104,6 +111,8 @@ class Loop:
             turn = self.next_turn()
             if turn.batch is None or turn.stop:
                 break
+            if run.life["steps"] == self.first_step:
+                self.foresee_memory(turn.batch)
             before, run.cursor = run.tokens, turn.cursor
             step = self.session.teacher.step(turn.batch, len(run.data.sources), run.tokens, run.budget, run.life["steps"])
             self.session.drawn = None
@@ -111,10 +120,28 @@ class Loop:
             if not step.tokens:
                 continue  # of lanes that have ended, near the end of a finite mix
             self.tell(step, turn)
+            if len(self.pace) > STEPS_TIMED and not self.foreseen:
+                self.foresee_time()
             self.session.compare(turn.batch_hash)
             self.halt_when_unsound(step)
             self.look_around(turn, before)
         return self.close(turn)
+
+    def foresee_memory(self, batch: Batch) -> None:
+        """What the steps will need, before the first; where that is too much for what is free, fewer rows are read at a time."""
+        teacher = self.session.teacher
+        asked, need = teacher.micro_rows, teacher.fit(batch)
+        self.session.report({"event": "forecast", **need.told(teacher.micro_rows, asked)})
+
+    def foresee_time(self) -> None:
+        """What the run will take, by the first steps, of which the very first is slower and not counted."""
+        run, ranks = self.run, self.session.ranks
+        (since, had), (until, have) = self.pace[1], self.pace[-1]
+        work = operations_per_token(run.preset, len(self.session.tokenizer)) if ranks.is_first else None
+        peak = ranks.size * peak_products(ranks.device, ranks.precision) if work else None
+        about = duration_told(run.budget - run.tokens, (have - had) / max(until - since, 1e-9), work, peak)
+        self.session.report({"event": "forecast", **about})
+        self.foreseen, self.stepped_at = True, time.monotonic()
 
     def look_around(self, turn: Turn, before: int) -> None:
         """What is due after a step, when the run stood at `before` tokens: a sample, a snapshot, an evaluation."""
@@ -152,7 +179,8 @@ class Loop:
     def save_is_due(self) -> bool:
         every = self.train.snapshot_every_tokens
         late = time.monotonic() - self.saved_at >= 60 * self.train.snapshot_every_minutes
-        return late or (every is not None and self.run.tokens - self.saved_tokens >= every)
+        due = late or (every is not None and self.run.tokens - self.saved_tokens >= every)
+        return due and not self.watch.risen  # a model that may have come apart takes no place of a good one
 
     def crossed(self, before: int, every: int) -> bool:
         """Whether the run has passed a multiple of `every` tokens since it stood at `before`."""
@@ -174,6 +202,9 @@ class Loop:
         self.saved_at, self.saved_tokens = time.monotonic(), self.run.tokens
 
     def halt_when_unsound(self, step: Step) -> None:
+        self.watch.saw(step.nats, step.scored)
+        if self.watch.is_apart:
+            raise Halted(self.watch.in_words(self.train.learning_rate))
         self.bad_in_a_row = 0 if step.sound else self.bad_in_a_row + 1
         self.skipped += not step.sound
         if self.bad_in_a_row >= BAD_STEPS_IN_A_ROW:
@@ -197,7 +228,8 @@ class Loop:
                 "life_tokens": self.run.life["tokens"],
                 "loss": step.loss,
                 "losses": step.losses,
-                "units": {name: value.tolist() for name, value in step.stats.items()},
+                "units": {name: value.tolist() for name, value in step.stats.items() if not name.startswith(HEADS)},
+                **({"gradient_shares": step.shares} if step.shares else {}),
                 "tokens_per_second": (have - had) / max(until - since, 1e-9),
                 "learning_rate": step.learning_rate,
                 "gradient_norm": step.gradient_norm,

@@ -8,6 +8,7 @@ Sizes: R rows, T tokens.
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import pairwise
 from math import log
 from typing import Any, NamedTuple
@@ -36,8 +37,8 @@ class Worth(NamedTuple):
 def worth_of(model: Model, tokenizer: Any, texts: Mapping[str, Sequence[str]], preset: Preset, lookup: Lookup) -> list[dict[str, Any]]:
     """A `Worth` for each degree of overlap of which there is text, and last for all together, as plain dictionaries."""
     every = [text for kept in texts.values() for text in kept]
-    compared = laid_out(every, tokenizer, preset, lookup, compares=True)
-    ways = {"on": compared, "off": laid_out(every, tokenizer, preset), "chance": laid_out(every, tokenizer, preset, Chance(lookup))}
+    compared, by_lot = (laid_out(every, tokenizer, preset, partial(Rows.compared, find=find)) for find in (lookup, Chance(lookup)))
+    ways = {"on": compared, "off": laid_out(every, tokenizer, preset), "chance": by_lot}
     sizes = torch.tensor(token_bytes(tokenizer))
     places = [(_degree(rows), sizes[rows.targets.clamp(min=0)] * (rows.targets >= 0)) for group in compared for rows in group]
     bytes_read = _summed([(degree, size) for degree, size in places])

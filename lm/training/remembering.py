@@ -5,6 +5,7 @@ step -> chunks that its rows ended, of all ranks, in the order of the rows -> me
 
 import contextlib
 import json
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -78,6 +79,10 @@ class Remembering:
         self.states = MemoryStates(1)
         self._memory: Memory | None = None  # on rank 0
         self._full = False
+        self._whole: Noted | None = None  # what was last known to be on disk
+        self._is_sound = True  # whether what was added since may be put there
+        self._swapping = threading.Lock()  # files of a memory that begins are not deleted
+        self.trouble = ""  # of the last snapshot, to be told
         self._told: set[str] = set()
         self.added_seconds = 0.0  # that the last step's chunks took; known on rank 0
         self.lost = False  # whether what a snapshot held is not there any more
@@ -95,13 +100,15 @@ class Remembering:
 
     def _open(self, state: State | None) -> bool:
         """Whether the memory of `state` is there to go on from; else an empty one is begun."""
+        way_back = way_back_to(self.folder) if self._owner else ""  # told before the folder is made
         self._claim()
         if state is not None:
             try:
                 self._memory = Memory.open(*self._terms, state, self._options, write=True)
+                self._whole = Noted({0: tuple(state)})
                 return True
             except MemoryFault as fault:
-                self._notice(f"the memory of what was read can't be gone on with and begins anew: {fault}")
+                self._notice(f"the memory of what was read can't be gone on with and begins anew: {way_back or fault}")
         self._memory = Memory.open(*self._terms, None, self._options, write=True)
         return False
 
@@ -135,7 +142,9 @@ class Remembering:
         self._told |= troubles
 
     def _add(self, chunks: Chunks | None) -> None:
-        if chunks is None:
+        if not self._is_sound:
+            self._go_back()
+        if chunks is None or not self._is_sound:
             return
         about = [chunks.about[document] for document in chunks.document.tolist()]
         try:
@@ -145,6 +154,14 @@ class Remembering:
             if not self._full:
                 self._notice(f"the memory can't take in what is read: {error.strerror}; training goes on")
             self._full = True
+
+    def _go_back(self) -> None:
+        """Go on from what was last whole on disk: of what can't be put there nobody knows later what is. Tried again by the next step."""
+        assert self._memory is not None
+        with self._swapping, contextlib.suppress(OSError, MemoryFault):
+            self._memory.close()
+            self._memory = Memory.open(*self._terms, self._whole and self._whole.newest, self._options, write=True)
+            self._is_sound = True
 
     def _announce(self, next_row: int) -> None:
         state = self._ranks.from_first(tuple(self._memory.state) if self._memory is not None else None)
@@ -175,17 +192,27 @@ class Remembering:
         except MemoryFault:
             return None
 
-    def sync(self) -> None:
-        """Have all that was added on disk, before a snapshot names it. On rank 0, from any thread."""
+    def synced(self, noted: list[list[int]]) -> list[list[int]] | None:
+        """Have all that was added on disk, before a snapshot names it as `noted`. What it may name comes back: where the disk fails, the memory
+        as it was last whole. On rank 0, from any thread."""
         assert self._memory is not None
-        self._memory.sync()
+        try:
+            if self._is_sound:
+                self._memory.sync()
+                self._whole = Noted.of(noted)
+        except OSError as error:
+            self._is_sound = False
+            self.trouble = f"the memory can't be put on disk: {error.strerror or error}; training goes on, with the memory as it was last whole"
+        return self._whole and self._whole.as_json()
 
     def tidy(self, headers: Iterable[Header]) -> None:
         """Delete what no snapshot needs any more. On rank 0."""
         assert self._memory is not None
         noted = [Noted.of(header.run.get("memory")) for header in headers]
-        with contextlib.suppress(MemoryFault):  # of what is damaged nothing is deleted
-            self._memory.tidy([State(*state) for each in noted if each for state in each.states.values()])
+        kept = {State(*state) for each in noted if each for state in each.states.values()}
+        with self._swapping, contextlib.suppress(MemoryFault):  # of what is damaged nothing is deleted
+            writer = self._memory.state.writer  # a memory that was gone back from is still asked by some
+            self._memory.tidy([*kept, *(state for state in map(State._make, self.states.announced().values()) if state.writer != writer)])
 
     def close(self) -> None:
         """Let go of files. Safe to call twice."""
@@ -202,9 +229,16 @@ def lookup_of(snapshot: Snapshot, folder: Path, tokenizer: Any) -> Lookup | None
     if not (retro.enabled and noted and noted.newest.length):
         return None
     place = Path(retro.index_path) if retro.index_path else folder / MEMORY
+    if retro.index_path and (way_back := way_back_to(place)):
+        raise MemoryFault(way_back)
     options = Options(retro.memory_chunks, retro.retriever_type)
     memory = Memory.open(place, retro.chunk_size, len(tokenizer), embedder_of(snapshot.preset, tokenizer), noted.newest, options)
     return Lookup(memory, noted.newest.length, retro.chunk_size, retro.num_neighbors)
+
+
+def way_back_to(place: Path) -> str:
+    """What to do where a folder that retro.index_path names is not there, in a line; empty where it is."""
+    return "" if place.is_dir() else f"{place}, which retro.index_path names, is not there; put the folder back, or a link to where it is now"
 
 
 def ended(chunks: Chunks) -> Chunks:

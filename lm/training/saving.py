@@ -30,9 +30,9 @@ class Saver:
         self._saved: Saved | None = None
         self._error: BaseException | None = None
 
-    def begin(self, snapshot: Snapshot, began: float, first: Callable[[dict[str, Any]], None], then: Callable[[], None], amends: bool = False) -> None:
-        """Copy `snapshot`, for which training has waited since `began`, and write it in the background. There `first` gets its life before,
-        to write what it names and to note that, and `then` is called once it is on disk. The one before must have been asked for.
+    def begin(self, snapshot: Snapshot, began: float, first: Callable[[Snapshot], None], then: Callable[[], None], amends: bool = False) -> None:
+        """Copy `snapshot`, for which training has waited since `began`, and write it in the background. There `first` gets the copy before,
+        to write what it names and to note that in it, and `then` is called once it is on disk. The one before must have been asked for.
 
         amends: it takes the place of the current one, whose run has not moved since.
         """
@@ -42,9 +42,9 @@ class Saver:
         self._thread = threading.Thread(target=self._write, name="saver", args=(own, first, then, began, stall, amends))
         self._thread.start()
 
-    def _write(self, own: Snapshot, first: Callable[[dict[str, Any]], None], then: Callable[[], None], began: float, stall: float, amends: bool) -> None:
+    def _write(self, own: Snapshot, first: Callable[[Snapshot], None], then: Callable[[], None], began: float, stall: float, amends: bool) -> None:
         try:
-            first(own.life)
+            first(own)
             path = self.snapshots.save(own, amends)
             then()
             self._saved = Saved(own.run["tokens"], stall, time.monotonic() - began, path.stat().st_size)

@@ -31,7 +31,7 @@ from lm.training.remembering import Remembering
 from lm.training.replay import PastKeeper
 from lm.training.run import Run, now
 from lm.training.saving import Saved, Saver
-from lm.training.snapshots import NAMES, SnapshotError, Snapshots
+from lm.training.snapshots import NAMES, Snapshot, SnapshotError, Snapshots
 from lm.training.step import Step, Teacher
 
 BRIEF_TOKENS = 8_192  # read from each source in the evaluations along the way; all of it at the end
@@ -167,10 +167,10 @@ class Session:
             self.run.certificate = certified(self.run.learner.model, probe, self.ranks) | {"coming": hashes}
             write_sample = self.past.writer([read for of_rank in begun for read in of_rank], self.run.life) if self.past else lambda life: None
 
-            def write_what_is_named(life: dict[str, Any]) -> None:
-                write_sample(life)
-                if self.memory:
-                    self.memory.sync()
+            def write_what_is_named(own: Snapshot) -> None:
+                write_sample(own.life)
+                if self.memory and own.run["memory"]:
+                    own.run["memory"] = self.memory.synced(own.run["memory"])
 
             life = life_in_numbers(self.run, len(self.tokenizer))
             self.saver.begin(self.run.snapshot(carried), began, write_what_is_named, lambda: self._settle(life), amends)
@@ -219,13 +219,14 @@ class Session:
         """Pass on what became of the snapshot under way, if it is known by now. One that failed is only told: training goes on."""
         try:
             self._tell(self.saver.outcome(wait))
-            if self.past and self.past.trouble:
-                self.report({"event": "notice", "text": self.past.trouble})
-                self.past.trouble = ""
         except SnapshotError as error:
             self.report({"event": "notice", "text": f"{error}; training goes on, the snapshots there are stay"})
 
     def _tell(self, saved: Saved | None) -> None:
+        for kept in filter(None, (self.past, self.memory)):
+            if kept.trouble:
+                self.report({"event": "notice", "text": kept.trouble})
+                kept.trouble = ""
         if saved:
             self.on_disk = saved.tokens
             self.report({"event": "snapshot", "path": str(self.snapshots.folder / NAMES["current"]), **saved._asdict()})
@@ -266,8 +267,8 @@ class Session:
         )
         try:
             measures = measured(find=lookup)
-            if lookup and lookup.trouble:
-                self.report({"event": "notice", "text": f"held-out text is measured with a damaged memory: {lookup.trouble}"})
+            if trouble := next(filter(None, ranks.gathered(lookup.trouble if lookup else "")), ""):
+                self.report({"event": "notice", "text": f"held-out text is measured with a damaged memory: {trouble}"})
             if measures and self.memory and self.memory.is_asked:
                 measures["without_memory"] = {key: value for key, value in measured().items() if key != "sources"}
         except Stopped:
@@ -287,7 +288,7 @@ class Session:
         held = [text for name in self.store.sources() for text in self.store.texts(name)[:1]]
         words = held[self.run.life["steps"] % len(held)].split()[:PROMPT_WORDS] if held else []
         settings = self.run.preset.generation.model_copy(update={"max_new_tokens": SAMPLE_TOKENS})
-        prompt, begun = " ".join(words), partial(generate, self.run.learner.model, self.tokenizer)
+        prompt, begun = " ".join(words), partial(generate, self.run.learner.model, self.tokenizer, heads=self.run.learner.heads)
         if self.run.preset.model.bidirectional != "off":
             prompt, begun = with_a_gap(words), filler_of(self.run.learner.model, self.tokenizer, self.run.preset).filling
         with self.ranks.accelerator.autocast():

@@ -17,6 +17,7 @@ from data_sources.prefetch import Prefetch
 from data_sources.special_tokens import ObjectiveTokens, with_objective_tokens
 from data_sources.stream import Options, Stream
 from data_sources.tokenizer import build_tokenizer, tokenizer_from_json, tokenizer_to_json
+from lm.auxiliary.heads import build_heads
 from lm.memory.layout import MemoryFault
 from lm.model import build_model
 from lm.objectives.table import rewriter_of
@@ -28,7 +29,9 @@ from lm.training.certificate import certified, differences
 from lm.training.change import other_tokenizer
 from lm.training.distribution import Ranks, device_in_words
 from lm.training.evaluation import HELD_OUT, encoded
+from lm.training.forecast import too_large
 from lm.training.going_back import came_back
+from lm.training.growth import Fit
 from lm.training.journal import opened_journal
 from lm.training.learner import Learner
 from lm.training.optimizer import build_optimizer
@@ -98,11 +101,11 @@ def open_session(
         report.phase("building the model")
         run = _born_run(preset, tokenizer_json, len(tokenizer), budget, ranks)
         under_way = snapshot is not None and is_under_way(snapshot, preset, budget)
-        fits = snapshot is not None and _take_over(run, snapshot, under_way, snapshots, ranks, report)
+        how = _take_over(run, snapshot, under_way, snapshots, ranks, report) if snapshot else None
         if not snapshot:
             begin_run(run.life, preset, budget)
         if preset.train.long_context.enabled:
-            run.carried = _carried(run, snapshot, fits, ranks, report)
+            run.carried = _carried(run, snapshot, bool(how and how.is_same_model), ranks, report)
         _tell_run(run, ranks, report)
         limit = preset.train.replay_megabytes * 1_000_000
         past = opened_past(folder, run.life, limit, report.notice) if ranks.is_first and limit else None
@@ -118,17 +121,22 @@ def open_session(
         stream = _opened(run, tokenizer, ranks, keep, memory, should_stop)
         ahead = stack.enter_context(Prefetch(stream, BATCHES_AHEAD))
         store = HeldOutStore(folder / HELD_OUT, min(preset.train.eval_tokens, HELD_OUT_TOKENS))
-        teacher = Teacher(ranks, run.learner, run.optimizer, preset.train, preset.loss_weights, run.carried)
         saver = Saver(snapshots)
         stack.callback(_let_finish, saver)
         keeper = PastKeeper(past, folder) if past else None
-        session = Session(ranks, run, teacher, tokenizer, stream, ahead, store, snapshots, saver, report, [], keeper, memory)
+        session = Session(ranks, run, _teacher(run, ranks), tokenizer, stream, ahead, store, snapshots, saver, report, [], keeper, memory)
         if snapshot:
             lost_parts = {"the sample of the past that this run reads again is lost": lost, "the memory of what was read is lost": memory and memory.lost}
             changes = [line for line, is_lost in lost_parts.items() if is_lost] + _changes(session)
-            session.expected = _tell_resume(run, snapshot, under_way, fits, changes, ranks, report)
+            session.expected = _tell_resume(run, snapshot, under_way, bool(how and how.is_whole), changes, ranks, report)
             snapshot = None  # its tensors would stay in memory as long as the session
         yield session
+
+
+def _teacher(run: Run, ranks: Ranks) -> Teacher:
+    """What takes the run's steps."""
+    shares = run.preset.auxiliary.share_every if run.learner.heads else 0
+    return Teacher(ranks, run.learner, run.optimizer, run.preset.train, run.preset.loss_weights, run.carried, shares)
 
 
 def _let_finish(saver: Saver) -> None:
@@ -159,14 +167,16 @@ def _with_tokens_of_objectives(tokenizer_json: str, preset: Preset, report: Repo
 
 def _born_run(preset: Preset, tokenizer_json: str, vocab_size: int, budget: int, ranks: Ranks) -> Run:
     """A run with first weights, before anything of a snapshot is put into it."""
+    if reason := too_large(preset, vocab_size, ranks.device):
+        raise Halted(f"{preset.name}: {reason}")
     torch.manual_seed(preset.train.seed)
-    learner = Learner(build_model(preset, vocab_size)).to(ranks.device)
+    learner = Learner(build_model(preset, vocab_size), build_heads(preset, vocab_size)).to(ranks.device)
     optimizer = build_optimizer(learner, preset.train)
     return Run(preset, tokenizer_json, learner, optimizer, new_life(preset), budget, preset.step_rows * ranks.size)
 
 
-def _take_over(run: Run, snapshot: Snapshot, under_way: bool, snapshots: Snapshots, ranks: Ranks, report: Reporter) -> bool:
-    """Put `snapshot` into `run`: the run it was taken in where that is under way, else a new run of the same model. Whether all of it fits."""
+def _take_over(run: Run, snapshot: Snapshot, under_way: bool, snapshots: Snapshots, ranks: Ranks, report: Reporter) -> Fit:
+    """Put `snapshot` into `run`: the run it was taken in where that is under way, else a new run of the same model. What fitted."""
     how = restore(run, snapshot)
     if not how.is_whole:
         kept = ranks.first_does(lambda: snapshots.archive("before", snapshot.life["tokens"], snapshot.path))
@@ -190,7 +200,7 @@ def _take_over(run: Run, snapshot: Snapshot, under_way: bool, snapshots: Snapsho
     else:
         begin_run(run.life, run.preset, run.budget)
         run.cursor = without(reopened(run.cursor), PAST) if run.cursor else None
-    return how.is_whole
+    return how
 
 
 def _same_lengths(run: Run, snapshot: Snapshot) -> bool:

@@ -59,6 +59,11 @@ class Snapshot:
         """The weights of the model alone, without the heads that trained it, by its own names."""
         return {name.removeprefix("model."): tensor for name, tensor in self.weights.items() if name.startswith("model.")}
 
+    @property
+    def head_weights(self) -> dict[str, Tensor]:
+        """Those of the heads, by their own names: "value.mean". Empty where it was trained without."""
+        return {name.removeprefix("heads."): tensor for name, tensor in self.weights.items() if name.startswith("heads.")}
+
 
 class Snapshots:
     """The snapshots of one folder."""

@@ -18,11 +18,14 @@ from torch import Tensor
 from data_sources import Batch
 from data_sources.order import LANES
 from lm.objectives.ul2 import KINDS
+from lm.ops.cross_entropy import CHUNK_ELEMENTS, DEVICE_FACTOR
 from lm.preset.training import TrainConfig
 from lm.training.carried import Carried, detached
-from lm.training.distribution import Ranks
+from lm.training.distribution import Ranks, is_out_of_memory
+from lm.training.forecast import PROBE, SLACK, SLACK_OF_DEVICES, Need, kept_bytes, lasting_bytes, memory_of
 from lm.training.learner import Learner, weighted_sum
 from lm.training.optimizer import Optimizer, learning_rate
+from lm.training.shares import SHARE_ROWS, Window, gradient_shares
 
 
 class Step(NamedTuple):
@@ -37,7 +40,8 @@ class Step(NamedTuple):
     read: list[float]  # tokens by source
     gradient_norm: float
     learning_rate: float
-    stats: dict[str, Tensor]  # of the units
+    stats: dict[str, Tensor]  # of the units and heads
+    shares: dict[str, float]  # of the trunk's gradient, by loss (lm/training/shares.py); empty in most steps
 
 
 class TooLarge(Exception):
@@ -71,14 +75,55 @@ class Teacher:
         config: TrainConfig,
         weights: Mapping[str, float],
         carried: Carried | None = None,
+        share_every: int = 0,
     ) -> None:
-        """carried: the states of this rank's lanes, where rows go on from one another."""
+        """carried: the states of this rank's lanes, where rows go on from one another. share_every: steps between looks at the losses' shares
+        of the gradient; 0: never."""
         self.ranks, self.optimizer, self.config, self.weights, self.carried = ranks, optimizer, config, weights, carried
-        self.model, self.learner = learner.model, ranks.wrapped(learner)
+        self.alone, self.learner, self.share_every = learner, ranks.wrapped(learner), share_every
         self.parameters = [parameter for parameter in learner.parameters() if parameter.requires_grad]
         self.micro_rows = config.per_gpu_batch_size
         if carried:  # no lane twice, since its second row goes on from its first
             self.micro_rows = min(self.micro_rows, LANES // ranks.size)
+
+    def fit(self, batch: Batch) -> Need:
+        """Count what a step with rows like those of `batch` needs, and read fewer at a time where that is too much for what is free, on all
+        ranks alike. TooLarge when a single one is too much for all there is."""
+        cut = self._cut(0)
+        at_once = min(cut.chunk if cut.recompute else cut.window, batch.tokens.shape[1])
+        free, total = memory_of(self.ranks.device)
+        need = Need(self._lasting(), self._row(batch, at_once), free, total)
+        worst = [float(-need.rows(self.micro_rows)), float(need.is_hopeless)]
+        fewest, hopeless = self.ranks.highest(worst)
+        if hopeless:
+            what, remedy = self._least
+            raise TooLarge(
+                f"a step with {what} needs {need.of(1) / 1e9:.1f} GB, and there are {total / 1e9:.1f} GB in all: lower {remedy} or model.hidden_size"
+            )
+        self.micro_rows = int(-fewest)
+        return need
+
+    def _lasting(self) -> int:
+        """Bytes that come with the first step and stay."""
+        of_loss = self.alone.model.output_weight.nbytes + 3 * 4 * CHUNK_ELEMENTS * (1 if self.ranks.device.type == "cpu" else DEVICE_FACTOR)
+        return lasting_bytes(self.alone, lambda parameter: bool(self.optimizer.moments(parameter))) + of_loss
+
+    def _row(self, batch: Batch, at_once: int) -> int:
+        """Bytes that reading `at_once` tokens of a row keeps; 0 where this rank has no row."""
+        if not len(batch.lane) or not batch.tokens.shape[1]:
+            return 0
+        piece = batch.split(1)[0].pieces(min(at_once, PROBE))[0].to(self.ranks.device)
+        state = self.alone.model.initial_state(1) if self.carried else None
+        aside = [*self.learner.parameters(), *self.learner.buffers()]
+        with self.ranks.without_reduction(self.learner):
+            kept = kept_bytes(lambda: self.learner([piece], state), aside)
+        slack = SLACK.get(self.ranks.device.type, SLACK_OF_DEVICES)
+        return int(slack * kept * at_once / piece.tokens.shape[1])
+
+    @property
+    def _least(self) -> tuple[str, str]:
+        """The least that is read at once, and the switch that makes it less."""
+        return ("a window of a row", "train.long_context.chunk_length") if self.carried else ("a single row", "model.seq_length")
 
     def step(self, batch: Batch, num_sources: int, read: int, budget: int, number: int = 0) -> Step:
         """Learn from this rank's rows of step `number` of the model's life, when the run has read `read` of `budget` tokens."""
@@ -87,7 +132,10 @@ class Teacher:
         rate = learning_rate(self.config, (read + tokens) / budget)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        found = self._gradients_in_memory(batch, scored, num_sources, self._cut(number))
+        cut = self._cut(number)
+        looks = self.share_every and number % self.share_every == 0
+        shares = gradient_shares(self.alone, self._first_windows(batch, cut), self.weights, self.ranks) if looks else {}
+        found = self._gradients_in_memory(batch, scored, num_sources, cut)
         self.ranks.sum_gradients(self.parameters)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.grad_clip).item()
         sums, losses, stats = self._over_ranks(found)
@@ -95,12 +143,13 @@ class Teacher:
         sound = all(map(math.isfinite, [norm, *sums, *losses.values()]))
         if sound and scored:
             self.optimizer.step()
-            self.model.after_step(stats)
+            self.alone.after_step(stats)
         self.optimizer.zero_grad(set_to_none=True)
         if self.carried:
             self.carried.settle(sound)
         loss = sum(nats) / scored if scored else math.nan
-        return Step(sound, tokens, loss, losses | by_denoiser(sums[3 * n :]), nats, by_source, read_now, norm, rate, stats)
+        told = losses | by_denoiser(sums[3 * n :])
+        return Step(sound, tokens, loss, told, nats, by_source, read_now, norm, rate, stats, shares)
 
     def _over_ranks(self, own: Found) -> Found:
         """Everything added up over the ranks. A rank without rows has no losses and no stats."""
@@ -108,9 +157,11 @@ class Teacher:
         names = sorted({name for losses, _ in known for name in losses})
         shapes = {name: shape for _, stats in known for name, shape in sorted(stats.items())}
         stats = torch.cat([torch.empty(0), *(own.stats.get(name, torch.zeros(shape)).flatten().cpu() for name, shape in shapes.items())])
-        total = iter(self.ranks.summed([*own.sums, *(own.losses.get(name, 0.0) for name in names), *stats.tolist()]))
-        sums, losses = [next(total) for _ in own.sums], {name: next(total) for name in names}
-        return Found(sums, losses, {name: torch.tensor([next(total) for _ in range(shape.numel())]).view(shape) for name, shape in shapes.items()})
+        numbers = torch.tensor([*own.sums, *(own.losses.get(name, 0.0) for name in names)], dtype=torch.float64)
+        total = self.ranks.added(torch.cat([numbers, stats.double()]))
+        sums, losses, *parts = total.split([len(own.sums), len(names), *(shape.numel() for shape in shapes.values())])
+        told = {name: part.float().view(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
+        return Found(sums.tolist(), dict(zip(names, losses.tolist(), strict=True)), told)
 
     def _cut(self, number: int) -> Cut:
         """How the rows of a step are read."""
@@ -133,7 +184,7 @@ class Teacher:
             if not self.ranks.highest([float(not fits)])[0]:
                 return found
             if self.micro_rows == 1:  # said by all ranks together, so that none is left waiting
-                what, remedy = ("a window of a row", "train.long_context.chunk_length") if self.carried else ("a single row", "model.seq_length")
+                what, remedy = self._least
                 raise TooLarge(f"{what} does not fit into memory: lower {remedy} or model.hidden_size")
             self.optimizer.zero_grad(set_to_none=True)
             if self.carried:
@@ -141,6 +192,14 @@ class Teacher:
             self.micro_rows = max(1, self.micro_rows // 2)
             if self.ranks.device.type == "cuda":
                 torch.cuda.empty_cache()
+
+    def _first_windows(self, batch: Batch, cut: Cut) -> list[Window]:
+        """The beginnings of this rank's first rows, as many at a time as fit the memory."""
+        own = max(1, SHARE_ROWS // self.ranks.size)
+        parts = [rows for first in batch.split(own)[:1] for rows in first.split(self.micro_rows)]
+        states = [self.carried.of(rows.lane.tolist()) if self.carried else None for rows in parts]
+        first = [[piece.to(self.ranks.device) for piece in rows.pieces(cut.window)[0].pieces(cut.chunk)] for rows in parts]
+        return [Window(pieces, state, cut.recompute) for pieces, state in zip(first, states, strict=True)]
 
     def _gradients(self, batch: Batch, tokens: int, num_sources: int, cut: Cut) -> Found:
         """Back-propagate this rank's rows."""
@@ -185,8 +244,3 @@ def by_denoiser(sums: Sequence[float]) -> dict[str, float]:
     kinds = KINDS[: len(sums) // 2]
     pairs = zip(kinds, sums[: len(kinds)], sums[len(kinds) :], strict=True)
     return {f"ul2_{kind}": nats / scored for kind, nats, scored in pairs if scored}
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether torch could not get memory: on the host it says so in words only."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)

@@ -107,9 +107,10 @@ def test_passages_searching_switching_off_and_an_earlier_memory(attending: Path,
         assert "▪ texts · with.txt, row 1" in text and all(without_blanks(now.text(passage.tokens)) in without_blanks(text) for passage in found)
         assert len(found) == 2, "each once, though the files were read again and again"
 
-        person.types(lines("/memory off", "/reset", "The statement"))
-        text = last_turn(person.waits_for(r"(?s)memory is off.*› The statement\n.*reached.*\n›\s*$", 20), "The statement")
-        assert MARK not in text
+        person.types(lines("/memory off"))
+        text = last_turn(person.waits_for(r"(?s)› /memory off.*reached.*\n›\s*$", 20), "/memory off")
+        about, _, text = text.partition("answered again:")
+        assert "The memory is off; your last words are " in about and MARK not in text
         assert without_blanks(text.partition("(max_new_tokens reached")[0]) == expected(now._replace(memory=None), "The statement")
         assert expected(now._replace(memory=None), "The statement") != expected(now, "The statement"), "else nothing would be compared"
 

@@ -268,6 +268,24 @@ def test_the_memory_is_shown_and_pushes_nothing_away():
     assert "without" not in screen(with_memory(), 200, 50) and "chunks" not in screen(with_experts({}), 200, 50)
 
 
+def with_shares(shares: dict[str, float]) -> Facts:
+    events = [step(n, 4096 * n, random.Random(n)) | ({"gradient_shares": shares} if n == 2 else {}) for n in (1, 2, 3)]
+    sample = {"event": "sample", "tokens": 8192, "prompt": "The history of", "text": " the city goes back to the early years of the war."}
+    return told([*opening(), *events, evaluation(8192, 3.0), sample])
+
+
+def test_what_each_loss_does_to_the_trunk_is_shown_and_pushes_nothing_away():
+    facts = with_shares({"next_token": 0.871, "value": 0.0042, "span_contrastive": 0.1248})
+    for width, height in SIZES:
+        lines = lines_of(facts, width, height)
+        assert len(lines) == height and {line.cell_len for line in lines} == {width}
+    for text in (screen(facts, 80, 24), screen(facts, 200, 50)):
+        assert "gradient span contrastive 12.5% · value 0.4% ─" in text
+        for words in ("wikipedia", "natural_questions", "tokens/s", "held-out", "perplexity", "it writes", "The history", "log", "Ctrl-C"):
+            assert words in text, words
+    assert "gradient span" not in screen(with_shares({}), 200, 50)
+
+
 def test_the_printed_line_says_how_much_is_remembered():
     out = io.StringIO()
     printed = Printed(Facts(), out, clock=lambda: 0.0)

@@ -4,8 +4,10 @@ Recall: passages of encyclopedia and educational web, real questions, and the pa
 found (Karpukhin et al. 2020); many hold it by chance, so BM25 (the package bm25s, over the same passages) stands beside as what words can give.
 And quotations: a passage that begins half a chunk later, a fifth of its tokens drawn anew. And chunks: how many of the ten nearest to one are of its
 own document, by which they can't be known. Text: the Hub that HF_ENDPOINT leads to.
+Codes: of the ten nearest of other documents, by comparing all, how many the codes of a memory of all this text find; in chunks of MEMORY_SIZES tokens,
+of which shorter ones are more.
 Speed: chunks of drawn words; questions are seconds of one processor, since others may be at work on the machine.
-MEMORY_CHUNKS (sizes), MEMORY_CHARACTERS (of text) and MEMORY_PARTS ("recall speed") say how much of it.
+MEMORY_CHUNKS (sizes), MEMORY_CHARACTERS (of text) and MEMORY_PARTS ("recall codes speed") say how much of it.
 """
 
 import contextlib
@@ -31,7 +33,8 @@ CHARACTERS = int(os.environ.get("MEMORY_CHARACTERS", 30_000_000))
 COUNTS = tuple(map(int, os.environ.get("MEMORY_CHUNKS", "10000 100000 1000000").split()))
 STEP, ASKED = 128, (1, 64, 512)  # chunks that a step adds; questions at once
 SENTENCES = 20_000  # passages: a sentence model reads some hundred a second
-PARTS = os.environ.get("MEMORY_PARTS", "recall speed").split()
+SIZES = tuple(map(int, os.environ.get("MEMORY_SIZES", "64 24").split()))
+PARTS = os.environ.get("MEMORY_PARTS", "recall codes speed").split()
 WORD = re.compile(r"\w+")
 
 
@@ -68,8 +71,7 @@ def recall() -> None:
     texts = list(texts_of(passages, CHARACTERS))
     tokenizer = trained_bpe(iter(text[:20_000] for text in texts[::4]), VOCABULARY)
     encode = lambda text: tokenizer.encode(text, add_special_tokens=False)  # noqa: E731
-    parts = [chunks_of(number, np.array(encode(text), np.int64), SIZE, ("text", str(number))) for number, text in enumerate(texts)]
-    chunks = Chunks(*(np.concatenate(column) for column in list(zip(*parts, strict=True))[:4]), about=[line for part in parts for line in part.about])
+    chunks = cut(list(map(encode, texts)), SIZE)
     shown = [tokenizer.decode(row[:n]) for row, n in zip(chunks.tokens.tolist(), chunks.count.tolist(), strict=True)]
     lowered, words = [text.lower() for text in shown], {}
     for number, text in enumerate(lowered):
@@ -99,6 +101,35 @@ def recall() -> None:
     for name, embedder in embedders.items():
         with tempfile.TemporaryDirectory() as folder:
             found_by(name, embedder(), Path(folder), len(tokenizer), chunks, padded([encode(question) for question in questions]), gold)
+
+
+def cut(documents: list[list[int]], size: int) -> Chunks:
+    """Their chunks, of `size` tokens."""
+    parts = [chunks_of(number, np.array(tokens, np.int64), size, ("text", str(number))) for number, tokens in enumerate(documents)]
+    columns = (np.concatenate(column) for column in list(zip(*parts, strict=True))[:4])
+    return Chunks(*columns, about=[line for part in parts for line in part.about])
+
+
+def codes() -> None:
+    texts = list(texts_of(data_of("wikipedia", "fineweb_edu", "openwebtext", "bookcorpus"), 100 * CHARACTERS))
+    tokenizer = trained_bpe(iter(text[:20_000] for text in texts[::4]), VOCABULARY)
+    documents = [ids for at in range(0, len(texts), 1000) for ids in tokenizer(texts[at : at + 1000], add_special_tokens=False)["input_ids"]]
+    embedder, draw = Hashed(len(tokenizer), piece_texts(tokenizer)), np.random.default_rng(0)
+    for size in SIZES:
+        chunks = cut(documents, size)
+        with tempfile.TemporaryDirectory() as folder:
+            length = len(chunks.count)
+            memory = Memory.open(Path(folder), size, len(tokenizer), embedder, options=Options(length), write=True)
+            for at in range(0, length, STEP):
+                memory.add(Chunks(*(column[at : at + STEP] for column in chunks)))
+            exact = Memory.open(Path(folder), size, len(tokenizer), embedder, memory.state, Options(length, "exact"))
+            asked = draw.permutation(np.flatnonzero(chunks.count == size))[:500]
+            terms = (chunks.tokens[asked], chunks.count[asked], 10, length, chunks.document[asked])
+            pairs = zip(*(each.nearest(*terms).numbers for each in (memory, exact)), strict=True)
+            found = np.array([len(np.intersect1d(*pair)) / 10 for pair in pairs])
+            spread = 1.96 * found.std() / len(found) ** 0.5
+            print(f"{length:,} chunks of {size} tokens of {len(texts):,} texts: codes find {found.mean():.3f} (+- {spread:.3f}) of the 10 nearest", flush=True)
+            memory.close()
 
 
 def by_words(passages: list[str], questions: list[str]) -> np.ndarray:
@@ -184,6 +215,8 @@ def cpu_seconds(task: Callable[[], object]) -> float:
 def main() -> None:
     if "recall" in PARTS:
         recall()
+    if "codes" in PARTS:
+        codes()
     for count in COUNTS if "speed" in PARTS else ():
         speed(count)
 

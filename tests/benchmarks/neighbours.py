@@ -5,8 +5,10 @@
              nats a token past the first chunk of rows, and what the first one says when it is handed the others' neighbours, or none
     time     a forward and backward pass of one layer's cross-attention, against the same with dense attention to all neighbours of the row
              under a mask, and against causal attention; and of a model with neighbours against the model without
+    preset   a pass of configs/11_retro_memory.json over its micro-batch, its output loss included, with neighbours for each chunk, with none, and
+             with smaller encoders, against the same model without a memory
 
-NEIGHBOURS_PARTS="time" leaves the other out. NEIGHBOURS_TOKENS (1,200,000) and NEIGHBOURS_SEEDS ("0 1") belong to the first. Text: Python's own
+NEIGHBOURS_PARTS="time" leaves the others out. NEIGHBOURS_TOKENS (1,200,000) and NEIGHBOURS_SEEDS ("0 1") belong to the first. Text: Python's own
 language reference, every tenth topic of which is held out.
 """
 
@@ -14,6 +16,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pydoc_data.topics import topics
 from typing import Any
@@ -24,16 +27,19 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from data_sources import Batch
+from data_sources.batch import Arrivals
 from data_sources.packed import Rows
 from data_sources.tokenizer import trained_bpe
 from lm.model import Context, Model, build_model
-from lm.preset import Preset, count_parameters
+from lm.preset import Preset, count_parameters, load_preset
+from lm.preset.mechanisms import RetroConfig
+from lm.training.learner import Learner
 from lm.units.retro import Neighbours
 from tests.benchmarks.learning import factor
 from tests.benchmarks.peers import stepper
 from tests.benchmarks.unit_card import DEVICE, UNIT_PEERS, reader, unit_of
 
-PARTS = os.environ.get("NEIGHBOURS_PARTS", "copying time").split()
+PARTS = os.environ.get("NEIGHBOURS_PARTS", "copying time preset").split()
 TOKENS = int(os.environ.get("NEIGHBOURS_TOKENS", 1_200_000))
 SEEDS = tuple(map(int, os.environ.get("NEIGHBOURS_SEEDS", "0 1").split()))
 MODEL = {"hidden_size": 64, "num_layers": 2, "num_heads": 4, "seq_length": 128}
@@ -176,6 +182,29 @@ def times() -> None:
         told(length, against(reads), "without")
 
 
+ENCODERS: dict[str, dict[str, Any]] = {"as it is": {}, "of one layer": {"encoder_layers": 1}, "64 wide": {"encoder_size": 64}}
+
+
+def preset_times() -> None:
+    preset = load_preset("configs/11_retro_memory.json")
+    vocabulary, (rows, length), size = preset.data.vocab_size, (preset.train.per_gpu_batch_size, preset.model.seq_length), preset.retro.chunk_size
+    tokens = torch.randint(vocabulary, (rows, length))
+    batch = Batch.of(Rows(*(part.numpy() for part in (tokens, tokens, torch.arange(length).expand(rows, -1) == 0, tokens * 0, torch.arange(rows)))))
+    at = (torch.arange(rows)[:, None] * length + torch.arange(size, length, size)).flatten()
+    found = (len(at), preset.retro.num_neighbors)
+    answered = replace(batch, answers=Arrivals(at, torch.randint(vocabulary, (*found, 2 * size)), torch.full(found, 2 * size)))
+    without = Learner(build_model(preset.model_copy(update={"retro": RetroConfig()}), vocabulary)).to(DEVICE)
+    reads = {"without": partial(loss_of, without, batch)}
+    for name, section in ENCODERS.items():
+        learner = Learner(build_model(preset.model_copy(update={"retro": preset.retro.model_copy(update=section)}), vocabulary)).to(DEVICE)
+        reads |= {f"encoder {name}": partial(loss_of, learner, answered)} | ({} if section else {"none came": partial(loss_of, learner, batch)})
+    told(length, against(reads), "without")
+
+
+def loss_of(learner: Learner, batch: Batch) -> Tensor:
+    return learner([batch.to(DEVICE)]).losses["next_token"]
+
+
 def hidden(model: Model, tokens: Tensor, memory: Neighbours | None) -> Tensor:
     return model(tokens, None, Context(memory=memory)).hidden
 
@@ -188,7 +217,7 @@ def told(length: int, seconds: dict[str, list[float]], base: str) -> None:
 
 def main() -> None:
     print(f"{DEVICE.type}, float32, {torch.get_num_threads()} threads", flush=True)
-    for part, measure in {"copying": copying, "time": times}.items():
+    for part, measure in {"copying": copying, "time": times, "preset": preset_times}.items():
         if part in PARTS:
             measure()
 

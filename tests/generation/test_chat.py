@@ -5,7 +5,7 @@ import torch
 
 from lm.generation.chat import PLAIN, Conversation, Frame, frame_from, frame_of
 from lm.preset import preset_from_json
-from lm.preset.switches import GenerationConfig
+from lm.preset.generation import GenerationConfig
 
 SHORT = GenerationConfig(temperature=0, max_new_tokens=9)
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
+from lm.auxiliary.heads import build_heads
 from lm.generation.chat import Conversation, Frame
 from lm.generation.passages import Library
 from lm.generation.recollection import Recall
@@ -17,7 +18,7 @@ from lm.memory.lookup import Heard, Lookup, unlike
 from lm.memory.memory import Memory, Passage, chunks_of
 from lm.model import Context, Model, build_model
 from lm.preset import Preset, preset_from_json
-from lm.preset.switches import GenerationConfig
+from lm.preset.generation import GenerationConfig
 from lm.units.neighbours import Neighbours
 from tests.generation.conftest import PRESET
 
@@ -127,13 +128,16 @@ def test_no_penalty_falls_on_what_was_not_said(model: Model, tokenizer: PreTrain
     assert set(answer.tokens) & set(passages), "else nothing was tried"
 
 
+def attending_preset() -> Preset:
+    more = f'"retro": {{"enabled": true, "layers": "all", "num_neighbors": 2, "chunk_size": {SIZE}}}, "auxiliary": {{"enable_dynamics": true}}'
+    return preset_from_json(PRESET.replace('"data"', f'{more}, "data"'), "attending")
+
+
 @pytest.fixture
 def attending(tokenizer: PreTrainedTokenizerFast) -> Model:
     """A model that attends to neighbours, every parameter random."""
-    raw = PRESET.replace('"data"', f'"retro": {{"enabled": true, "layers": "all", "num_neighbors": 2, "chunk_size": {SIZE}}}, "data"')
-    preset: Preset = preset_from_json(raw, "attending")
     torch.manual_seed(3)
-    model = build_model(preset, len(tokenizer)).double()
+    model = build_model(attending_preset(), len(tokenizer)).double()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     return model
@@ -158,6 +162,23 @@ def test_the_end_of_a_prompt_asks_too(attending: Model, tokenizer: PreTrainedTok
     assert not torch.allclose(again, without, atol=1e-3)
 
 
+def test_what_was_read_is_gone_through_where_chunks_end_alone(
+    attending: Model, tokenizer: PreTrainedTokenizerFast, memory: Memory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else each token that is written would take longer than the one before."""
+    gone_through: list[int] = []
+    neighbours = Recall.neighbours
+    monkeypatch.setattr(Recall, "neighbours", lambda recall, tokens, start: gone_through.append(start) or neighbours(recall, tokens, start))
+    settings = SHORT.model_copy(update={"max_new_tokens": 5 * SIZE})
+    for find, before in ((Heard(Lookup(memory, memory.length, SIZE, 2)), 7), (None, 0)):
+        writing = Writing(attending, tokenizer, range(5, 10), settings, recall=Recall(find, tuple(range(9, 9 + before))))
+        "".join(writing)
+        assert len(writing.tokens) > 3 * SIZE
+        ends = [place for place in range(5, 5 + len(writing.tokens)) if find and not (before + place) % SIZE]
+        assert gone_through == [0, 4, *ends]
+        gone_through.clear()
+
+
 def test_a_memory_that_is_switched_off_is_none(attending: Model, tokenizer: PreTrainedTokenizerFast, memory: Memory) -> None:
     heard = Heard(Lookup(memory, memory.length, SIZE, 2))
     heard.is_on = False
@@ -166,6 +187,41 @@ def test_a_memory_that_is_switched_off_is_none(attending: Model, tokenizer: PreT
         assert answered(one, message) == answered(other, message)
     assert heard.taken() == []
     assert torch.equal(*(attending(torch.tensor([[7]]), each.state).logits for each in (one, other)))
+
+
+@pytest.mark.parametrize("attends", [True, False], ids=["neighbours", "passages"])
+def test_the_last_words_are_answered_again(attending: Model, model: Model, tokenizer: PreTrainedTokenizerFast, memory: Memory, attends: bool) -> None:
+    """From before them: without the memory as if there were none, and with it as it was at first; also once the answer was let go on."""
+    library, heard = library_of(memory, tokenizer, count=2)
+    terms = (attending if attends else model, tokenizer, FRAME, SHORT)
+    conversation, plain = Conversation(*terms, find=heard if attends else None, library=None if attends else library), Conversation(*terms)
+    assert conversation.again() is None
+    heard.is_on = False
+    for each in (conversation, plain):
+        answered(each, "an annual one dies and so on")
+    heard.is_on = True
+    first = answered(conversation, "plant lives for years"), answered(conversation, "")
+    whole = conversation.tokens
+    heard.is_on = False
+    dropped = conversation.again()
+    assert dropped is not None and conversation.tokens == whole and len(conversation.turns) == 3
+    assert answered(conversation, "") and len(conversation.turns) == 4, "one that was dropped is none"
+    without = answered_again(conversation)
+    assert without == answered(plain, "plant lives for years") != first[0]
+    assert conversation.tokens == plain.tokens and conversation.turns == plain.turns and not conversation.passages
+    assert torch.equal(*(terms[0](torch.tensor([[7]]), each.state).logits for each in (conversation, plain)))
+    heard.is_on = True
+    assert (answered_again(conversation), answered(conversation, "")) == first and conversation.tokens == whole and len(conversation.turns) == 3
+    conversation.reset()
+    assert conversation.again() is None
+
+
+def answered_again(conversation: Conversation) -> str:
+    answer = conversation.again()
+    assert answer is not None
+    text = "".join(answer)
+    conversation.settle(answer)
+    return text
 
 
 def test_a_memory_damaged_on_the_way_is_asked_no_more(attending: Model, tokenizer: PreTrainedTokenizerFast, memory: Memory, tmp_path: Path) -> None:
@@ -182,3 +238,31 @@ def test_a_memory_damaged_on_the_way_is_asked_no_more(attending: Model, tokenize
 def test_passages_compare_by_what_they_say() -> None:
     tokens = np.array([1, 2, 3])
     assert [passage.place for passage in unlike([Passage("a", "1", tokens), Passage("b", "2", tokens.copy()), Passage("c", "3", tokens[:2])])] == ["1", "3"]
+
+
+@pytest.mark.parametrize("vocabulary", [50, 1000])
+def test_drafts_leave_answers_and_what_was_found_as_they_are(vocabulary: int, attending: Model, tokenizer: PreTrainedTokenizerFast, memory: Memory) -> None:
+    """With a memory that is asked on the way: no chunk asks that holds a token which was only drafted."""
+    heads = build_heads(attending_preset(), len(tokenizer)).double()
+    settings = SHORT.model_copy(update={"max_new_tokens": 40, "draft_length": 5, "draft_entropy": 100.0, "draft_vocabulary": vocabulary})
+    answers, found, asked = [], [], []
+    for each in (settings.model_copy(update={"draft_length": 0}), settings):
+        heard, chunks = Heard(Lookup(memory, memory.length, SIZE, 2)), set()
+
+        class Listening:
+            chunk_size = SIZE
+
+            def __call__(self, tokens: np.ndarray, heard: Heard = heard, chunks: set[tuple[int, ...]] = chunks) -> tuple[np.ndarray, np.ndarray]:
+                chunks.update(map(tuple, tokens.tolist()))
+                return heard(tokens)
+
+        conversation = Conversation(attending, tokenizer, FRAME, each, find=Listening(), heads=heads)
+        answers.append([answered(conversation, message) for message in ("plant lives for years", "annual one dies", "")])
+        assert conversation.state is not None
+        state = conversation.state
+        found.append([passage.source for passage in heard.taken()])
+        asked.append(chunks)
+        last = attending(torch.tensor([[7]]), state).logits
+        answers[-1].append(last)
+    assert answers[0][:3] == answers[1][:3] and found[0] == found[1] and asked[0] == asked[1] and len(asked[0]) > 5
+    assert torch.allclose(answers[0][3], answers[1][3], atol=1e-9)

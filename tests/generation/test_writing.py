@@ -8,7 +8,7 @@ import torch
 from lm.generation import generate
 from lm.generation.pieces import Pieces
 from lm.generation.writing import PREFILL
-from lm.preset.switches import GenerationConfig
+from lm.preset.generation import GenerationConfig
 
 GREEDY = GenerationConfig(temperature=0, repetition_penalty=1.0, max_new_tokens=12)
 
@@ -50,6 +50,7 @@ def test_a_state_goes_on_without_reading_again_and_is_not_written_in_place(model
     model.forward = lambda tokens, *rest: seen.append(tokens.shape[1]) or forward(tokens, *rest)
     second = generate(model, tokenizer, " lives on", GREEDY, first.state)
     written(second)
+    assert int(second.state.position) == int(first.state.position) + len(second.read) + len(second.tokens)
     assert sum(seen) == len(second.read) + len(second.tokens)
     del model.forward
     tokens = [*first.read, *first.tokens, *second.read, *second.tokens]

@@ -77,6 +77,38 @@ def test_codes_find_what_exact_finds(tmp_path: Path) -> None:
     memory.close()
 
 
+class OtherTies:
+    """An index, of whose chunks with equal codes others come first: as on a processor with other registers."""
+
+    def __init__(self, index: faiss.Index, seed: int):
+        self.index, self.draw, self.ties = index, np.random.default_rng(seed), 0
+
+    def search(self, vectors: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+        scores, places = self.index.search(vectors, self.index.ntotal)
+        order = np.lexsort((self.draw.random(scores.shape), -scores), axis=1)
+        scores, places = (np.take_along_axis(each, order, 1) for each in (scores, places))
+        self.ties += int((scores[:, count - 1] == scores[:, min(count, self.index.ntotal - 1)]).sum())
+        return scores[:, :count], places[:, :count]
+
+
+@pytest.mark.parametrize("repeated", [1, 500], ids=["few equal", "most equal"])
+def test_equal_codes_come_in_one_order_on_all_processors(tmp_path: Path, repeated: int) -> None:
+    """In which the candidates are that are compared exactly, and so what is found."""
+    memory = opened(tmp_path, options=BY_CODES, write=True)
+    memory.add(joined([document(each % (3000 // repeated), 3) for each in range(1000)]))
+    store, vectors = memory._store, EMBEDDER(*asked()[:2])
+    blocks = plan(0, 2500, 512).blocks
+    found = []
+    for seed in range(3):
+        indexes = Indexes(tmp_path)
+        indexes._opened = {block: OtherTies(indexes.open(store, block), seed) for block in blocks}
+        found.append(indexes._likeliest(store, blocks, vectors, 100))
+        assert sum(index.ties for index in indexes._opened.values()) > 40, "else nothing was tried"
+    assert len(blocks) == 4 and (found[0] >= 0).sum(1).min() > 50
+    assert (found[0] == found[1]).all() and (found[0] == found[2]).all()
+    memory.close()
+
+
 ASKS = """
 import sys
 from pathlib import Path

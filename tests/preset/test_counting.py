@@ -5,9 +5,10 @@ from typing import Any
 import pytest
 import torch
 
+from lm.auxiliary.heads import HEADS, build_heads
 from lm.model import build_model
 from lm.preset import MECHANISMS, Preset, count_parameters
-from lm.preset.counting import UNIT_COUNTS
+from lm.preset.counting import UNIT_COUNTS, count_heads
 from lm.preset.options import check_options
 
 SIZES: list[dict[str, Any]] = [
@@ -81,6 +82,15 @@ def test_active_are_the_parameters_that_a_token_uses(section: dict[str, Any]) ->
     assert len(matrices) == 4
     untouched = sum(int((~parameter.grad.flatten(1).any(1)).sum()) * parameter[0].numel() for parameter in matrices)
     assert count.active == count.total - untouched < count.total
+
+
+@pytest.mark.parametrize("sizes", [{}, {"value_size": 5, "policy_size": 3, "dynamics_size": 7, "span_size": 11}], ids=str)
+@pytest.mark.parametrize("name", HEADS)
+def test_count_of_heads(name: str, sizes: dict[str, Any]) -> None:
+    preset = Preset.model_validate({"model": SIZES[3], "data": {"sources": ["c4"]}, "auxiliary": {f"enable_{name}": True} | sizes})
+    heads = build_heads(preset, 31)
+    assert list(heads) == [name]
+    assert count_heads(preset) == sum(parameter.numel() for parameter in heads.parameters()) > 0
 
 
 def test_a_token_uses_all_of_a_dense_model() -> None:

@@ -56,10 +56,12 @@ def test_the_printed_preset_loads() -> None:
     assert not_built(preset) == []
 
 
-def test_the_printed_auxiliary_block_loads_and_is_not_built_yet() -> None:
+def test_the_printed_auxiliary_block_loads() -> None:
     preset = decoded(auxiliary=json.loads(MISSION_AUXILIARY))
     assert preset.auxiliary.span_contrastive_temperature == 0.07
-    assert "auxiliary.enable_policy" in not_built(preset)
+    assert preset.auxiliary.heads == ("value", "dynamics", "policy", "span_contrastive")
+    assert preset.loss_weights == dict.fromkeys(["value", "dynamics", "dynamics_kl", "dynamics_value", "policy", "span_contrastive"], 0.05)
+    assert not_built(preset) == []
 
 
 def test_the_printed_hybrid_loads() -> None:

@@ -1,4 +1,5 @@
-"""What two ranks do with experts, for test_expert_ranks: run by it with a folder as the working directory, never by a person."""
+"""What two ranks do with experts, or with heads: run by test_expert_ranks and tests/auxiliary/test_ranks with a folder as the working directory,
+never by a person."""
 
 import dataclasses
 import sys
@@ -8,6 +9,7 @@ from typing import Any
 import torch
 
 from data_sources import Batch
+from lm.auxiliary.heads import build_heads
 from lm.model import build_model
 from lm.preset import Preset
 from lm.training.distribution import Ranks
@@ -29,7 +31,7 @@ def of_two_words() -> Batch:
 def taught(preset: Preset, batch: Batch, ranks: Ranks) -> dict[str, Any]:
     """Stats of some steps, and what the learner is after them."""
     torch.manual_seed(3)
-    learner = Learner(build_model(preset, V))
+    learner = Learner(build_model(preset, V), build_heads(preset, V))
     teacher = Teacher(ranks, learner, build_optimizer(learner, preset.train), preset.train, preset.loss_weights)
     steps = [teacher.step(batch, 1, 0, 100_000) for _ in range(STEPS)]
     unused = [name for name, parameter in learner.named_parameters() if "exp_avg" not in teacher.optimizer.moments(parameter)]

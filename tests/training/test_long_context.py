@@ -2,9 +2,6 @@
 
 import gc
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -31,6 +28,7 @@ from lm.training.snapshots import Snapshot, Snapshots
 from lm.training.step import Teacher, TooLarge
 from tests.benchmarks.long_context import LONG, SHORT, apart
 from tests.data_sources.streams import byte_tokenizer
+from tests.training.elastic import taken_over
 
 V, ROW = 50, 24
 BOUNDED = [name for name, claim in MECHANISMS.items() if claim.kind == "mixer" and claim.built and not state_grows(name)]
@@ -369,11 +367,7 @@ def test_states_move_to_another_number_of_processes(tiny: Tiny, tmp_path: Path) 
     whole, folder = tmp_path / "whole", tmp_path / "moved"
     train(preset, whole, budget)
     train(preset, folder, budget, should_stop=lambda: (folder / "run.jsonl").exists() and len(steps_of(folder)) >= 13)
-    (tmp_path / "preset.json").write_text(preset.model_dump_json(), encoding="utf-8")
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=3", "--standalone", "-m", "tests.training.elastic"]
-    environment = os.environ | {"PYTHONPATH": str(Path.cwd()), "OMP_NUM_THREADS": "1", "STOP_AFTER": "14", "BUDGET": str(budget)}
-    done = subprocess.run([*command, str(tmp_path), str(folder)], env=environment, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr[-3000:]
+    taken_over(3, preset, tmp_path, folder, budget, 14)
     assert Snapshots(folder).read("current").carried["lanes"].sort().values.tolist() == list(range(LANES))
     train(preset, folder, budget)
     losses, moved = ([step[1] for step in steps_of(place)] for place in (whole, folder))

@@ -14,6 +14,8 @@ from data_sources.config import DataConfig
 from data_sources.recall import MemoryStates
 from data_sources.stream import Options
 from data_sources.tokenizer import tokenizer_from_json
+from lm.generation.choosing import Chosen
+from lm.generation.drafting import Ahead, Draft
 from lm.generation.recollection import Recall
 from lm.generation.writing import Writing
 from lm.memory.finder import Finder
@@ -59,21 +61,24 @@ def documents(batch: Batch) -> Iterator[tuple[int, slice]]:
 
 
 class Dictated:
-    """In the place of a sampler: says which token is written, and keeps the scores that it was asked with."""
+    """In the place of a chooser: says which token is written, and keeps the scores that it was asked with."""
 
     def __init__(self, tokens: list[int]) -> None:
         self.tokens, self.scores = tokens, []
 
-    def pick(self, scores: torch.Tensor, history: list[int]) -> int | None:
-        self.scores.append(scores)
-        return self.tokens[len(self.scores) - 1] if len(self.scores) <= len(self.tokens) else None
+    def drafts(self, latent: torch.Tensor, history: list[int], limit: int) -> tuple[Draft, ...]:
+        return ()
+
+    def chosen(self, ahead: Ahead, history: list[int]) -> Chosen | None:
+        self.scores.append(ahead.rows.scores[0])
+        return Chosen(self.tokens[len(self.scores) - 1]) if len(self.scores) <= len(self.tokens) else None
 
 
 def scores_of(model: Model, tokenizer: Any, snapshot: Snapshot, document: list[int], prompt: int, find: Finder | None) -> torch.Tensor:
     """What the model says after each token from the prompt's last on, reading so many as a prompt and writing the others one by one."""
     settings = snapshot.preset.generation.model_copy(update={"max_new_tokens": len(document)})
     writing = Writing(model, tokenizer, document[:prompt], settings, recall=Recall(find))
-    writing._sampler = dictated = Dictated(document[prompt:])
+    writing._chooser = dictated = Dictated(document[prompt:])
     "".join(writing)
     assert writing.document == tuple(document)
     return torch.stack(dictated.scores)

@@ -1,10 +1,10 @@
 """A memory of what was read, while a model trains: exact through stops, with loader processes, and consistent with every snapshot."""
 
-import json
+import errno
 import os
 import shutil
 import subprocess
-import sys
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,19 +13,23 @@ import numpy as np
 import pytest
 import torch
 
+from data_sources.documents import Stopped
 from data_sources.tokenizer import tokenizer_from_json
+from lm.memory.embedder import Hashed
+from lm.memory.layout import MemoryFault
 from lm.memory.lookup import Chance, Lookup
-from lm.memory.memory import Memory, Options
-from lm.memory.store import State
+from lm.memory.memory import Memory, Options, chunks_of
+from lm.memory.store import State, Writer
 from lm.model import build_model
-from lm.preset import Preset
 from lm.training import Halted, remembering, train
-from lm.training.evaluation import evaluate, grouped
+from lm.training.evaluation import Place, Rows, evaluate, grouped, tally_of
 from lm.training.memory_worth import worth_of
-from lm.training.remembering import MEMORY, Noted, embedder_of, lookup_of
+from lm.training.remembering import MEMORY, Noted, Remembering, embedder_of, lookup_of
 from lm.training.snapshot_evaluation import evaluate_snapshot, held_out_texts
 from lm.training.snapshots import Snapshots
-from tests.training.test_run import STEP, Tiny, trained
+from tests.data_sources.streams import byte_tokenizer, paragraphs
+from tests.training.elastic import taken_over
+from tests.training.test_run import STEP, Recorder, Tiny, trained
 
 RETRO = {"enabled": True, "chunk_size": 8, "layers": "all"}
 
@@ -46,16 +50,6 @@ def contents(folder: Path) -> list[Any]:
     return [state.length, *(chunks[name].tolist() for name in ("document", "place", "count", "tokens"))]
 
 
-def on_three(preset: Preset, place: Path, folder: Path, steps: int, stop_after: int) -> list[dict[str, Any]]:
-    """What a run of three processes tells. place: for what it is told by and tells."""
-    (place / "preset.json").write_text(preset.model_dump_json(), encoding="utf-8")
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=3", "--standalone", "-m", "tests.training.elastic"]
-    environment = os.environ | {"PYTHONPATH": str(Path.cwd()), "OMP_NUM_THREADS": "1", "STOP_AFTER": str(stop_after), "BUDGET": str(steps * STEP)}
-    done = subprocess.run([*command, str(place), str(folder)], env=environment, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads((place / "events.json").read_text(encoding="utf-8"))
-
-
 @pytest.mark.slow
 def test_on_another_number_of_processes(tiny: Tiny, tmp_path: Path) -> None:
     """Four rows a step, on one process, on three, and on one again: the same chunks come into the memory, in the same order, and the same are found."""
@@ -63,7 +57,7 @@ def test_on_another_number_of_processes(tiny: Tiny, tmp_path: Path) -> None:
     alone = trained(same, tmp_path / "alone", 30).of("step")
     folder = tmp_path / "moved"
     first = trained(preset, folder, 30, stop_after=11)
-    second = on_three(preset, tmp_path, folder, 30, 9)
+    second = taken_over(3, preset, tmp_path, folder, 30 * STEP, 9)
     third = trained(preset, folder, 30)
     steps = [*first.of("step"), *(event for event in second if event["event"] == "step"), *third.of("step")]
     assert [event["batch_hash"] for event in steps] == [event["batch_hash"] for event in alone]
@@ -116,7 +110,7 @@ def test_held_out_text_is_measured_with_the_memory(tiny: Tiny, tmp_path: Path) -
     tokenizer = tokenizer_from_json(snapshot.tokenizer)
     texts = [text for kept in held_out_texts(tmp_path).values() for text in kept]
     lookup = Lookup(memory, state.length, RETRO["chunk_size"], 2)
-    groups = [group for (group,) in grouped(texts, tokenizer, 64, lookup)]
+    groups = [group for (group,) in grouped(texts, tokenizer, 64, partial(Rows.compared, find=lookup))]
     model = build_model(snapshot.preset, len(tokenizer))
     model.load_state_dict(snapshot.model_weights)
     found = {
@@ -149,6 +143,47 @@ def test_held_out_text_is_measured_with_the_memory(tiny: Tiny, tmp_path: Path) -
     assert position > 500
 
 
+@pytest.mark.parametrize("long", [False, True])
+def test_a_memory_is_asked_for_what_is_read_next_alone(tiny: Tiny, tmp_path: Path, long: bool) -> None:
+    """Each rank asks for its own rows, and one that is stopped for no more: so that a person need not wait. Together they read what one reads alone."""
+    words = [text[:240] for text in paragraphs(32)]
+    tokenizer = byte_tokenizer()
+    embedder = Hashed(len(tokenizer))
+    memory = Memory.open(tmp_path, 8, len(tokenizer), embedder, write=True)
+    for number, text in enumerate(words[16:]):
+        memory.add(chunks_of(number, np.array(tokenizer.encode(text)[:64], np.int64), 8, ("a", str(number))))
+    carried = {"long_context": {"enabled": True, "chunk_length": 36, "context_length": 500}} if long else {}
+    plan = {"longformer": {"enabled": True, "layers": "all", "window": 16}} if long else {}
+    preset = tiny(retro=RETRO, train=carried, **plan)
+    torch.manual_seed(0)
+    model = build_model(preset, len(tokenizer)).double()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    asked: list[int] = []
+
+    class Counted(Lookup):
+        def __call__(self, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            asked.append(len(tokens))
+            return super().__call__(tokens)
+
+    def read(place: Place, pieces: int = 10**9) -> list[float]:
+        """Of the tally; nothing once it is stopped after so many pieces."""
+        asked.clear()
+        left = iter(range(pieces))
+        with torch.inference_mode(), suppress(Stopped):
+            return list(tally_of(model, words[:16], tokenizer, preset, place, lambda: next(left, None) is None, Counted(memory, memory.length, 8, 2)))
+        return []
+
+    alone, questions = read(Place(0, 1)), sum(asked)
+    parts, shares = zip(*((read(Place(rank, 3)), sum(asked)) for rank in range(3)), strict=True)
+    np.testing.assert_allclose(np.sum(parts, 0), alone, rtol=1e-5)
+    assert sum(shares) == questions > 200 and max(shares) < 0.8 * questions
+    assert read(Place(0, 1), 2) == [] and len(asked) == 2 and sum(asked) < questions / 2
+    without = list(tally_of(model, words[:16], tokenizer, preset, Place(0, 1), lambda: False))
+    assert abs(without[0] - alone[0]) > 1e-3 * alone[0]
+    memory.close()
+
+
 def test_a_disk_that_is_full_stops_no_training(tiny: Tiny, tmp_path: Path) -> None:
     """The memory takes in what there is room for, says so once, and is as the snapshot says."""
     small = tmp_path / "small"
@@ -166,6 +201,44 @@ def test_a_disk_that_is_full_stops_no_training(tiny: Tiny, tmp_path: Path) -> No
         assert len(lookup.memory.about(np.arange(lookup.length))) == lookup.length
     finally:
         subprocess.run(["umount", "-l", small], check=True)
+
+
+@pytest.mark.parametrize("failing", [(2, 3), (1, 2, 3, 4, 5, 6)], ids=["for a while", "always"])
+def test_a_disk_that_fails_in_a_snapshot_costs_no_snapshot(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: tuple[int, ...]) -> None:
+    """The model is saved with the memory as it was last whole, which goes on from there; each time a line says so."""
+    wanted: list[Any] = []
+    sync, synced = Writer.sync, Remembering.synced
+
+    def failing_sync(writer: Writer) -> None:
+        if len(wanted) in failing:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        sync(writer)
+
+    monkeypatch.setattr(Writer, "sync", failing_sync)
+    monkeypatch.setattr(Remembering, "synced", lambda memory, noted: wanted.append(noted) or synced(memory, noted))
+    preset = tiny(retro=RETRO, train={"snapshot_every_tokens": 4 * STEP})
+    named: list[Any] = []
+
+    def keep_its_memory(event: Any) -> None:
+        if event["event"] == "snapshot":
+            named.append(Snapshots(tmp_path).read("current").run["memory"])
+
+    told = Recorder()
+    train(preset, tmp_path, 16 * STEP, observers=(told, keep_its_memory))
+    said = [event["text"] for event in told.of("notice") if "memory" in event["text"]]
+    assert said == ["the memory can't be put on disk: Input/output error; training goes on, with the memory as it was last whole"] * len(said)
+    assert len(told.of("step")) == 16 and told.of("end")[0]["reason"] == "the run's tokens are read"
+    assert len(named) == len(wanted) >= 4 and len(said) == min(len(failing), 4), "once for each that had something new"
+    last = None
+    for number, (has, noted) in enumerate(zip(named, wanted, strict=True), 1):
+        last = last if number in failing else noted
+        assert has == last
+    length = [noted[-1][1] for noted in wanted]
+    assert length[0] >= 4 * STEP // 8 and max(length) < 3 * length[0], "what could not be put there has left"
+    resumed = trained(preset, tmp_path, 4)
+    assert len(resumed.of("step")) == 4 and resumed.of("end")[0]["reason"] == "the run's tokens are read"
+    if last:
+        assert contents(tmp_path)[0] > last[-1][1]
 
 
 def test_a_run_may_read_on_without_its_memory(tiny: Tiny, tmp_path: Path) -> None:
@@ -236,6 +309,14 @@ def test_a_folder_holds_the_memory_of_one_model(tiny: Tiny, tmp_path: Path) -> N
     (tmp_path / "one").rename(tmp_path / "moved")
     assert trained(preset, tmp_path / "moved", 5).of("resume")
     assert all(path.read_text() == "mine" for path in mine)
+    snapshot = Snapshots(tmp_path / "moved").read("current")
+    tokenizer = tokenizer_from_json(snapshot.tokenizer)
+    assert lookup_of(snapshot, tmp_path / "moved", tokenizer)
+    place.rename(tmp_path / "elsewhere")
+    way_back = f"{place}, which retro.index_path names, is not there; put the folder back, or a link to where it is now"
+    with pytest.raises(MemoryFault, match=way_back):
+        lookup_of(snapshot, tmp_path / "moved", tokenizer)
+    assert any(way_back in event["text"] for event in trained(preset, tmp_path / "moved", 5).of("notice"))
 
 
 def test_nothing_is_found_in_the_same_text_or_in_what_comes_later(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

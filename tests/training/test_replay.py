@@ -1,10 +1,7 @@
 """Not forgetting: a sample of what was read stands beside each snapshot, and is read again when the mix has changed."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +14,7 @@ from lm.preset import Preset
 from lm.training import train
 from lm.training.headers import listed
 from lm.training.snapshots import Snapshots
+from tests.training.elastic import taken_over
 from tests.training.test_sources import STEP, of, trained
 
 Tiny = Callable[..., Preset]
@@ -110,12 +108,7 @@ def test_on_two_machines_and_then_on_one(tiny: Tiny, mixes: dict[str, list[Any]]
     shutil.copytree(whole, moved)
     alone = of(trained(second, whole, 60), "step", "batch_hash")
     spread_out = second.model_copy(update={"train": second.train.model_copy(update={"accumulation_steps": 1})})
-    (tmp_path / "preset.json").write_text(spread_out.model_dump_json(), encoding="utf-8")
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", "-m", "tests.training.elastic"]
-    surroundings = {"PYTHONPATH": str(Path.cwd()), "OMP_NUM_THREADS": "1", "STOP_AFTER": "10", "BUDGET": str(60 * STEP), "APART": "1"}
-    done = subprocess.run([*command, str(tmp_path), str(moved)], env=os.environ | surroundings, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr[-3000:]
-    together = json.loads((tmp_path / "events.json").read_text(encoding="utf-8"))
+    together = taken_over(2, spread_out, tmp_path, moved, 60 * STEP, 10, apart=True)
     assert notices(together) == ["30 % of the text is what was read before, from a"]
     end = Snapshots(moved).read("current")
     assert [path.name for path in (tmp_path / "rank1" / "past").iterdir()] == [end.run["replay"]["file"]], "rank 1 was sent the sample it reads"

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import lm.training.step as step_module
+from lm.auxiliary.heads import HEADS
 from lm.preset import Preset
 from lm.preset.plan import NOT_BUILT
 from lm.training import Halted, train
@@ -61,9 +62,13 @@ def test_it_learns(tiny: Tiny, tmp_path: Path) -> None:
     assert recorder.of("end")[0]["reason"] == "the run's tokens are read"
 
 
-@pytest.mark.parametrize("sections", [{}, {"moe": {"enabled": True, "experts": 4}}, {"train": {"optimizer": "muon"}}], ids=["dense", "experts", "muon"])
+HEADS_ON = {f"enable_{name}": True for name in HEADS} | {"share_every": 10}
+KINDS = {"dense": {}, "experts": {"moe": {"enabled": True, "experts": 4}}, "muon": {"train": {"optimizer": "muon"}}, "heads": {"auxiliary": HEADS_ON}}
+
+
+@pytest.mark.parametrize("sections", KINDS.values(), ids=KINDS)
 def test_thirty_steps_at_once_equal_thirteen_then_seventeen(sections: dict[str, Any], tiny: Tiny, tmp_path: Path) -> None:
-    """Also with what units heard of the step before."""
+    """Also with what units and heads heard of the step before."""
     at_once = trained(tiny(**sections), tmp_path / "once", 30)
     first = trained(tiny(**sections), tmp_path / "twice", 30, stop_after=13)
     second = trained(tiny(**sections), tmp_path / "twice", 30)
@@ -81,6 +86,8 @@ def test_thirty_steps_at_once_equal_thirteen_then_seventeen(sections: dict[str, 
     assert one.cursor == two.cursor
     assert one.run == two.run
     heard = [one.weights[f"model.layers.{layer}.1.unit.{name}"] for layer in range(2) for name in ("bias", "share")] if "moe" in sections else []
+    heard += [one.weights[f"heads.{name}"] for name in ("span_contrastive.keys", "span_contrastive.lane")] if "auxiliary" in sections else []
+    assert one.model_weights.keys() == {name.removeprefix("model.") for name in one.weights if not name.startswith("heads.")}
     assert all(values.std() > 0 for values in heard)
 
 

@@ -2,9 +2,6 @@
 
 import encodings
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +14,7 @@ import lm.training.step as step_module
 from lm.preset import Preset
 from lm.training import Halted, train
 from lm.training.snapshots import Snapshots
+from tests.training.elastic import taken_over
 
 Tiny = Callable[..., Preset]
 STEP = 4 * 64
@@ -143,12 +141,7 @@ def test_a_run_goes_on_with_another_number_of_processes(tiny: Tiny, tmp_path: Pa
     alone = trained(preset, tmp_path / "alone", 18)
     folder = tmp_path / "moved"
     first = trained(preset, folder, 18, stop_after=6)
-    (tmp_path / "preset.json").write_text(preset.model_dump_json(), encoding="utf-8")
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=3", "--standalone", "-m", "tests.training.elastic"]
-    environment = os.environ | {"PYTHONPATH": str(Path.cwd()), "OMP_NUM_THREADS": "1", "STOP_AFTER": "7", "BUDGET": str(18 * STEP)}
-    done = subprocess.run([*command, str(tmp_path), str(folder)], env=environment, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr[-3000:]
-    second = json.loads((tmp_path / "events.json").read_text(encoding="utf-8"))
+    second = taken_over(3, preset, tmp_path, folder, 18 * STEP, 7)
     third = trained(preset, folder, 18)
     together = first + second + third
     assert of(together, "step", "batch_hash") == of(alone, "step", "batch_hash")

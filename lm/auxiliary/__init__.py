@@ -1,0 +1,1 @@
+"""Heads on the hidden states, and the named losses they return."""

@@ -1,0 +1,71 @@
+"""Which token is written, of what a pass says and what the heads foretell.
+
+    scores + policy_weight * log pi  ->  penalties and bans  ->  the planner, where it is on  ->  temperature, nucleus  ->  a draft is checked, or one drawn
+
+Difficulty: temperature * 2 ^ (difficulty_temperature * tanh(bits / difficulty_bits - 1)), bits being what the value head expects of a token to
+come. So hard text is written more boldly and easy text more carefully, as in Zhu et al. 2024 ("Hot or cold? Adaptive temperature sampling"),
+or the other way round below 0.
+
+Sizes: V vocabulary, D hidden.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from lm.generation.drafting import Ahead, Draft, Drafter
+from lm.generation.foresight import foresight
+from lm.generation.planning import Planner
+from lm.generation.sampling import Sampler
+from lm.model import Model
+from lm.preset.generation import GenerationConfig
+
+
+class Chosen(NamedTuple):
+    """What is written next."""
+
+    token: int
+    is_draft: bool = False
+    planned: tuple[int, ...] = ()  # what is written behind it without another look
+
+
+class Chooser:
+    """Chooses by `settings`. ValueError, one line, where they ask for a head that is not among `heads`."""
+
+    def __init__(self, settings: GenerationConfig, seed: int | None, model: Model, heads: Mapping[str, nn.Module]) -> None:
+        self._settings, self._sampler = settings, Sampler(settings, seed)
+        self._foresight = foresight(model, heads, settings)
+        self._planner = Planner(settings, self._sampler, self._foresight) if settings.planner.enabled else None
+        self._drafter = Drafter(settings, self._sampler, self._foresight) if settings.draft_length else None
+
+    def drafts(self, latent: Tensor, history: list[int], limit: int) -> tuple[Draft, ...]:
+        """Up to `limit` of them (lm/generation/drafting.py); none where they are off."""
+        return self._drafter.drafts(latent, history, min(limit, self._settings.draft_length)) if self._drafter else ()
+
+    def chosen(self, ahead: Ahead, history: list[int]) -> Chosen | None:
+        """What comes behind `history`. None when every token is banned."""
+        latent = ahead.rows.latent[0]
+        ruled = self._sampler.ruled(self._steered(ahead.rows.scores[0], latent), history)
+        if ruled is None:
+            return None
+        warmth = self.warmth(latent)
+        if self._planner and self._planner.commits_pieces:
+            token, *planned = self._planner.piece(ruled, latent, history, warmth)
+            return Chosen(token, planned=tuple(planned))
+        chances = self._sampler.chances(self._planner.routed(ruled, latent) if self._planner else ruled, warmth)
+        if not ahead.drafts:
+            return Chosen(self._sampler.draw(chances))
+        return Chosen(*self._sampler.checked(chances, *ahead.drafts[0]))
+
+    def warmth(self, latent: Tensor) -> float:
+        """What the temperature is multiplied by after `latent` (D,): between a half and 2."""
+        if not self._settings.difficulty_temperature:
+            return 1.0
+        bits = float(self._foresight.value(latent)) / math.log(2)
+        return 2 ** (self._settings.difficulty_temperature * math.tanh(bits / self._settings.difficulty_bits - 1))
+
+    def _steered(self, scores: Tensor, latent: Tensor) -> Tensor:
+        weight = self._settings.policy_weight
+        return scores + weight * self._foresight.policy(latent) if weight else scores

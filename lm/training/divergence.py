@@ -1,0 +1,59 @@
+"""Whether learning has come apart: the loss has left what it was, and stays away.
+
+With clipped gradients a learning rate that is too high gives no infinite loss: it throws the model back, to worse than what it knew or even than
+a guess. Each source is held against itself, since a change of the mix changes the loss, too.
+"""
+
+import math
+from collections.abc import Sequence
+
+RISE = 1.5  # nats over a source's best
+PATIENCE = 50  # steps in a row
+SETTLED = 5  # steps with a source before it is judged: a rate that is too high shows soon after the warm-up
+SMOOTHING = 0.9
+
+
+class Smoothed:
+    """A source's loss, smoothed, and the best that it was."""
+
+    def __init__(self) -> None:
+        self.steps, self.now, self.best = 0, 0.0, math.inf
+
+    def add(self, loss: float) -> None:
+        self.now = loss if not self.steps else SMOOTHING * self.now + (1 - SMOOTHING) * loss
+        self.steps += 1
+        if self.steps >= SETTLED:
+            self.best = min(self.best, self.now)
+
+
+class Watch:
+    """Sees every step of a sitting. Every rank sees the same numbers, and so comes to the same."""
+
+    def __init__(self, vocab_size: int) -> None:
+        self.guess = math.log(vocab_size)  # nats of one who knows nothing
+        self.sources: dict[int, Smoothed] = {}
+        self.risen = 0  # steps in a row
+
+    def saw(self, nats: Sequence[float], scored: Sequence[float]) -> None:
+        """A step's nats and scored tokens by source."""
+        away = 0.0
+        for source, (of_source, tokens) in enumerate(zip(nats, scored, strict=True)):
+            if not (tokens and math.isfinite(of_source)):
+                continue
+            known = self.sources.setdefault(source, Smoothed())
+            known.add(of_source / tokens)
+            away += tokens * (known.steps > SETTLED and known.now > min(known.best + RISE, self.guess + RISE / 4))
+        self.risen = self.risen + 1 if away > sum(scored) / 2 else 0
+
+    @property
+    def is_apart(self) -> bool:
+        return self.risen >= PATIENCE
+
+    def in_words(self, learning_rate: float) -> str:
+        """One line."""
+        worst = max(self.sources.values(), key=lambda source: source.now - source.best)
+        than = f"it was {worst.best:.2f} before" if worst.now > worst.best + RISE else f"{self.guess:.2f} are those of one who knows nothing"
+        return (
+            f"for {self.risen} steps the loss stands at {worst.now:.2f} nats, and {than}: learning has come apart; "
+            f"the last snapshot from before is kept: lower train.learning_rate ({learning_rate:g})"
+        )

@@ -1,0 +1,164 @@
+"""What a run asks of this machine: memory before its first step, and, once a few steps were taken, time and the share of what the device can do.
+
+Memory is counted, not guessed: a short piece of a row is read as in training, and all that torch keeps of it for the way back is added up. It
+grows with the tokens that are read at once (fused attention keeps no matrix of the row), so that a row's share follows from it.
+"""
+
+import os
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import psutil
+import torch
+from torch import Tensor, nn
+
+from lm.preset import Preset, count_parameters
+
+# What a step takes at its height over what it keeps: gradients on the way back, and what is freed late. On the host steps of the shipped presets took
+# 0.8 to 1.6 times what they keep, and who takes too much is killed; a device refuses, and then fewer rows are read.
+SLACK = {"cpu": 1.6}
+SLACK_OF_DEVICES = 1.2
+ROOM = 0.9  # of what is free: other programs live here, too
+PROBE = 256  # tokens that are read to count
+CGROUP = Path("/sys/fs/cgroup")
+
+# Dense products in bfloat16 a second, by the makers' data sheets; the first that is in the device's name.
+PEAKS = {
+    "B200": 2250e12,
+    "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+    "A10": 125e12,
+    "RTX 5090": 210e12,
+    "RTX 4090": 165e12,
+    "RTX 3090": 71e12,
+}
+
+
+class Need(NamedTuple):
+    """Bytes that a step takes beside what is held already, and what there is."""
+
+    lasting: int  # gradients and moments that are not there yet, and the output loss
+    row: int  # for each row that is read at once
+    free: int
+    total: int
+
+    def of(self, rows: int) -> int:
+        return self.lasting + rows * self.row
+
+    def rows(self, asked: int) -> int:
+        """How many rows fit at once, up to `asked` and at least one."""
+        room = int(ROOM * self.free) - self.lasting
+        return max(1, min(asked, room // max(self.row, 1)))
+
+    def told(self, rows: int, asked: int) -> dict[str, Any]:
+        """What an event says of it, when `rows` are read at a time where `asked` were to be."""
+        text = f"a step needs about {self.of(rows) / 1e9:.1f} GB more, and {self.free / 1e9:.1f} GB are free"
+        if rows < asked:
+            text += f": {'one row is' if rows == 1 else f'{rows} rows are'} read at a time, not {asked}; what is learned is the same"
+        tight = self.of(rows) > self.free
+        if tight:
+            text += "; it may not fit: close other programs, or lower model.seq_length or model.hidden_size"
+        return {"text": text, "needs_bytes": self.of(rows), "free_bytes": self.free, "rows": rows, "tight": tight}
+
+    @property
+    def is_hopeless(self) -> bool:
+        """Whether not even a single row would fit if nothing else ran here."""
+        return self.of(1) > self.total
+
+
+BYTES_OF_NUMBER = 16  # a parameter in float32, its gradient, and AdamW's two moments
+
+
+def too_large(preset: Preset, vocab_size: int, device: torch.device) -> str:
+    """Why the model of `preset` can't be trained here, in a line; empty where its parameters fit. Known before any of them is made."""
+    count, (_, total) = count_parameters(preset, vocab_size), memory_of(device)
+    if count is None or count.total * BYTES_OF_NUMBER <= total:
+        return ""
+    needed = f"{count.total:,} parameters need {count.total * BYTES_OF_NUMBER / 1e9:,.0f} GB with what training keeps beside them"
+    return f"{needed}, and this machine has {total / 1e9:,.0f} GB: lower model.hidden_size or model.num_layers"
+
+
+def kept_bytes(forward: Callable[[], object], aside: Iterable[Tensor]) -> int:
+    """Bytes that autograd keeps of `forward` for the way back, each storage once, but for those of `aside`."""
+    kept: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        result = forward()
+    for tensor in aside:
+        kept.pop(tensor.untyped_storage().data_ptr(), None)
+    del result  # until here it held what was kept, so that no address was given twice
+    return sum(kept.values())
+
+
+def lasting_bytes(module: nn.Module, has_moments: Callable[[nn.Parameter], bool], moments: int = 2) -> int:
+    """Bytes of gradients, and of `moments` for each number, that are still to come for the parameters of `module`."""
+    return sum(
+        parameter.nbytes * ((parameter.grad is None) + moments * (not has_moments(parameter))) for parameter in module.parameters() if parameter.requires_grad
+    )
+
+
+def memory_of(device: torch.device) -> tuple[int, int]:
+    """Bytes that this process may still take on `device`, and what the whole of it has. Of the host's, processes beside it get equal parts."""
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device), total
+    host, beside = psutil.virtual_memory(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    free, total = host.available, host.total
+    limit, used = (_number(CGROUP / name) for name in ("memory.max", "memory.current"))
+    if limit is not None and used is not None:
+        free, total = min(free, max(limit - used, 0)), min(total, limit)
+    return free // beside, total // beside
+
+
+def _number(path: Path) -> int | None:
+    """What a file of the control group says; None without one, or without a limit."""
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def peak_products(device: torch.device, precision: str) -> float:
+    """Floating point operations a second at best: by the data sheet where the device is known, else measured with a square product."""
+    if device.type == "cuda" and precision == "bfloat16":
+        name = torch.cuda.get_device_name(device)
+        known = next((peak for part, peak in PEAKS.items() if part in name), None)
+        if known:
+            return known
+    size = 8192 if device.type == "cuda" else 1024
+    square = torch.ones(size, size, device=device, dtype=getattr(torch, precision))
+    seconds = []
+    for _ in range(5):
+        began = time.perf_counter()
+        (square @ square).sum().item()  # waits for the device
+        seconds.append(time.perf_counter() - began)
+    return 2 * size**3 / min(seconds)
+
+
+def duration_told(tokens: int, pace: float, operations: float | None, peak: float | None) -> dict[str, Any]:
+    """What an event says of `tokens` that are read at `pace` a second, each of `operations`, on what can do `peak` a second."""
+    seconds = tokens / pace
+    text = f"{tokens:,} tokens are to be read: about {in_hours(seconds)} at {pace:,.0f} a second"
+    share = operations * pace / peak if operations and peak else None
+    if share is not None:
+        text += f", {100 * share:.0f}% of what the device can multiply"
+    return {"text": text, "tokens_per_second": pace, "seconds": seconds, "device_share": share}
+
+
+def in_hours(seconds: float) -> str:
+    """ "45 minutes", "21 hours", "3 days"."""
+    for size, name in ((86_400, "day"), (3600, "hour"), (60, "minute")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {name}s"
+    return f"{seconds:.0f} seconds"

@@ -1,0 +1,313 @@
+"""Each head against its equation in a slow loop; what its gradients reach; what it sees; and nothing to see."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from data_sources import Batch
+from lm.auxiliary.choice import coming_mean, every, goes_on, uniform
+from lm.auxiliary.head import Reading
+from lm.auxiliary.heads import HEADS
+from lm.auxiliary.latent_consistency import drawn
+from lm.preset import PresetError, preset_from_json
+from lm.training.learner import weighted_sum
+from tests.auxiliary.small import ALL, learner_of, preset_of, read
+from tests.training.ranks import V, rows
+
+
+@pytest.fixture(scope="module")
+def setting() -> tuple:
+    """A learner with all heads in float64, and what they are given of eight rows."""
+    learner = learner_of(preset_of(ALL), torch.float64)
+    return learner, read(learner, rows())[0]
+
+
+def document(reading: Reading) -> list[list[int]]:
+    return reading.restart.cumsum(1).tolist()
+
+
+def nats(scores: Tensor, token: int) -> float:
+    return float(scores.logsumexp(-1) - scores[token])
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_gradients_reach_the_trunk_unless_switched_off(name: str) -> None:
+    """One head at a time, at its loss alone; switched off, the head still learns."""
+    for stops in (False, True):
+        learner = learner_of(preset_of({f"enable_{name}": True, "stop_gradients": [name] * stops}))
+        losses = learner([rows()]).losses
+        sum(loss for loss_name, loss in losses.items() if loss_name != "next_token").backward()
+        reached = {path for path, parameter in learner.model.named_parameters() if parameter.grad is not None and parameter.grad.any()}
+        assert all(parameter.grad.any() for parameter in learner.heads.parameters())
+        assert reached == set() if stops else any(path.startswith("layers.0.0") for path in reached)
+
+
+def test_a_foretold_latent_is_judged_by_the_value_head_and_teaches_it() -> None:
+    learner = learner_of(preset_of({"enable_dynamics": True, "enable_value": True}))
+    learner([rows()]).losses["dynamics_value"].backward()
+    for head in ("dynamics", "value"):
+        assert all(parameter.grad.any() for name, parameter in learner.heads[head].named_parameters()), head
+
+
+def test_where_nothing_is_scored_every_parameter_still_takes_part() -> None:
+    learner = learner_of(preset_of(ALL))
+    learned = learner([rows(padding_from=0)])
+    weighted_sum(learned.losses, {}).backward()
+    assert all(float(loss) == 0 for loss in learned.losses.values()), learned.losses
+    for name, parameter in learner.heads.named_parameters():
+        assert parameter.grad is not None and not parameter.grad.any(), name
+    before = {name: buffer.clone() for name, buffer in learner.heads.named_buffers()}
+    learner.after_step(learned.stats)
+    assert all(torch.isfinite(buffer).all() for buffer in learner.heads.buffers())
+    assert torch.equal(before["value.mean"], learner.heads["value"].mean)
+    assert (learner.heads["span_contrastive"].lane == -1).all()
+
+
+def test_without_heads_the_learner_gives_what_it_gave() -> None:
+    bare, full = learner_of(preset_of({})), learner_of(preset_of(ALL))
+    full.model.load_state_dict(bare.model.state_dict())
+    one, other = bare([rows()]), full([rows()])
+    assert list(one.losses) == ["next_token"] and not one.stats
+    assert torch.equal(one.losses["next_token"], other.losses["next_token"]) and torch.equal(one.nll, other.nll)
+
+
+# What each predicts, against a loop over tokens.
+
+
+def test_the_value_of_a_token_is_what_the_tokens_after_it_cost(setting: tuple) -> None:
+    learner, reading = setting
+    head, documents, spent = learner.heads["value"], document(reading), []
+    found, known = head.wanted(reading)
+    for row, line in enumerate(documents):
+        for time, here in enumerate(line):
+            ahead = [at for at in range(time, min(time + head.span, len(line))) if line[at] == here]
+            costs = [float(reading.nll[row, at]) for at in ahead if reading.targets[row, at] >= 0]
+            assert bool(known[row, time]) == bool(costs)
+            if costs:
+                assert float(found[row, time]) == pytest.approx(sum(costs) / len(costs), rel=1e-12)
+                error = abs(float(head.estimate(reading.hidden[row, time])) - sum(costs) / len(costs))
+                spent.append(0.5 * error**2 if error < 1 else error - 0.5)
+    taught = head(reading)
+    assert float(taught.sums["value"]) == pytest.approx(sum(spent), rel=1e-9) and int(taught.counts["value"]) == len(spent)
+
+
+def test_nothing_that_was_read_is_in_the_value_to_come() -> None:
+    """Raising what a token costs changes the value of those before it, and of none behind."""
+    cost, restart = torch.rand(1, 12, dtype=torch.float64), torch.zeros(1, 12, dtype=torch.bool)
+    restart[0, 8] = True
+    plain, _ = coming_mean(cost, cost > 0, restart, 3)
+    cost[0, 5] += 1
+    changed, _ = coming_mean(cost, cost > 0, restart, 3)
+    assert (changed != plain)[0].nonzero().flatten().tolist() == [3, 4, 5]  # nll[5] is of token 6, which 5 has not read
+
+
+@pytest.mark.parametrize(("name", "ahead"), [("second_next", 2), ("reconstruction", 0)])
+def test_a_token_is_named(setting: tuple, name: str, ahead: int) -> None:
+    learner, reading = setting
+    head, documents = learner.heads[name], document(reading)
+    chosen = every(2, 0, name.replace("_", " "), reading.row, 0, reading.tokens)
+    total, count = 0.0, 0
+    for row, line in enumerate(documents):
+        for time in range(len(line)):
+            last = time + max(ahead - 1, 0)  # its target is the token that should be named
+            if not chosen[row, time] or last >= len(line) or line[last] != line[time] or min(reading.targets[row, time : last + 1]) < 0:
+                continue
+            wanted = int(reading.tokens[row, time] if ahead == 0 else reading.targets[row, last])
+            total += nats(reading.output_weight @ head.network(reading.hidden[row, time]), wanted)
+            count += 1
+    taught = head(reading)
+    assert float(taught.sums[name]) == pytest.approx(2 * total, rel=1e-6)
+    assert int(taught.counts[name]) == 2 * count > 60
+
+
+def test_the_policy_is_near_the_models_own_distribution(setting: tuple) -> None:
+    learner, reading = setting
+    head, total = learner.heads["policy"], 0.0
+    chosen = every(5, 0, "policy", reading.row, 0, reading.tokens) & (reading.targets >= 0)
+    for row, time in chosen.nonzero().tolist():
+        teacher = torch.distributions.Categorical(logits=reading.output_weight @ reading.hidden[row, time])
+        student = torch.distributions.Categorical(logits=head.scores(reading.hidden[row, time], reading.output_weight))
+        total += float(torch.distributions.kl_divergence(teacher, student))
+    assert float(head(reading).sums["policy"]) == pytest.approx(5 * total, rel=1e-4)
+
+
+def test_the_dynamics_go_from_latent_to_latent(setting: tuple) -> None:
+    learner, reading = setting
+    head, value, documents = learner.heads["dynamics"], learner.heads["value"], document(reading)
+    wanted, known = value.wanted(reading)
+    first, compares = head.chains(reading)
+    near = kl = judged = 0.0
+    for place, compared in zip(first.tolist(), compares.tolist(), strict=True):
+        row, time = divmod(place, reading.tokens.shape[1])
+        latent, guesses, truths = reading.hidden[row, time], [], []
+        for step in range(1, 4):
+            at = time + step
+            if at >= len(documents[row]) or documents[row][at] != documents[row][time]:
+                break
+            latent = head.step(latent, reading.embedding[reading.tokens[row, at]])
+            near += float(F.smooth_l1_loss(latent, reading.hidden[row, at]))
+            if compared:
+                scores = [torch.distributions.Categorical(logits=reading.output_weight @ h) for h in (reading.hidden[row, at], latent)]
+                kl += float(torch.distributions.kl_divergence(*scores))
+            if known[row, at]:
+                guesses.append(value.estimate(latent))
+                truths.append(wanted[row, at])
+        if guesses:
+            judged += float(F.smooth_l1_loss(torch.stack(guesses).mean(), torch.stack(truths).mean()))
+    sums = head(reading).sums
+    assert compares.any() and not compares.all()
+    assert float(sums["dynamics"]) == pytest.approx(near * 3 / 3, rel=1e-9)  # one in three tokens, three steps
+    assert float(sums["dynamics_kl"]) == pytest.approx(kl * 6 / 3, rel=1e-4)
+    assert float(sums["dynamics_value"]) == pytest.approx(judged * 3, rel=1e-9)
+
+
+def test_the_teacher_of_latent_consistency_is_the_mean_end_of_rollouts(setting: tuple) -> None:
+    """One beginning in a row, so that no rollout stands on another."""
+    learner, reading = setting
+    head = learner.heads["latent_consistency"]
+    first = head.beginnings(reading)
+    alone = [place for place in first.tolist() if not any(0 < place - other < 16 and other // 16 == place // 16 for other in first.tolist())]
+    found, ends = head.teacher(reading, first), {}
+    for place in alone:
+        row, time = divmod(place, 16)
+        for rollout in range(2):
+            tokens = reading.tokens.clone()
+            for step in range(2):
+                hidden = reading.again(tokens)[row, time + step]
+                lot = uniform(0, f"rollout {rollout} {step}", reading.row, 0, reading.tokens)[row, time]
+                tokens[row, time + step + 1] = drawn((reading.output_weight @ hidden)[None], lot[None])[0]
+            ends[place] = ends.get(place, 0) + reading.again(tokens)[row, time + 2] / 2
+    assert len(alone) > 4
+    for place, end in ends.items():
+        torch.testing.assert_close(found[first.tolist().index(place)], end)
+
+
+def test_spans_are_told_from_those_of_other_lanes(setting: tuple) -> None:
+    learner, reading = setting
+    head = learner.heads["span_contrastive"]
+    head.lane[:40] = torch.arange(40) % 8
+    head.lane[20:30] = -1
+    spans = head.spans(reading)
+    masked = reading.again(head.masked(reading, spans))
+    total = 0.0
+    for places in spans.place.tolist():
+        row = places[0] // 16
+        query, key = (
+            F.normalize(to(torch.stack([latents.flatten(0, 1)[place] for place in places]).mean(0)), dim=0)
+            for to, latents in ((head.query, masked), (head.key, reading.hidden))
+        )
+        scores = [query @ key] + [query @ head.keys[slot] for slot in range(len(head.keys)) if head.lane[slot] not in (-1, row)]
+        total += nats(torch.stack(scores) / 0.5, 0)
+        assert len({document(reading)[row][place % 16] for place in (places[0] - 1, *places)}) == 1, "what stands before is of the same document"
+    assert len(spans.place) > 5 and (head.masked(reading, spans) == V - 1).sum() >= spans.place.numel()
+    assert float(head(reading).sums["span_contrastive"]) == pytest.approx(5 * total, rel=1e-6)
+
+
+def test_each_row_leaves_its_spans_for_the_next_step(setting: tuple) -> None:
+    learner, reading = setting
+    head = learner.heads["span_contrastive"]
+    spans, stats = head.spans(reading), head(reading).stats
+    head.after_step(stats)
+    kept = head.lane >= 0
+    assert int(kept.sum()) == int((spans.number < 4).sum()) > 5
+    assert set(head.lane[kept].tolist()) <= set(reading.lane.tolist())
+    torch.testing.assert_close(head.keys[kept].norm(dim=1), torch.ones(int(kept.sum()), dtype=torch.float64))
+    for slot in kept.nonzero().flatten().tolist():
+        assert head.lane[slot] == reading.lane[slot // 4], "rows 0 to 7 write slots 0 to 31"
+
+
+# What is looked at depends on the row alone.
+
+
+def test_choices_do_not_depend_on_how_rows_are_cut() -> None:
+    row, like = torch.tensor([5, 77, 1_000_003]), torch.zeros(3, 20)
+    for draw in (lambda row, start, like: every(4, 1, "x", row, start, like), lambda row, start, like: uniform(1, "x", row, start, like)):
+        whole = draw(row, 0, like)
+        parts = torch.cat([draw(row, 0, like[:, :7]), draw(row, 7, like[:, 7:])], 1)
+        assert torch.equal(whole, parts) and torch.equal(whole[1:2], draw(row[1:2], 0, like[1:2]))
+    assert every(4, 1, "x", row, 0, like).sum(1).tolist() == [5, 5, 5]
+    assert not torch.equal(uniform(1, "x", row, 0, like), uniform(1, "y", row, 0, like))
+    lots = uniform(3, "z", torch.arange(50), 0, torch.zeros(50, 400))
+    assert lots.min() >= 0 and lots.max() < 1 and abs(float(lots.mean()) - 0.5) < 0.01 and abs(float(lots.std()) - 12**-0.5) < 0.01
+
+
+def test_a_lot_falls_as_often_as_is_likely() -> None:
+    logits, lots = torch.tensor([0.1, 2.0, -1.0, 0.7]), (torch.arange(10_000) + 0.5) / 10_000
+    shares = torch.bincount(drawn(logits.expand(10_000, 4), lots), minlength=4) / 10_000
+    torch.testing.assert_close(shares, logits.softmax(0), atol=2e-4, rtol=0)
+
+
+def test_what_goes_on() -> None:
+    restart = torch.tensor([[0, 0, 1, 0, 0], [0, 0, 0, 0, 0]], dtype=torch.bool)
+    assert goes_on(restart, 1).tolist() == [[True, False, True, True, False], [True, True, True, True, False]]
+    assert not goes_on(restart, 5).any() and not goes_on(restart, 9).any() and goes_on(restart[:, :0], 2).shape == (2, 0)
+
+
+# The law.
+
+
+def predictions(learner, reading: Reading) -> dict[str, Tensor]:
+    """What each head says at each place, (B, T - 1, ...), before the last token of the row is known."""
+    heads, hidden = learner.heads, reading.hidden[:, :-1]
+    spans = heads["span_contrastive"].spans(reading)
+    following = F.embedding(reading.tokens[:, 1:], reading.embedding)
+    return {
+        "second_next": heads["second_next"].network(hidden),
+        "reconstruction": heads["reconstruction"].network(hidden),
+        "value": heads["value"].estimate(hidden),
+        "policy": heads["policy"].scores(hidden, reading.output_weight),
+        "latent_consistency": heads["latent_consistency"].foretold(hidden),
+        "dynamics": heads["dynamics"].step(hidden[:, :-1], following[:, :-1]),
+        "span_contrastive": reading.again(heads["span_contrastive"].masked(reading, spans))[:, :-1],
+    }
+
+
+def test_a_later_token_changes_no_prediction_before_it(setting: tuple) -> None:
+    learner, reading = setting
+    batch = rows()
+    tokens = batch.tokens.clone()
+    tokens[:, -1] = (tokens[:, -1] + 1) % V
+    other = predictions(learner, read(learner, replace(batch, tokens=tokens))[0])
+    for name, said in predictions(learner, reading).items():
+        torch.testing.assert_close(said, other[name], msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_rows_in_pieces_are_seen_as_the_parts_that_they_are(setting: tuple) -> None:
+    """Latents, places and costs; a target that would lie in the next piece is not there."""
+    learner, reading = setting
+    batch: Batch = rows()
+    first, second = read(learner, *batch.pieces(9))
+    assert (first.start, second.start) == (0, 9)
+    torch.testing.assert_close(torch.cat([first.hidden, second.hidden], 1), reading.hidden)
+    torch.testing.assert_close(torch.cat([first.nll, second.nll], 1), reading.nll)
+    assert learner.heads["dynamics"].chains(first)[0].numel() + learner.heads["dynamics"].chains(second)[0].numel() <= len(
+        learner.heads["dynamics"].chains(reading)[0]
+    )
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_pieces_that_are_read_again_on_the_way_back_teach_the_same(recompute: bool) -> None:
+    learner = learner_of(preset_of(ALL))
+    weighted_sum(learner(rows().pieces(9), learner.model.initial_state(8), recompute).losses, {}).backward()
+    found = {name: parameter.grad.clone() for name, parameter in learner.named_parameters()}
+    learner.zero_grad()
+    weighted_sum(learner(rows().pieces(9), learner.model.initial_state(8), not recompute).losses, {}).backward()
+    for name, parameter in learner.named_parameters():
+        torch.testing.assert_close(parameter.grad, found[name], rtol=1e-4, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.mark.parametrize(
+    ("switches", "words"),
+    [
+        ('{"enable_latent_consistency": true, "consistency_every": 3, "consistency_depth": 3}', "make consistency_every larger"),
+        ('{"enable_span_contrastive": true, "span_mask_fraction": 0.6}', "at most half"),
+        ('{"stop_gradients": ["valeu"]}', 'did you mean "value"'),
+    ],
+)
+def test_what_cannot_be_is_refused_in_a_line(switches: str, words: str) -> None:
+    with pytest.raises(PresetError, match=words) as error:
+        preset_from_json(f'{{"data": {{"sources": ["c4"]}}, "auxiliary": {switches}}}', "here.json")
+    assert "\n" not in str(error.value)

@@ -1,0 +1,265 @@
+"""Drafts change speed alone: the distribution, the state, and all that writing promises stay as they are."""
+
+import copy
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.utils._pytree import tree_leaves
+
+from lm.app.chat_screen import paces_in_words
+from lm.generation import Writing, generate
+from lm.generation import writing as writing_module
+from lm.generation.drafting import PENDING, Draft, Pace, Paces
+from lm.model import Model
+from lm.preset import PresetError, load_preset, preset_from_json
+from lm.preset.generation import GenerationConfig
+from tests.generation.chi_square import agrees
+from tests.generation.words import ENDED, HEADS, WORDS, all_that_may_come, randomised, taught, tiny_preset, words_tokenizer
+from tests.test_law import MODELS, preset_of
+
+GREEDY = GenerationConfig(temperature=0, repetition_penalty=1.1, no_repeat_ngram=4, max_new_tokens=40, draft_length=4, draft_entropy=100)
+DRAWN = GREEDY.model_copy(update={"temperature": 0.9, "top_p": 0.97})
+PROMPT = (3, 4)
+TOKENIZER, ENDLESS = words_tokenizer(), words_tokenizer(ends=False)
+
+
+def plain(settings: GenerationConfig) -> GenerationConfig:
+    return settings.model_copy(update={"draft_length": 0})
+
+
+def begun(model: Model, heads: nn.ModuleDict, settings: GenerationConfig, seed: int = 0, tokenizer: Any = ENDLESS) -> Writing:
+    return Writing(model, tokenizer, PROMPT, settings, seed=seed, heads=heads)
+
+
+def written(writing: Writing) -> tuple[int, ...]:
+    for _ in writing:
+        pass
+    return writing.tokens
+
+
+def holds_all_it_wrote(model: Model, writing: Writing) -> None:
+    """The state is that of reading the tokens afresh."""
+    afresh = model(torch.tensor([writing.document]), model.initial_state(1)).state
+    for now, expected in zip(tree_leaves(writing.state), tree_leaves(afresh), strict=True):
+        torch.testing.assert_close(now, expected, rtol=1e-9, atol=1e-9)
+
+
+class Told:
+    """Drafts what is `right` behind a prompt, with a wrong token at random places: all ways of keeping some and not others."""
+
+    def __init__(self, right: Sequence[int], wrong: float, seed: int = 0) -> None:
+        self.right, self.wrong, self.random, self.known = list(right), wrong, random.Random(seed), len(PROMPT)
+
+    def __call__(self, latent: torch.Tensor, history: list[int], limit: int) -> tuple[Draft, ...]:
+        at = len(history) - self.known
+        tokens = [(token + 1) % 7 if self.random.random() < self.wrong else token for token in self.right[at : at + min(limit, 5)]]
+        return tuple(Draft(token, torch.eye(len(WORDS))[token]) for token in tokens)
+
+
+@pytest.mark.parametrize(
+    ("kind", "vocabulary", "draws"),
+    [("wrong", 5, 300), *(pytest.param(*case, marks=pytest.mark.slow) for case in (("told", 7, 600), ("taught", 7, 1200), ("wrong", 7, 600)))],
+)
+def test_what_is_written_has_the_distribution_of_plain_sampling(kind: str, vocabulary: int, draws: int) -> None:
+    """Three tokens deep, of which drafts are the second and third, with penalties, temperature and nucleus."""
+    model, heads = randomised(tiny_preset(), std=0.5)
+    heads = taught(model, heads) if kind == "taught" else heads
+    settings = DRAWN.model_copy(update={"max_new_tokens": 3, "draft_vocabulary": vocabulary, "repetition_penalty": 1.3})
+    expected = all_that_may_come(model, PROMPT, settings, 3)
+    assert abs(sum(expected.values()) - 1) < 1e-5 and sum(chance > 0.005 for chance in expected.values()) > 15
+    drawn, paces, prompt = [], Paces(), begun(model, heads, settings, tokenizer=TOKENIZER)
+    prompt._now = prompt._prompt_read()
+    for seed in range(draws):
+        writing = prompt.going_on(settings, seed)
+        if kind == "told":
+            writing._chooser.drafts = Told((3, 3, 4), 0.5, seed)
+        tokens = written(writing)
+        drawn.append(tokens if writing.finished_by == "length" else (*tokens, ENDED))
+        paces = paces.plus(writing.paces)
+    assert agrees(drawn, expected)
+    assert paces.drafted.drafts > len(drawn) / 2 and paces.drafted.kept > len(drawn) / 10
+    hotter = settings.model_copy(update={"temperature": 0.4})
+    assert not agrees(drawn, all_that_may_come(model, PROMPT, hotter, 3)), "else the test could not tell"
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_greedy_is_token_identical_and_states_are_those_of_reading(name: str) -> None:
+    """For every kind of unit, with drafts of every kind."""
+    model, heads = randomised(preset_of({**MODELS[name], "auxiliary": {"enable_dynamics": True}}), std=0.4)
+    for part in model.modules():
+        if hasattr(part, "threshold"):
+            part.threshold.data.zero_()
+    settings = GREEDY.model_copy(update={"max_new_tokens": 13})
+    expected = written(begun(model, heads, plain(settings)))
+    for wrong in (None, 0.0, 0.4):
+        writing = begun(model, heads, settings)
+        if wrong is not None:
+            writing._chooser.drafts = Told(expected, wrong)
+        assert written(writing) == expected
+        holds_all_it_wrote(model, writing)
+        if wrong == 0:
+            assert writing.paces.drafted.kept == writing.paces.drafted.drafts and writing.paces.drafted.tokens > 2 * writing.paces.drafted.passes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", sorted(Path("configs").glob("[0-9]*.json")), ids=lambda path: path.stem)
+def test_greedy_is_token_identical_for_shipped_models(path: Path) -> None:
+    """At their own widths and layers."""
+    shipped = load_preset(path)
+    heads = shipped.auxiliary.model_copy(update={"enable_dynamics": True})
+    model, heads = randomised(shipped.model_copy(update={"auxiliary": heads}), std=0.05)
+    settings = GREEDY.model_copy(update={"max_new_tokens": 13})
+    expected = written(begun(model, heads, plain(settings)))
+    for wrong in (None, 0.3):
+        writing = begun(model, heads, settings)
+        if wrong:
+            writing._chooser.drafts = Told(expected, wrong)
+        assert written(writing) == expected and writing.paces.drafted.drafts
+        holds_all_it_wrote(model, writing)
+
+
+def test_between_two_pieces_the_state_is_that_of_the_tokens_told() -> None:
+    """And looking at it changes nothing that comes."""
+    model, heads = randomised(tiny_preset())
+    for settings in (GREEDY, DRAWN):
+        expected = written(begun(model, heads, settings, 5))
+        writing = begun(model, heads, settings, 5)
+        for told, _ in enumerate(writing, start=1):
+            assert len(writing.tokens) == told
+            holds_all_it_wrote(model, writing)
+        assert writing.tokens == expected and len(set(expected)) > 2
+
+
+def test_an_interrupt_at_any_time_leaves_state_and_tokens_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, heads = randomised(tiny_preset())
+    settings = GREEDY.model_copy(update={"max_new_tokens": 9})
+    expected = written(begun(model, heads, plain(settings)))
+    forward, drafted = Model.forward, writing_module.Chooser.drafts
+    for count in range(1, 9, 2):
+        for name, whole in (("forward", forward), ("drafts", drafted)):
+            left = [count]
+
+            def broken(*arguments: Any, whole: Callable[..., Any] = whole, left: list[int] = left) -> Any:
+                left[0] -= 1
+                if not left[0]:
+                    raise KeyboardInterrupt
+                return whole(*arguments)
+
+            writing = begun(model, heads, settings)
+            with monkeypatch.context() as patched:
+                patched.setattr(Model if name == "forward" else writing_module.Chooser, name, broken)
+                try:
+                    written(writing)
+                except KeyboardInterrupt:
+                    assert writing.finished_by == "stopped"
+            if not writing.begun:
+                assert writing.state is None and writing.tokens == ()
+                continue
+            assert writing.tokens == expected[: len(writing.tokens)]
+            holds_all_it_wrote(model, writing)
+            more = writing.going_on(GREEDY.model_copy(update={"max_new_tokens": max(len(expected) - len(writing.tokens), 1)}))
+            assert (writing.tokens + written(more))[: len(expected)] == expected
+            holds_all_it_wrote(model, more)
+
+
+def test_going_on_as_one_longer_writing_and_with_other_settings() -> None:
+    model, heads = randomised(tiny_preset())
+    expected = written(begun(model, heads, plain(GREEDY)))
+    short = begun(model, heads, GREEDY.model_copy(update={"max_new_tokens": 7}))
+    short._chooser.drafts = Told(expected, 0.0)
+    assert written(short) == expected[:7] and short.finished_by == "length"
+    for settings in (GREEDY, plain(GREEDY)):
+        more = short.going_on(settings.model_copy(update={"max_new_tokens": 11}))
+        assert written(more) == expected[7:18]
+        holds_all_it_wrote(model, more)
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 5, 8])
+def test_the_longest_answer_is_kept_to(length: int) -> None:
+    model, heads = randomised(tiny_preset())
+    expected = written(begun(model, heads, plain(GREEDY)))
+    writing = begun(model, heads, GREEDY.model_copy(update={"max_new_tokens": length}))
+    writing._chooser.drafts = Told(expected, 0.0)
+    assert written(writing) == expected[:length] and writing.finished_by == "length"
+
+
+def test_the_end_of_the_document_among_drafts_ends_it_and_is_not_read() -> None:
+    model, heads = randomised(tiny_preset())
+    for seed in range(40):
+        writing = begun(model, heads, DRAWN, seed, TOKENIZER)
+        writing._chooser.drafts = lambda latent, history, limit: tuple(Draft(token, torch.eye(len(WORDS))[token]) for token in (4, 0, 5)[:limit])
+        tokens = written(writing)
+        assert 0 not in tokens
+        if writing.finished_by == "end":
+            holds_all_it_wrote(model, writing)
+            break
+    else:
+        pytest.fail("no document ended")
+
+
+def test_no_pass_is_long_and_none_is_made_to_undo() -> None:
+    """With drafts that are never kept there are as many passes as tokens, and what is read again stays within bounds."""
+    model, heads = randomised(tiny_preset())
+    expected = written(begun(model, heads, plain(GREEDY)))
+    seen: list[int] = []
+    forward = model.forward
+    writing = begun(model, heads, GREEDY)
+    next(writing)
+    writing._chooser.drafts = Told(expected, 1.0)
+    model.forward = lambda tokens, *rest: seen.append(tokens.shape[1]) or forward(tokens, *rest)
+    assert written(writing) == expected
+    del model.forward
+    assert len(seen) == len(expected) - 1 and writing.paces.drafted.kept == 0
+    assert PENDING < max(seen) <= PENDING + 1 + 5
+    assert len(expected) == 40
+
+
+def test_a_draft_ends_where_its_entropy_is_high() -> None:
+    model, heads = randomised(tiny_preset())
+    heads["dynamics"].norm.weight.data *= 5  # else all are about as uncertain
+    drafted = {}
+    for nats in (0.0, 1.2, 100.0):
+        writing = begun(model, heads, DRAWN.model_copy(update={"draft_entropy": nats, "max_new_tokens": 60, "no_repeat_ngram": 0}), 2)
+        written(writing)
+        drafted[nats] = writing.paces.drafted.drafts / sum(pace.passes for pace in writing.paces)
+    assert drafted[0.0] == 0 < drafted[1.2] < 0.7 * drafted[100.0]
+
+
+def test_draws_repeat_with_a_seed_and_the_old_state_stays_as_it_was() -> None:
+    model, heads = randomised(tiny_preset())
+    first, again, other = (begun(model, heads, DRAWN, seed) for seed in (7, 7, 8))
+    assert written(first) == written(again) != written(other)
+    kept = copy.deepcopy(first.state)
+    written(Writing(model, TOKENIZER, PROMPT[1:], DRAWN, first.state, heads=heads))
+    assert all(torch.equal(*pair) for pair in zip(tree_leaves(kept), tree_leaves(first.state), strict=True))
+
+
+def test_heads_that_are_not_there_are_refused_in_one_line() -> None:
+    model, heads = randomised(tiny_preset())
+    asked = {
+        "dynamics": {"draft_length": 3},
+        "policy": {"policy_weight": 0.5},
+        "value": {"difficulty_temperature": 0.5},
+    }
+    for head, switches in asked.items():
+        settings = GenerationConfig.model_validate(switches)
+        others = nn.ModuleDict({name: module for name, module in heads.items() if name != head})
+        with pytest.raises(ValueError, match=rf"^generation\.{next(iter(switches))} needs the {head} head.* auxiliary\.enable_{head}.*default$"):
+            generate(model, TOKENIZER, "a plant", settings, heads=others)
+        assert "".join(generate(model, TOKENIZER, "a plant", settings, heads=heads)) is not None
+    with pytest.raises(PresetError, match=r"generation.draft_length needs the dynamics head") as caught:
+        preset_from_json('{"generation": {"draft_length": 4}, "data": {"sources": ["c4"]}}', "test")
+    assert "\n" not in str(caught.value)
+    preset_from_json(f'{{"generation": {{"draft_length": 4}}, {HEADS}, "data": {{"sources": ["c4"]}}}}', "test")
+
+
+def test_paces_in_words() -> None:
+    drafted, sounded = Pace(passes=50, tokens=120, seconds=1.2, drafts=150, kept=70), Pace(passes=5, tokens=5, seconds=0.1)
+    assert paces_in_words(Paces(sounded, drafted)) == "drafts: 47 % of 150 kept · 2.4 tokens a pass · 1.9 times as fast as without"
+    assert paces_in_words(Paces(Pace(), drafted)) == "drafts: 47 % of 150 kept · 2.4 tokens a pass"
+    assert Paces(sounded).speed_up is None and Paces().speed_up is None

@@ -1,0 +1,59 @@
+"""Draws: the nucleus is transformers' own, a draw follows its distribution, and a checked draft is a draw like any other."""
+
+import pytest
+import torch
+from torch import Tensor
+from transformers.generation.logits_process import TopPLogitsWarper
+
+from lm.generation.sampling import LIKELIEST, Sampler, nucleus
+from lm.preset.generation import GenerationConfig
+from tests.generation.chi_square import agrees
+
+DRAWS = 3000
+
+
+def some_chances(seed: int, size: int, zeros: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    chances = torch.rand(size, generator=generator) ** 2
+    chances[torch.randperm(size, generator=generator)[:zeros]] = 0
+    return chances / chances.sum()
+
+
+@pytest.mark.parametrize("size", [5, LIKELIEST[0] - 1, LIKELIEST[0] + 1, 3000])
+@pytest.mark.parametrize("top_p", [0.01, 0.5, 0.95, 0.9999])
+@pytest.mark.parametrize("spread", [0.1, 3.0])
+def test_the_nucleus_is_that_of_transformers(size: int, top_p: float, spread: float) -> None:
+    """A flat distribution over many entries needs more of them than are looked at first."""
+    scores = spread * torch.randn(size, generator=torch.Generator().manual_seed(size))
+    expected = TopPLogitsWarper(top_p)(None, scores[None])[0].softmax(-1)
+    torch.testing.assert_close(nucleus(scores.softmax(-1), top_p), expected, rtol=1e-4, atol=2e-5)
+
+
+def test_draws_follow_their_chances() -> None:
+    sampler, chances = Sampler(GenerationConfig(), 3), some_chances(1, 23, zeros=7)
+    assert agrees([sampler.draw(5 * chances) for _ in range(DRAWS)], dict(enumerate(chances.tolist())))
+    last = torch.tensor([0.0, 1.0, 0.0])
+    assert {sampler.draw(last) for _ in range(200)} == {1}
+
+
+@pytest.mark.parametrize("name", ["alike", "wrong", "disjoint", "the same", "sure and wrong"])
+def test_a_checked_draft_is_a_draw(name: str) -> None:
+    """Whatever it was drawn from, also where that is of fewer entries. Taking every draft would not pass."""
+    target = some_chances(1, 17, zeros=5)
+    drafted = {
+        "alike": (target[:13] + 0.02) / (target[:13] + 0.02).sum(),
+        "wrong": some_chances(2, 13),
+        "disjoint": torch.where(target[:13] == 0, 1.0, 0.0) / (target[:13] == 0).sum(),
+        "the same": target,
+        "sure and wrong": torch.eye(13)[int(target[:13].argmin())],
+    }[name]
+    sampler, drawn, kept = Sampler(GenerationConfig(), 4), [], 0
+    for _ in range(DRAWS):
+        token, is_draft = sampler.checked(target, sampler.draw(drafted), drafted)
+        drawn.append(token)
+        kept += is_draft
+    expected = dict(enumerate(target.tolist()))
+    assert agrees(drawn, expected)
+    overlap = float(torch.minimum(target[: len(drafted)], drafted).sum())
+    assert abs(kept / DRAWS - overlap) < 0.04, "Leviathan et al.: as often as the two agree"
+    assert name == "the same" or not agrees([sampler.draw(drafted) for _ in range(DRAWS)], expected)

@@ -1,0 +1,62 @@
+"""A learning rate that is too high is found out within 200 steps, and the last good snapshot stays; a change of the mix is no divergence."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from lm.training import Halted
+from lm.training.divergence import PATIENCE, RISE, Watch
+from lm.training.headers import NAMES
+from lm.training.snapshots import Snapshots
+from tests.training.test_run import STEP, Tiny, trained
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_rate_that_is_too_high_ends_the_run_and_costs_no_snapshot(optimizer: str, tiny: Tiny, tmp_path: Path) -> None:
+    trained(tiny(train={"optimizer": optimizer}), tmp_path, 40)
+    good = Snapshots(tmp_path).read("current")
+    wild = tiny(train={"optimizer": optimizer, "learning_rate": 3.0, "warmup_share": 0.01, "snapshot_every_tokens": 10 * STEP})
+    with pytest.raises(Halted, match=r"learning has come apart; the last snapshot from before is kept: lower train\.learning_rate \(3\)"):
+        trained(wild, tmp_path, 400)
+    kept = [Snapshots(tmp_path).read(name) for name, file in NAMES.items() if (tmp_path / file).exists()]
+    assert kept[0].life["tokens"] - good.life["tokens"] <= 20 * STEP, "none was taken once the loss had risen"
+    assert any(all(torch.equal(good.weights[name], one.weights[name]) for name in good.weights) for one in kept)
+
+
+def test_it_is_found_within_two_hundred_steps() -> None:
+    watch = Watch(500)
+    for _ in range(1000):
+        watch.saw([4.0 * 100], [100])
+    found = next(step for step in range(1, 500) if watch.saw([6.0 * 100], [100]) or watch.is_apart)
+    assert PATIENCE < found < 200
+    assert watch.in_words(0.5).startswith(f"for {PATIENCE} steps the loss stands at 6.0") and "it was 4.00 before" in watch.in_words(0.5)
+
+
+def test_one_who_learns_nothing_from_the_start_is_found() -> None:
+    watch = Watch(500)
+    assert not any(watch.saw([math.log(500) * 100], [100]) or watch.is_apart for _ in range(500)), "a guess is no worse than a guess"
+    watch = Watch(500)
+    found = next(step for step in range(1, 500) if watch.saw([7.5 * 100], [100]) or watch.is_apart)
+    assert found < 200 and "6.21 are those of one who knows nothing" in watch.in_words(0.5)
+
+
+def test_another_mix_and_a_source_that_gets_harder_are_no_divergence() -> None:
+    watch = Watch(500)
+    for _ in range(300):
+        watch.saw([2.0 * 90, 5.0 * 10], [90, 10])
+    for _ in range(300):  # the easy source has come to its end
+        watch.saw([0.0, 5.0 * 100], [0, 100])
+        assert not watch.risen
+    for _ in range(300):  # a third of the text is worse by far
+        watch.saw([0.0, 5.0 * 67, 9.0 * 33], [0, 67, 33])
+        assert not watch.is_apart
+
+
+def test_what_is_no_number_or_passes_is_no_divergence() -> None:
+    watch = Watch(500)
+    for step in range(600):
+        high = 100 < step < 100 + PATIENCE - 20
+        watch.saw([math.nan if step % 50 == 49 else (4.0 + high * 2 * RISE) * 100], [100])
+        assert not watch.is_apart

@@ -1,0 +1,156 @@
+"""What a step will need is counted before it, fewer rows are read where it is too much, and the time of a run is foretold."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from lm.model import build_model
+from lm.preset import Preset, load_preset
+from lm.preset.counting import count_parameters, operations_per_token
+from lm.training import Halted, forecast
+from lm.training.distribution import Ranks
+from lm.training.forecast import Need, duration_told, in_hours, kept_bytes, lasting_bytes, memory_of, peak_products
+from lm.training.learner import Learner
+from lm.training.optimizer import build_optimizer
+from lm.training.snapshots import Snapshots
+from lm.training.step import Teacher
+from tests.training.ranks import rows
+from tests.training.test_run import STEP, Tiny, trained
+
+GB = 10**9
+
+
+def test_what_autograd_keeps_is_counted_once_and_parameters_are_not() -> None:
+    """silu keeps its input, each product its input and its weight; a view of what is kept already is kept for nothing."""
+    first, second = nn.Linear(8, 16, bias=False), nn.Linear(16, 4, bias=False)
+    x = torch.randn(32, 8, requires_grad=True)
+    weights = [first.weight, second.weight]
+    inner = torch.tensor([32 * 8, 32 * 16, 32 * 16]).sum().item() * 4  # x, what silu is given, what it gives
+    assert kept_bytes(lambda: second(nn.functional.silu(first(x))), weights) == inner
+    assert kept_bytes(lambda: second(nn.functional.silu(first(x)).view(2, 16, 16)).flatten(), weights) == inner
+    assert kept_bytes(lambda: second(nn.functional.silu(first(x))), []) == inner + sum(weight.nbytes for weight in weights)
+
+
+def test_gradients_and_moments_are_counted_until_they_are_there(tiny: Tiny) -> None:
+    preset = tiny()
+    learner = Learner(build_model(preset, 50))
+    teacher = Teacher(Ranks(preset.train), learner, build_optimizer(learner, preset.train), preset.train, {})
+    size = sum(parameter.nbytes for parameter in learner.parameters())
+    assert lasting_bytes(learner, lambda parameter: bool(teacher.optimizer.moments(parameter))) == 3 * size
+    teacher.step(rows(), 1, 0, 10**6)
+    assert lasting_bytes(learner, lambda parameter: bool(teacher.optimizer.moments(parameter))) == size, "gradients are let go after a step"
+
+
+@pytest.mark.parametrize(("free", "fitting"), [(100 * GB, 8), (12 * GB, 8), (7 * GB, 4), (2 * GB, 1), (0, 1)])
+def test_as_many_rows_as_fit(free: int, fitting: int) -> None:
+    need = Need(lasting=2 * GB, row=GB, free=free, total=16 * GB)
+    assert need.rows(8) == fitting and not need.is_hopeless
+    assert Need(2 * GB, 15 * GB, free, 16 * GB).is_hopeless
+
+
+def test_a_step_takes_about_what_was_counted() -> None:
+    """Bytes that torch's allocator handed out at the height of a step, over those held before: no more than was counted, and no less than a third."""
+    preset = Preset.model_validate(
+        {"model": {"hidden_size": 128, "num_layers": 4, "num_heads": 4, "seq_length": 256}, "train": {"per_gpu_batch_size": 8}, "data": {"sources": ["c4"]}}
+    )
+    learner = Learner(build_model(preset, 50))
+    teacher = Teacher(Ranks(preset.train), learner, build_optimizer(learner, preset.train), preset.train, {})
+    batch = rows()
+    need = teacher.fit(batch)
+    teacher.step(batch, 1, 0, 10**6)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        teacher.step(batch, 1, 0, 10**6)
+    assert profile.profiler is not None
+    held = highest = 0
+    for event in profile.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            held += event.nbytes()
+            highest = max(highest, held)
+    gradients = sum(parameter.nbytes for parameter in learner.parameters())
+    assert 0.3 < (highest - gradients) / (8 * need.row) < 1, (highest, gradients, need)
+
+
+def test_little_memory_makes_fewer_rows_and_the_same_model(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plenty = trained(tiny(), tmp_path / "plenty", 3)
+    told = plenty.of("forecast")[0]
+    assert told["rows"] == 4 and not told["tight"]
+    row = told["needs_bytes"] // 100  # there is room for what lasts, and a little
+    monkeypatch.setattr("lm.training.step.memory_of", lambda device: (row, 10**12))
+    little = trained(tiny(), tmp_path / "little", 3)
+    told = little.of("forecast")[0]
+    assert told["rows"] == 1 and told["tight"] and "1 rows are read at a time, not 4" not in told["text"] and "one row is read at a time, not 4" in told["text"]
+    for ours, theirs in zip(plenty.of("step"), little.of("step"), strict=True):
+        assert ours["batch_hash"] == theirs["batch_hash"] and ours["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
+
+
+def test_what_can_never_fit_is_said_before_anything_is_learned(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lm.training.step.memory_of", lambda device: (10**5, 10**5))
+    with pytest.raises(Halted, match=r"a step with a single row needs 0\.\d GB, and there are 0\.0 GB in all: lower model\.seq_length or model\.hidden_size"):
+        trained(tiny(), tmp_path, 3)
+    assert Snapshots(tmp_path).newest() is None
+
+
+def test_a_model_larger_than_all_memory_is_refused_before_it_is_built(tiny: Tiny, tmp_path: Path) -> None:
+    """A matrix of a model like this alone would have the process killed."""
+    with pytest.raises(Halted, match=r"tiny: [\d,]+ parameters need [\d,]+ GB with what training keeps beside them, and this machine has .* GB"):
+        trained(tiny(model={"hidden_size": 65536, "num_layers": 512, "num_heads": 64, "seq_length": 64}), tmp_path, 3)
+
+
+def test_the_time_of_a_run_is_told_after_a_few_steps(tiny: Tiny, tmp_path: Path) -> None:
+    recorder = trained(tiny(), tmp_path, 10)
+    memory, time = recorder.of("forecast")
+    kinds = [event["event"] for event in recorder.events]
+    assert kinds.index("forecast") < kinds.index("step"), "memory is told before the first step"
+    assert kinds[: kinds.index("forecast", kinds.index("step"))].count("step") == 4
+    assert memory["free_bytes"] > 0
+    assert time["seconds"] == pytest.approx(6 * STEP / time["tokens_per_second"])
+    assert 0 < time["device_share"] < 1
+
+
+def test_words() -> None:
+    assert [in_hours(seconds) for seconds in (5, 119, 120, 7199, 7200, 80 * 3600.0)] == [
+        "5 seconds",
+        "119 seconds",
+        "2 minutes",
+        "120 minutes",
+        "2 hours",
+        "3 days",
+    ]
+    told = duration_told(100_000_000, 1340.0, 6e7, 4e11)
+    assert told["text"] == "100,000,000 tokens are to be read: about 21 hours at 1,340 a second, 20% of what the device can multiply"
+    assert duration_told(1000, 10.0, None, None)["text"] == "1,000 tokens are to be read: about 100 seconds at 10 a second"
+
+
+def test_operations_are_six_for_each_number_and_what_attention_adds() -> None:
+    """Counted by torch itself for a step of the default preset, whose rows are full: its products, and attention's over all pairs, which ours halves."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    preset = load_preset("configs/00_best_general.json")
+    preset = preset.model_copy(update={"model": preset.model.model_copy(update={"seq_length": 128})})
+    model, tokens = build_model(preset, 1000), torch.randint(1000, (1, 128), generator=torch.Generator().manual_seed(0))
+    with FlopCounterMode(display=False) as counter:
+        model(tokens).logits.sum().backward()
+    matrices = sum(count for layer in [counter.get_flop_counts()["Global"]] for name, count in layer.items() if "attention" not in str(name))
+    of_attention = 6.0 * preset.model.num_layers * preset.model.num_heads * preset.model.head_size * 128
+    count = count_parameters(preset, 1000)
+    assert count is not None
+    told = operations_per_token(preset, 1000)
+    assert told == 6.0 * count.active + of_attention
+    assert matrices / 128 == pytest.approx(told - of_attention, rel=0.01)
+
+
+def test_memory_and_speed_of_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    device = torch.device("cpu")
+    free, total = memory_of(device)
+    assert 0 < free <= total
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert memory_of(device)[1] == total // 4
+    (tmp_path / "memory.max").write_text("4000\n")
+    (tmp_path / "memory.current").write_text("1000\n")
+    monkeypatch.setattr(forecast, "CGROUP", tmp_path)
+    assert memory_of(device) == (750, 1000)
+    (tmp_path / "memory.max").write_text("max\n")
+    assert memory_of(device)[1] == total // 4, "no limit is none"
+    assert 1e9 < peak_products(device, "float32") < 1e14
