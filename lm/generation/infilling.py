@@ -21,10 +21,11 @@ from lm.generation.drafting import Paces
 from lm.generation.writing import Writing, at_rest, beginning, prompt_tokens
 from lm.model import Model
 from lm.preset import Preset
-from lm.preset.switches import GenerationConfig
+from lm.preset.generation import GenerationConfig
 
 GAP = re.compile(r"[ \t]*_{3,}")  # blanks before it belong to its first word, as they do in training
 SHOWN = "___"
+OF_THE_MODEL_ALONE = ("temperature", "top_p", "no_repeat_ngram", "repetition_penalty", "max_new_tokens")  # no heads look at a gap
 LONGEST = 4  # tokens that a masked model puts into a gap
 WHAT_INSTEAD = (
     "This model reads a text from both ends at once, so it can't go on from where your words stop. "
@@ -81,9 +82,9 @@ class Filler(NamedTuple):
         prompt = [self.tokens.modes[self.mode], beginning(self.tokenizer)]
         for number, text in enumerate(texts):
             prompt += [*prompt_tokens(self.tokenizer, text), *names[number : number + 1]]
-        state = None
+        state, alone = None, GenerationConfig(**{name: getattr(settings, name) for name in OF_THE_MODEL_ALONE})
         for number, name in enumerate(names):
-            writing = Writing(self.model, self.tokenizer, [*prompt, name], settings, state, seed)
+            writing = Writing(self.model, self.tokenizer, [*prompt, name], alone, state, seed)
             for piece in writing:
                 yield number, piece
             state, prompt = writing.state, []

@@ -75,10 +75,9 @@ def test_leaving_is_quiet(folder, key):
         assert "Traceback" not in person.raw and "\x1b[?1049l" in person.raw
 
 
-def test_broken_and_unbuilt_presets_are_shown_and_not_picked(folder):
+def test_broken_presets_are_shown_and_not_picked(folder):
     write_preset(folder, "90_torn", '{"name": "torn", ')
     write_preset(folder, "91_misspelt", {**TINY, "modle": {}})
-    write_preset(folder, "92_later", {**TINY, "name": "later", "auxiliary": {"enable_policy": True}})
     write_preset(folder, "93_hostile", {**TINY, "name": "[red]x[/]\u001b[2J\u202e", "about": "\u001b]0;owned\u0007[bold]"})
     with Person(MAIN, folder, 100, 40) as person:
         person.waits_for("q quit")
@@ -86,8 +85,6 @@ def test_broken_and_unbuilt_presets_are_shown_and_not_picked(folder):
         assert "not JSON" in person.text
         person.types("enter", "down")
         assert 'unknown key, did you mean "model"' in person.text
-        person.types("down")
-        assert "not built yet: auxiliary.enable_policy" in person.text
         person.types("enter", "down")
         assert "❯ [red]x[/]" in person.text and "owned" not in person.raw
         assert person.child.isalive()

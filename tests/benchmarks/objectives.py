@@ -41,7 +41,7 @@ from lm.model import Model, build_model
 from lm.objectives.table import rewriter_of
 from lm.ops.cross_entropy import linear_cross_entropy
 from lm.preset import Preset
-from lm.preset.switches import GenerationConfig
+from lm.preset.generation import GenerationConfig
 from lm.training import train
 from lm.training.evaluation import encoded, evaluate
 from lm.training.snapshots import Snapshots

@@ -11,7 +11,7 @@ from lm.generation.chat import PLAIN, Conversation
 from lm.generation.infilling import FillingConversation, filler_of
 from lm.model import Model, build_model
 from lm.preset import Preset
-from lm.preset.switches import GenerationConfig
+from lm.preset.generation import GenerationConfig
 from tests.generation.test_chat import answered
 
 SURE = GenerationConfig(temperature=0, max_new_tokens=12, repetition_penalty=1)
@@ -51,6 +51,10 @@ class Scripted(torch.nn.Module):
         said = [1] * (tokens.shape[1] - 1) + [self.coming.pop(0) if self.coming else 1]
         out.hidden = torch.nn.functional.one_hot(torch.tensor([said]), self.size).double()
         return out
+
+    @property
+    def output_weight(self) -> torch.Tensor:
+        return torch.eye(self.size, dtype=torch.float64)
 
 
 def test_the_prompt_and_the_gaps_are_read_as_in_training(preset: Preset, gapped: Any, random_model: Model) -> None:
