@@ -4,7 +4,6 @@ A layer holds the mixers that claim it, in the order of MECHANISMS (attention wh
 that is claimed, then the feed-forwards that claim it (SwiGLU where none does).
 """
 
-from collections.abc import Callable
 from itertools import groupby
 from typing import Literal, NamedTuple
 

@@ -202,11 +202,11 @@ class Loop:
         self.saved_at, self.saved_tokens = time.monotonic(), self.run.tokens
 
     def halt_when_unsound(self, step: Step) -> None:
-        if self.stage != (stage := self.stage_now()):
-            self.stage, self.watch = stage, Watch(len(self.session.tokenizer))  # another objective has another loss
         self.watch.saw(step.nats, step.scored)
         if self.watch.is_apart:
             raise Halted(self.watch.in_words(self.train.learning_rate))
+        if self.stage != (stage := self.stage_now()):
+            self.stage, self.watch = stage, Watch(len(self.session.tokenizer))  # another objective has another loss
         self.bad_in_a_row = 0 if step.sound else self.bad_in_a_row + 1
         self.skipped += not step.sound
         if self.bad_in_a_row >= BAD_STEPS_IN_A_ROW:

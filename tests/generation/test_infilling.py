@@ -38,7 +38,6 @@ class Scripted(torch.nn.Module):
         super().__init__()
         self.model, self.script, self.size, self.read = model, script, size, []
         self.coming: list[int] = []
-        self.output_weight = torch.eye(size, dtype=torch.float64)  # a latent is what it says
 
     def initial_state(self, batch_size: int) -> Any:
         return self.model.initial_state(batch_size)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from lm.preset import Preset
-from lm.preset.plan import NOT_BUILT
+from lm.preset.plan import MECHANISMS
 from lm.training import train
 from lm.training.change import Part, _in_words, begin_new_life, change_of
 from lm.training.growth import fit
@@ -130,7 +130,7 @@ def test_what_can_not_be_kept_is_told(lived: Path, tiny: Tiny) -> None:
 
 
 def test_what_is_not_built_is_left_to_training_to_refuse(lived: Path, tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(NOT_BUILT, "hyena.enabled", lambda preset: preset.hyena.enabled)
+    monkeypatch.setitem(MECHANISMS, "hyena", MECHANISMS["hyena"]._replace(built=False))
     assert change_of(newest(lived), tiny(hyena={"enabled": True})) is None
 
 

@@ -13,7 +13,7 @@ import torch
 import lm.training.step as step_module
 from lm.auxiliary.heads import HEADS
 from lm.preset import Preset
-from lm.preset.plan import NOT_BUILT
+from lm.preset.plan import MECHANISMS
 from lm.training import Halted, train
 from lm.training.snapshots import SnapshotError, Snapshots, read_snapshot
 from tests.data_sources.streams import paragraphs
@@ -224,7 +224,7 @@ def test_snapshots_come_by_tokens_too(tiny: Tiny, tmp_path: Path) -> None:
 
 
 def test_what_is_not_built_is_refused(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(NOT_BUILT, "hyena.enabled", lambda preset: preset.hyena.enabled)
+    monkeypatch.setitem(MECHANISMS, "hyena", MECHANISMS["hyena"]._replace(built=False))
     with pytest.raises(Halted, match=r"hyena\.enabled is not built yet"):
         train(tiny(hyena={"enabled": True}), tmp_path)
     assert not list(tmp_path.iterdir())
