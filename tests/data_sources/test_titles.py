@@ -20,7 +20,7 @@ from data_sources import open_stream
 from data_sources import titles as titles_module
 from data_sources.config import DataConfig
 from data_sources.documents import Reader
-from data_sources.pdf import PdfFiles
+from data_sources.pdf import PAGES, PdfFiles
 from data_sources.pdf_process import Limits
 from data_sources.readers import open_reader
 from data_sources.rows import title_of
@@ -185,11 +185,12 @@ def test_nothing_more_is_fetched_unasked(hub: LoopbackHub, tmp_path: Path) -> No
     """One range more for each row group, and the others as they are without titles."""
     rows = [{"text": text, "title": f"Chapter {number}"} for number, text in enumerate(paragraphs(200))]
     make_dataset(tmp_path / "hub", "some/words", rows, shards=1, row_group_size=50)
-    source = data_config({"type": "hf", "name": "a", "dataset": "some/words"}).sources[0]
+    data = data_config({"type": "hf", "name": "a", "dataset": "some/words"})
     asked = []
-    for way in (False, True):
+    for way in ({}, {"chunk_size": 8}):
         hub.log.clear()
-        assert len(told(open_reader(source, titled=way))) == 200
+        ((*_, (batch, _)),) = read(data, **way)
+        assert (batch.chunks is not None) == bool(way)
         asked.append([request.range for request in hub.log if request.range])
     assert len(asked[1]) == len(asked[0]) + 4 and [part for part in asked[1] if part in asked[0]] == asked[0]
 
@@ -229,10 +230,11 @@ def test_a_hostile_title_is_one_short_line(tmp_path: Path) -> None:
 
 LONG = """
     import resource, sys
+    from data_sources.config import DataConfig
     from data_sources.readers import open_reader
-    from tests.data_sources.streams import data_config, files
+    source = DataConfig.model_validate({"sources": [{"type": "files", "path": sys.argv[1]}]}).sources[0]
     resource.setrlimit(resource.RLIMIT_AS, (3 << 30, 3 << 30))
-    found = open_reader(data_config(files("a", sys.argv[1])).sources[0], titled=True).read(0, 0)
+    found = open_reader(source, titled=True).read(0, 0)
     print(len(found), len({document.title for document in found}), found[0].title)
 """
 
@@ -304,9 +306,10 @@ def test_a_description_that_takes_too_long_costs_the_title_alone(tmp_path: Path,
     (tmp_path / "slow").mkdir()
     (tmp_path / "slow" / "sitecustomize.py").write_text("import pypdf\ndef title(self):\n    while True: pass\npypdf.PdfReader.metadata = property(title)\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "slow"))
-    for name in "ab":
-        write_pdf(tmp_path / f"{name}.pdf", TextStringObject("A Guide"))
-    reader = PdfFiles(tmp_path, Limits(seconds=1, memory=400 << 20), titled=True)
-    assert [told(reader, shard) for shard in range(2)] == [[("These are the words of page 0.\n\nThese are the words of page 1.", "")]] * 2
-    assert reader.notices() == []
-    reader.close()
+    write_pdf(tmp_path / "a.pdf", TextStringObject("A Guide"), pages=PAGES + 1)
+    found = []
+    for way in (True, False):
+        reader = PdfFiles(tmp_path / "a.pdf", Limits(seconds=1, memory=400 << 20), titled=way)
+        found.append((reader.blocks(0), told(reader), reader.notices()))
+        reader.close()
+    assert found[0] == found[1] and found[0][0] == 2 and found[0][1] and not found[0][2]
