@@ -22,7 +22,7 @@ class Block:
         order = permutation(len(documents), *key, "documents") if shuffle else range(len(documents))
         self._texts: list[str | None] = [documents.texts[index] for index in order]
         self.scored: list[Spans | None] = [documents.scored[index] for index in order]
-        self._places, self._order = documents.places, order
+        self._places, self._titles, self._order = documents.places, documents.titles, order
         # The offset moves from block to block: without it small blocks would all go to the first lanes.
         self.offset = draw(*key, "lanes") % LANES
         self.chosen: dict[int, bool] = {}  # whether a document is read by this part of the data; found out once
@@ -30,7 +30,7 @@ class Block:
         self.marks: dict[int, np.ndarray] = {}  # which of those ids are scored, where not all are
         self.at: tuple[int, ...] | None = None  # epoch, shard and block as lanes count them, once a lane has come by
         self.key: Key | None = None  # in the cache
-        self.bytes = sum(map(len, documents.texts)) + DOCUMENT_BYTES * (len(documents) + 1)
+        self.bytes = sum(map(len, documents.texts)) + sum(map(len, documents.titles or ())) + DOCUMENT_BYTES * (len(documents) + 1)
 
     def __len__(self) -> int:
         return len(self._texts)
@@ -45,6 +45,10 @@ class Block:
     def place(self, index: int) -> str:
         """Where document `index` stands, in words."""
         return self._places[self._order[index]]
+
+    def title(self, index: int) -> str:
+        """The title of document `index`, empty where it has none."""
+        return self._titles[self._order[index]] if self._titles else ""
 
     def forget(self, index: int) -> int:
         """Keep the text of a document no longer, which was read. How many bytes that was."""

@@ -13,8 +13,9 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 
+from data_sources.text import OPENING, heading
+
 NOWHERE = -1
-OPENING, HEADING = 1000, 60  # characters in which a document's first line is looked for, and that are told of it
 SHORTEST = 4  # a last piece of C / SHORTEST tokens is taken in
 
 
@@ -33,14 +34,13 @@ class About(NamedTuple):
     """A document, in words."""
 
     source: str
-    place: str  # where it stands, and how it begins: few sources tell a title, and most documents begin with one
+    place: str  # where it stands, and its title; how it begins where there is none, since most documents begin with one
 
     @classmethod
     def of(cls, source: str, document: Any) -> Self:
         """document: data_sources.lane.Document."""
-        line = " ".join(next(filter(str.strip, document.text[:OPENING].splitlines()), "").split())
-        begins = line if len(line) <= HEADING else f"{line[:HEADING].rstrip()}..."
-        return cls(source, f"{document.where}: {begins}" if begins else document.where)
+        title = document.title or heading(next(filter(str.strip, document.text[:OPENING].splitlines()), ""))
+        return cls(source, f"{document.where}: {title}" if title else document.where)
 
 
 class Chunks(NamedTuple):

@@ -34,6 +34,9 @@ class TableSource(Source):
         None, description='Columns that `format` puts together, such as ["question", "answer"].'
     )
     format: str | None = Field(None, min_length=1, description='Text made of each row, such as "Q: {question}\\nA: {answer}". Plain {names} only.')
+    title_field: str | None = Field(
+        "title", min_length=1, description="Column with the title that a memory shows its passages under, in files that have it; null for none."
+    )
     loss_on: Literal["all", "answer"] = Field(
         "all", description="What is learned of each row: all of its text, or what the last of `fields` says, wherever it stands, and that the text ends."
     )

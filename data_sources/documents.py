@@ -19,6 +19,7 @@ class Document(NamedTuple):
     text: str
     place: str
     scored: Spans | None = None  # the characters that are learned; None for all
+    title: str = ""
 
 
 @dataclass
@@ -28,12 +29,13 @@ class Documents(Sequence[Document]):
     texts: Sequence[str]
     places: Sequence[str]
     scored: Sequence[Spans | None]
+    titles: Sequence[str] | None = None  # None for none at all; a document without one has an empty one
 
     def __len__(self) -> int:
         return len(self.texts)
 
     def __getitem__(self, index: int) -> Document:
-        return Document(self.texts[index], self.places[index], self.scored[index])
+        return Document(self.texts[index], self.places[index], self.scored[index], self.titles[index] if self.titles else "")
 
 
 class SourceError(Exception):

@@ -52,6 +52,11 @@ class Found(NamedTuple):
         """The document's place, in words."""
         return self.block.place(self.index)
 
+    @property
+    def title(self) -> str:
+        """The document's title, empty where it has none or nobody asked."""
+        return self.block.title(self.index)
+
 
 class Aside(Exception):
     """Source number `source` can't be read for now: the order goes on without it."""

@@ -12,8 +12,8 @@ from data_sources.rows import Notes, RowFormat, printable
 from data_sources.shards import KINDS, FileReader, kind_of
 
 
-def files_reader(source: FilesSource) -> FileReader:
-    """Reader of the text, JSON lines and parquet files at `source.path`."""
+def files_reader(source: FilesSource, titled: bool = False) -> FileReader:
+    """Reader of the text, JSON lines and parquet files at `source.path`. titled: with titles."""
     notes = Notes()
     folder = os.path.dirname(source.path) if os.path.isfile(source.path) else source.path
 
@@ -23,7 +23,7 @@ def files_reader(source: FilesSource) -> FileReader:
     def marked(names: Sequence[str]) -> str:
         return text_mark([path(name) for name in names])
 
-    return FileReader(lambda: _listed(source.path, notes), lambda name: LocalFile(path(name)), marked, RowFormat(source, notes), notes, strict=False)
+    return FileReader(lambda: _listed(source.path, notes), lambda name: LocalFile(path(name)), marked, RowFormat(source, notes, titled), notes, strict=False)
 
 
 def _listed(path: str, notes: Notes) -> list[str]:

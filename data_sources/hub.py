@@ -60,10 +60,10 @@ def _refuse_offline(request: httpx2.Request) -> None:
 set_client_factory(Session)
 
 
-def hub_reader(source: HubSource, cache: CacheConfig | None = None) -> FileReader:
-    """Reader of one configuration and split of a data set of the Hub, by way of `cache` where there is one."""
+def hub_reader(source: HubSource, cache: CacheConfig | None = None, titled: bool = False) -> FileReader:
+    """Reader of one configuration and split of a data set of the Hub, by way of `cache` where there is one. titled: with titles."""
     notes = Notes()
-    rows, splits = RowFormat(source, notes), Pending(lambda: explained(lambda: _splits(source)))
+    rows, splits = RowFormat(source, notes, titled), Pending(lambda: explained(lambda: _splits(source)))
     if cache is None:
         return FileReader(lambda: _listed(source, splits, notes), RemoteFile, revision_mark, rows, notes, strict=True)
     kept = DiskCache(cache.path, int(cache.gigabytes * 1e9), notes.say)

@@ -82,12 +82,13 @@ class Document(NamedTuple):
     targets: np.ndarray
     text: str
     where: str  # its place in its source, in words
+    title: str  # empty where none is known
 
     @classmethod
     def of(cls, tokens: Tokens, found: Found) -> "Document":
         targets = tokens.ids[1:]
         scored = targets if tokens.scored is None else np.where(tokens.scored[1:], targets, NOT_SCORED)
-        return cls(tokens.ids[:-1], scored, found.text, found.where)
+        return cls(tokens.ids[:-1], scored, found.text, found.where, found.title)
 
 
 class Opened(NamedTuple):

@@ -13,7 +13,7 @@ from data_sources.fingerprint import text_mark
 from data_sources.folders import files_below
 from data_sources.pdf_process import LIMITS, Extract, Limits, PdfProcess, Refused
 from data_sources.pdf_text import Paragraph, paragraphs
-from data_sources.rows import Notes, printable
+from data_sources.rows import Notes, printable, title_of
 from data_sources.text import chunks
 
 PAGES = 32  # of a block, at most
@@ -22,11 +22,14 @@ PAGES = 32  # of a block, at most
 class PdfFiles:
     """Reader of the PDF at `path`, or of all below it."""
 
-    def __init__(self, path: Path, limits: Limits = LIMITS):
+    def __init__(self, path: Path, limits: Limits = LIMITS, titled: bool = False):
+        """titled: the documents of a file tell its title."""
         self._root = path
         self._process = PdfProcess(limits)
         self._files: list[str] = []
         self._pages: dict[int, int] = {}  # of the files opened so far; 0 where none can be read
+        self._titled = titled
+        self._titles: dict[int, str] = {}  # of the files that were asked for it
         self._named: set[int] = set()
         self._notes = Notes()
         self._last_named = "all were passed over"
@@ -56,6 +59,8 @@ class PdfFiles:
         texts = [(first + index + 1, page.text) for index, page in enumerate(extract.pages)]
         documents = _documents(Path(self.shards()[shard]).name, paragraphs(texts))
         self._name_faults(shard, first, extract, bool(documents))
+        if self._titled and documents:
+            documents.titles = [self._title(shard)] * len(documents)
         return documents
 
     def content(self) -> str:
@@ -83,6 +88,12 @@ class PdfFiles:
         if len(self._pages) == len(self.shards()) and not any(self._pages.values()):
             raise GivenUp(self._nothing_readable())
         return extract
+
+    def _title(self, shard: int) -> str:
+        """Asked for by itself, after the pages: a description made to hurt costs the title alone."""
+        if shard not in self._titles:
+            self._titles[shard] = title_of(self._process.title(self._path(shard)))
+        return self._titles[shard]
 
     def _nothing_there(self) -> str:
         path = printable(str(self._root.absolute()))

@@ -73,6 +73,18 @@ class PdfProcess:
             self.close()
             raise
 
+    def title(self, path: Path) -> str:
+        """The beginning of the title in a file's description; empty where there is none, or it can't be had."""
+        try:
+            self._ask({"title_of": str(path), **self._limits._asdict()})
+            return self._answer().get("title", "")
+        except Lost:
+            self.close()
+            return ""
+        except BaseException:  # as in `read`
+            self.close()
+            raise
+
     def close(self) -> None:
         """End the worker. The next read starts another."""
         worker, self._worker = self._worker, None
@@ -106,7 +118,7 @@ class PdfProcess:
         return Extract(count, pages)
 
     def _answers(self, path: Path, first: int, last: int) -> Iterator[dict[str, Any]]:
-        self._ask({"path": str(path), "first": first, "last": last, "seconds": self._limits.seconds, "memory": self._limits.memory})
+        self._ask({"path": str(path), "first": first, "last": last, **self._limits._asdict()})
         head = self._answer()
         if "refused" in head:
             raise Refused(head["refused"])

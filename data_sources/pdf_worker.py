@@ -1,6 +1,7 @@
 """The process that opens PDFs, apart from the trainer: a hostile file can take its time and its memory, and nothing else.
 
     {"path", "first", "last", "seconds", "memory"}  ->  {"pages": 137} or {"refused": "why"}, then {"text"} or {"fault": "why"} for each page
+    {"title_of": path, "seconds", "memory"}  ->  {"title"}, or {"refused": "why"}
 
 Requests come as lines of JSON on standard input, answers go out as such. Each page has its seconds of processor time, after which
 the system ends this process, wherever it is; the reader then starts another for the pages that are left. It ends when its
@@ -15,8 +16,10 @@ from collections.abc import Iterator, Sequence
 from typing import IO, Any
 
 from pypdf import PageObject, PdfReader, errors
+from pypdf.generic import TextStringObject
 
 from data_sources.pdf_columns import in_reading_order
+from data_sources.text import OPENING
 
 MOST_CHARACTERS = 1_000_000  # on a page; a printed one has a few thousand
 TWO_COLUMNS = 1_000  # characters below which a page has no two columns worth the time to tell
@@ -43,8 +46,27 @@ def main() -> None:
     for line in sys.stdin:
         request = json.loads(line)
         limit_memory(request["memory"])
-        for answer in read(request["path"], request["first"], request["last"], request["seconds"]):
+        for answer in answered(request):
             print(json.dumps(answer), file=answers, flush=True)
+
+
+def answered(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The answers to a request, each as soon as it is known."""
+    if "title_of" in request:
+        return title(request["title_of"], request["seconds"])
+    return read(request["path"], request["first"], request["last"], request["seconds"])
+
+
+def title(path: str, seconds: int) -> Iterator[dict[str, Any]]:
+    """The beginning of the title in a file's document information (ISO 32000-1, 14.3.3); empty where it is no text, or not there."""
+    limit_time(seconds)
+    try:
+        with open(path, "rb") as file:
+            found = (_opened(file).metadata or {}).get("/Title")
+            found = found and found.get_object()
+            yield {"title": found[:OPENING] if isinstance(found, TextStringObject) else ""}
+    except Exception as error:
+        yield {"refused": _reason(error)}
 
 
 def read(path: str, first: int, last: int, seconds: int) -> Iterator[dict[str, Any]]:
@@ -52,7 +74,7 @@ def read(path: str, first: int, last: int, seconds: int) -> Iterator[dict[str, A
     limit_time(seconds)
     try:
         with open(path, "rb") as file:
-            pages = _pages(file)
+            pages = _opened(file).pages
             yield {"pages": len(pages)}
             layout = Layout()
             for number in range(first, min(last, len(pages))):
@@ -62,14 +84,14 @@ def read(path: str, first: int, last: int, seconds: int) -> Iterator[dict[str, A
         yield {"refused": _reason(error)}
 
 
-def _pages(file: IO[bytes]) -> Sequence[PageObject]:
+def _opened(file: IO[bytes]) -> PdfReader:
     """ValueError without the mark of a PDF where readers look for it: pypdf would search a whole disk image for objects."""
     start = file.read(1024)
     if not start:
         raise errors.EmptyFileError
     if b"%PDF-" not in start:
         raise errors.PdfReadError
-    return PdfReader(file).pages
+    return PdfReader(file)
 
 
 def _page(pages: Sequence[PageObject], number: int, layout: "Layout") -> dict[str, str]:

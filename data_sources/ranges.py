@@ -4,7 +4,7 @@ import io
 import os
 import stat
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from data_sources.documents import PassingFault, Unreadable
 
@@ -23,6 +23,14 @@ class ByteRanges(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+def column_ranges(group: Any, columns: Sequence[str]) -> list[tuple[int, int]]:
+    """The bytes of `columns` in a row group (pyarrow.parquet.RowGroupMetaData) of a parquet file."""
+    chunks = [group.column(number) for number in range(group.num_columns)]
+    wanted = [chunk for chunk in chunks if any(f"{chunk.path_in_schema}.".startswith(f"{column}.") for column in columns)]
+    starts = [min(filter(None, (chunk.dictionary_page_offset, chunk.data_page_offset))) for chunk in wanted]
+    return [(start, start + chunk.total_compressed_size) for start, chunk in zip(starts, wanted, strict=True)]
 
 
 class LocalFile:

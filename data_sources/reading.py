@@ -75,7 +75,7 @@ class Reading:
         self._record = Record(job.replay, job.first_row) if job.replay else None
         numbers = lanes_of(job.rank, job.world_size)
         self._encoder = Encoder(tokenizer, numbers, self._place_of)
-        self._sources = Sources(data, self._seed, job.part)
+        self._sources = Sources(data, self._seed, job.part, titled=job.chunk_size is not None)
         self._names = [feed.name for feed in self._sources.feeds]
         self._held_beside: dict[str, list[str]] = cursor.get("held_out", {})
         for feed in self._sources.feeds:

@@ -8,16 +8,18 @@ from data_sources.catalogue import ALIASES
 from data_sources.config import TableSource
 from data_sources.documents import GivenUp, Spans
 from data_sources.lines import LONGEST
+from data_sources.text import OPENING, heading
 
 LONG = f"longer than {LONGEST >> 20} million characters and were passed over"
 DEEPEST = 4  # lists in lists; an answer stands in one
 
 
 class Passage(NamedTuple):
-    """The text of a row, and the characters of it that are learned; None for all."""
+    """The text of a row, the characters of it that are learned, None for all, and its title, empty where it has none."""
 
     text: str
     scored: Spans | None = None
+    title: str = ""
 
 
 class Passages(NamedTuple):
@@ -25,13 +27,14 @@ class Passages(NamedTuple):
 
     texts: list[str]
     scored: list[Spans | None]
+    titles: list[str]
     rows: list[int]
 
     @classmethod
     def of(cls, passages: Sequence[Passage | None]) -> "Passages":
         """Those that are there."""
-        found = [(passage.text, passage.scored, row) for row, passage in enumerate(passages) if passage is not None]
-        return cls(*(list(column) for column in zip(*found, strict=True))) if found else cls([], [], [])
+        found = [(*passage, row) for row, passage in enumerate(passages) if passage is not None]
+        return cls(*(list(column) for column in zip(*found, strict=True))) if found else cls([], [], [], [])
 
 
 class Notes:
@@ -64,11 +67,13 @@ class Notes:
 class RowFormat:
     """Turns rows into texts as a source's `text_field`, `fields` and `format` say."""
 
-    def __init__(self, source: TableSource, notes: Notes):
+    def __init__(self, source: TableSource, notes: Notes, titled: bool = False):
+        """titled: rows of objects tell their titles, and `title_column` where a table has them."""
         self._wanted = source.columns
         self._pieces = _pieces_of(source)
         self._is_bare = self._pieces == [("", self._wanted[0])]  # a column as it stands
         self._answer = source.answer if source.loss_on == "answer" else None
+        self._title = source.title_field if titled else None
         self._notes = notes
 
     def columns(self, present: Sequence[str]) -> dict[str, str]:
@@ -88,14 +93,21 @@ class RowFormat:
     def passage(self, row: Mapping[str, Any], columns: Mapping[str, str]) -> Passage | None:
         """The text of one row, or None where a column holds no text."""
         values = [as_text(row.get(column)) for column in columns.values()]
-        return None if None in values else self._joined(values)
+        if None in values:
+            return None
+        title = self.title_column(columns)
+        return self._joined(values) if title is None else self._joined(values)._replace(title=title_of(row.get(title)))
+
+    def title_column(self, columns: Mapping[str, str]) -> str | None:
+        """The column of titles, which is not in every table. None where none is wanted, or where it is a part of the text, as `columns` tells."""
+        return None if self._title in columns.values() else self._title
 
     def passages(self, cells: Mapping[str, Sequence[Any]], columns: Mapping[str, str]) -> Passages:
         """The texts of a table's rows, of which `cells` has the columns; those without are counted, and those that are too long."""
         texts = [_texts(cells[column]) for column in columns.values()]
         if self._is_bare:
             rows = [row for row, text in enumerate(texts[0]) if text is not None]
-            found = Passages([texts[0][row] for row in rows], [None] * len(rows), rows)
+            found = Passages([texts[0][row] for row in rows], [None] * len(rows), [""] * len(rows), rows)
         else:
             found = Passages.of([None if None in values else self._joined(values) for values in zip(*texts, strict=True)])
         self._notes.count("rows held no text and were passed over", len(texts[0]) - len(found.texts))
@@ -151,6 +163,12 @@ def _text_of(value: Any, depth: int) -> str | None:
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         value = "" if value != value else str(value)  # NaN is how some writers say that there is nothing
     return value if isinstance(value, str) else None
+
+
+def title_of(cell: Any) -> str:
+    """What is shown of the title in a cell: its beginning, on one line. Empty where there is no text, or none that can be seen."""
+    line = heading(without_halves(cell[:OPENING])) if isinstance(cell, str) else ""
+    return line if any(map(str.isprintable, line.replace(" ", ""))) else ""
 
 
 def without_halves(text: str) -> str:

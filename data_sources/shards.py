@@ -16,9 +16,10 @@ import pyarrow.parquet as pq
 
 from data_sources.documents import Documents, GivenUp, Unreadable, one_line
 from data_sources.lines import PACKINGS, Damage, Either, Elements, Lines, PackedLines, PlainLines, is_array
-from data_sources.ranges import ByteRanges, Changed, Seekable
+from data_sources.ranges import ByteRanges, Changed, Seekable, column_ranges
 from data_sources.rows import LONG, Notes, Passage, Passages, RowFormat
 from data_sources.text import chunks
+from data_sources.titles import ParquetTitles
 
 FOOTER_BYTES = 1 << 16  # fetched at once at a parquet file's end, which is enough for most
 LARGEST_GROUP = 2 << 30  # characters of a row group, and bytes that are fetched for it: it is read in one piece
@@ -52,6 +53,7 @@ class ParquetShard:
         self._file = pq.ParquetFile(self._held, pre_buffer=False)
         self._columns = rows.columns(self._file.schema_arrow.names)
         self._require_text(self._file.schema_arrow)
+        self._titles = ParquetTitles.of(data, self._held, self._file, rows.title_column(self._columns))
 
     def _require_text(self, schema: pa.Schema) -> None:
         for column in self._columns.values():
@@ -74,18 +76,19 @@ class ParquetShard:
         if block >= self._file.num_row_groups:
             return None
         columns = list(dict.fromkeys(self._columns.values()))
-        ranges = self._ranges(block, columns)
+        ranges = column_ranges(self._file.metadata.row_group(block), columns)
         if sum(end - start for start, end in ranges) > LARGEST_GROUP:
             raise Unreadable(f"its row group {block} has more than {LARGEST_GROUP >> 30} GB")
         self._held.hold([(start, self._data.read(start, end)) for start, end in ranges])
         try:
-            return self._decoded(block, columns)
+            found = self._decoded(block, columns)
         finally:
             self._held.hold([])
+        return found._replace(titles=self._titles.read(block, found.rows)) if self._titles else found
 
     def _decoded(self, block: int, columns: list[str]) -> Passages:
         """A row group's texts, some rows at a time: one value may stand for a million rows, and is as many texts."""
-        found = Passages([], [], [])
+        found = Passages([], [], [], [])
         characters = begun = 0
         for batch in self._file.iter_batches(BATCH_ROWS, row_groups=[block], columns=columns, use_threads=False):
             passages = self._rows.passages(_cells(batch), self._columns)
@@ -96,18 +99,11 @@ class ParquetShard:
                 raise Unreadable(f"its row group {block} unpacks to more than {LARGEST_GROUP >> 30} GB")
             found.texts.extend(passages.texts)
             found.scored.extend(passages.scored)
+            found.titles.extend(passages.titles)
         return found
 
     def first_row(self, block: int) -> int:
         return sum(self._file.metadata.row_group(before).num_rows for before in range(block))
-
-    def _ranges(self, block: int, columns: Sequence[str]) -> list[tuple[int, int]]:
-        """The bytes of `columns` in a row group."""
-        group = self._file.metadata.row_group(block)
-        chunks = [group.column(number) for number in range(group.num_columns)]
-        wanted = [chunk for chunk in chunks if any(f"{chunk.path_in_schema}.".startswith(f"{column}.") for column in columns)]
-        starts = [min(filter(None, (chunk.dictionary_page_offset, chunk.data_page_offset))) for chunk in wanted]
-        return [(start, start + chunk.total_compressed_size) for start, chunk in zip(starts, wanted, strict=True)]
 
     def close(self) -> None:
         self._file.close()
@@ -289,7 +285,8 @@ class FileReader:
         passages = self._passages(opened, shard, block) if opened is not None else None
         if opened is None or passages is None:
             return None
-        return Documents(passages.texts, RowPlaces(self.shards()[shard], block, opened.first_row(block), passages.rows), passages.scored)
+        places = RowPlaces(self.shards()[shard], block, opened.first_row(block), passages.rows)
+        return Documents(passages.texts, places, passages.scored, passages.titles)
 
     def _passages(self, opened: Shard, shard: int, block: int) -> Passages | None:
         name = self.shards()[shard]
@@ -304,7 +301,7 @@ class FileReader:
             raise
         except (OSError, pa.ArrowException) as error:
             self._notes.say(f"a part of {name} is damaged and passed over: {one_line(error)}")
-            return Passages([], [], [])
+            return Passages([], [], [], [])
         except (GivenUp, Unreadable) as error:
             self._pass_over(shard, error)
             return None

@@ -37,13 +37,14 @@ LAST_GLANCE = 0.3  # seconds for threads that only have to hear that they are to
 class Sources:
     """The feeds of a preset's sources, in their order. To be `reached` before they are read."""
 
-    def __init__(self, data: DataConfig, seed: int, part: str, open_one: Callable[..., Reader] = open_reader):
+    def __init__(self, data: DataConfig, seed: int, part: str, open_one: Callable[..., Reader] = open_reader, titled: bool = False):
+        """titled: documents tell their titles."""
         self.held_out = HeldOut()
         self._events: deque[dict[str, Any]] = deque()
         self.closing = threading.Event()
         cache = BlockCache()
         self.feeds = [
-            Feed(source.name, number, open_one(source, data.cache), _rules(source, data, seed, part), cache, self.held_out, self._events.append)
+            Feed(source.name, number, open_one(source, data.cache, titled), _rules(source, data, seed, part), cache, self.held_out, self._events.append)
             for number, source in enumerate(data.sources)
         ]
         for feed in self.feeds:

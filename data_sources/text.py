@@ -13,6 +13,7 @@ PAUSES = (
     re.compile(r"(?=\s)"),  # a word
 )
 GAP = re.compile(r"\s*\n|\s*")
+OPENING, HEADING = 1000, 60  # characters in which a heading is looked for, and that it has
 
 
 def chunks(text: str, low: int = 3000, high: int = 5000) -> list[str]:
@@ -31,6 +32,12 @@ def chunks(text: str, low: int = 3000, high: int = 5000) -> list[str]:
     if start < len(text):
         pieces.append(text[start:])
     return pieces
+
+
+def heading(text: str) -> str:
+    """The beginning of `text` on one line."""
+    line = " ".join(text[:OPENING].split())
+    return line if len(line) <= HEADING else f"{line[:HEADING].rstrip()}..."
 
 
 def _best_cut(text: str, start: int, low: int, high: int) -> int:

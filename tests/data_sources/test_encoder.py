@@ -92,8 +92,7 @@ def test_in_parquet_too(tmp_path: Path) -> None:
 
 
 def block_of(found: list[Document]) -> Block:
-    texts, places, scored = zip(*found, strict=True)
-    return Block(Documents(texts, places, scored), False, 0)
+    return Block(Documents(*zip(*found, strict=True)), False, 0)
 
 
 def tokens_of(tokenizer: Any, found: list[Document]) -> list[encoder.Tokens]:
