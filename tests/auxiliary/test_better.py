@@ -23,7 +23,7 @@ BETTER, ALIKE = 0.9, 0.97
 SLOW = ["value", "second_next"]
 OTHERS = [name for name in HEADS if name not in SLOW]
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
+pytestmark = [pytest.mark.longest, pytest.mark.timeout(3600)]
 
 
 @pytest.fixture(scope="module")

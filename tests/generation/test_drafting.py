@@ -106,7 +106,7 @@ def test_greedy_is_token_identical_and_states_are_those_of_reading(name: str) ->
             assert writing.paces.drafted.kept == writing.paces.drafted.drafts and writing.paces.drafted.tokens > 2 * writing.paces.drafted.passes
 
 
-@pytest.mark.slow
+@pytest.mark.longest
 @pytest.mark.parametrize("path", sorted(Path("configs").glob("[0-9]*.json")), ids=lambda path: path.stem)
 def test_greedy_is_token_identical_for_shipped_models(path: Path) -> None:
     """At their own widths and layers."""

@@ -141,7 +141,7 @@ def test_a_masked_model_fills_gaps_and_says_what_it_can_not_do(tiny: Tiny, tmp_p
     assert evaluate_snapshot(tmp_path)["pseudo"]
 
 
-@pytest.mark.slow
+@pytest.mark.longest
 def test_each_denoiser_lowers_its_own_held_out_loss(tiny: Tiny, tmp_path: Path) -> None:
     """Trained by one of them for as long, a model is the best of all at what that one asks."""
     found = {}
