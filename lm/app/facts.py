@@ -61,6 +61,7 @@ class Facts:
     loss: float | None = None
     denoisers: dict[str, float] = field(default_factory=dict)  # losses of UL2's, smoothed
     pace: float | None = None  # tokens a second, smoothed
+    device_share: float | None = None  # of what the device could multiply, as the forecast told
     memory: dict[str, Any] | None = None  # of what was read: as the last step told, seconds smoothed
     shares: dict[str, float] = field(default_factory=dict)  # of the trunk's gradient, by loss, as last measured
     sources: dict[str, SourceFacts] = field(default_factory=dict)
@@ -151,7 +152,10 @@ class Facts:
         self.say(f"sources are now read by their losses: {shares}")
 
     def _on_forecast(self, event: Event) -> None:
-        self.say(event["text"], "warning" if event.get("tight") else "quiet")
+        """Memory is told where there is little; the time is on the screen all the while."""
+        self.device_share = event.get("device_share", self.device_share)
+        if event.get("tight") or event.get("rows", 0) < event.get("asked", 0):
+            self.say(event["text"], "warning" if event["tight"] else "quiet")
 
     def _on_step(self, event: Event) -> None:
         self.step, self.phase, self.is_training = event, "training", True

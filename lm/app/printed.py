@@ -25,6 +25,8 @@ class Printed:
             self.line(facts.log[-1].text)
         elif event["event"] == "run":
             self.line(f"{facts.preset}: {counted(facts.parameters or 0)} parameters, {facts.plan}, on {facts.device}")
+        elif event["event"] == "forecast":
+            self.line(event["text"])
         elif event["event"] == "sample":
             self.line(f"it writes: {one_line(event['prompt'])} | {one_line(event['text'])}")
         elif event["event"] == "step" and self._clock() >= self._next:

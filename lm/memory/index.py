@@ -128,8 +128,9 @@ class Indexes:
             places = np.where(scores > scores[:, -1:], places, NONE)
         found = Nearest(np.where(places >= 0, places + block.start, NONE), np.where(places >= 0, scores, -np.inf))
         few = np.flatnonzero((places >= 0).sum(1) < count // 2)
-        compared = exact(store, vectors[few], *block, np.full(len(few), NONE), Nearest.none(len(few), count))
-        found.numbers[few], found.scores[few] = compared.numbers, compared.scores
+        if len(few):
+            compared = exact(store, vectors[few], *block, np.full(len(few), NONE), Nearest.none(len(few), count))
+            found.numbers[few], found.scores[few] = compared.numbers, compared.scores
         return found
 
     def open(self, store: Store, block: Block, should_stop: Callable[[], bool] = lambda: False) -> Any:

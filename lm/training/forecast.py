@@ -64,7 +64,7 @@ class Need(NamedTuple):
         tight = self.of(rows) > self.free
         if tight:
             text += "; it may not fit: close other programs, or lower model.seq_length or model.hidden_size"
-        return {"text": text, "needs_bytes": self.of(rows), "free_bytes": self.free, "rows": rows, "tight": tight}
+        return {"text": text, "needs_bytes": self.of(rows), "free_bytes": self.free, "rows": rows, "asked": asked, "tight": tight}
 
     @property
     def is_hopeless(self) -> bool:
