@@ -161,7 +161,7 @@ def test_a_memory_that_is_gone_or_damaged_is_said_once_and_the_model_talks(atten
     (chunks,) = (cut / "checkpoints" / MEMORY).glob("*.chunks")
     os.truncate(chunks, chunks.stat().st_size // 2)
     for folder, at_once in ((gone, True), (cut, False)):
-        with Person(MAIN, folder, 120, 30) as person:
+        with Person(MAIN, folder, 120, 60) as person:
             opens(person, "chat")
             text = person.waits_for("›", 30)
             assert ("without its memory: " in text) == at_once
