@@ -63,7 +63,7 @@ class Told:
 
 @pytest.mark.parametrize(
     ("kind", "vocabulary", "draws"),
-    [("wrong", 5, 300), *(pytest.param(*case, marks=pytest.mark.slow) for case in (("told", 7, 600), ("taught", 7, 1200), ("wrong", 7, 600)))],
+    [("wrong", 5, 300), *(pytest.param(*case, marks=pytest.mark.longest) for case in (("told", 7, 600), ("taught", 7, 1200), ("wrong", 7, 600)))],
 )
 def test_what_is_written_has_the_distribution_of_plain_sampling(kind: str, vocabulary: int, draws: int) -> None:
     """Three tokens deep, of which drafts are the second and third, with penalties, temperature and nucleus."""

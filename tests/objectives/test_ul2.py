@@ -61,7 +61,7 @@ def test_rates_and_lengths_are_the_papers(kind: str, number: int, way: Setting) 
     check_draws(kind, number, way, 10_000)
 
 
-@pytest.mark.slow
+@pytest.mark.longest
 @pytest.mark.parametrize(("kind", "number", "way"), ways())
 def test_rates_and_lengths_are_the_papers_over_many_draws(kind: str, number: int, way: Setting) -> None:
     check_draws(kind, number, way, 100_000)
