@@ -5,6 +5,7 @@ grows with the tokens that are read at once (fused attention keeps no matrix of 
 """
 
 import os
+import re
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -18,17 +19,17 @@ from lm.preset import Preset, count_parameters
 
 # What a step takes at its height over what it keeps: gradients on the way back, and what is freed late. On the host steps of the shipped presets took
 # 0.8 to 1.6 times what they keep, and who takes too much is killed; a device refuses, and then fewer rows are read.
-SLACK = {"cpu": 1.6}
-SLACK_OF_DEVICES = 1.2
+SLACK_OF_HOST, SLACK_OF_DEVICES = 1.6, 1.2
 ROOM = 0.9  # of what is free: other programs live here, too
 PROBE = 256  # tokens that are read to count
 CGROUP = Path("/sys/fs/cgroup")
 
-# Dense products in bfloat16 a second, by the makers' data sheets; the first that is in the device's name.
+# Dense products in bfloat16 a second, added up in float32, by the makers' data sheets; the first whose words are in the device's name.
 PEAKS = {
     "B200": 2250e12,
     "H200": 989e12,
     "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
     "H100": 989e12,
     "A100": 312e12,
     "L40S": 362e12,
@@ -129,13 +130,22 @@ def _number(path: Path) -> int | None:
         return None
 
 
+def slack(device: torch.device) -> float:
+    """What a step takes at its height on `device`, over what it keeps."""
+    return SLACK_OF_HOST if device.type == "cpu" else SLACK_OF_DEVICES
+
+
+def peak_by_name(name: str) -> float | None:
+    """What a whole device of this name does by its data sheet; None for one that is not known, a slice of one, or a laptop's of the same name."""
+    if re.search(r"\b(MIG|Laptop|Max-Q)\b", name):
+        return None
+    return next((peak for words, peak in PEAKS.items() if re.search(rf"\b{words}\b(?! D\b)", name)), None)
+
+
 def peak_products(device: torch.device, precision: str) -> float:
     """Floating point operations a second at best: by the data sheet where the device is known, else measured with a square product."""
-    if device.type == "cuda" and precision == "bfloat16":
-        name = torch.cuda.get_device_name(device)
-        known = next((peak for part, peak in PEAKS.items() if part in name), None)
-        if known:
-            return known
+    if device.type == "cuda" and precision == "bfloat16" and (known := peak_by_name(torch.cuda.get_device_name(device))):
+        return known
     size = 8192 if device.type == "cuda" else 1024
     square = torch.ones(size, size, device=device, dtype=getattr(torch, precision))
     seconds = []

@@ -23,13 +23,12 @@ from torch import Tensor
 
 from lm.model import Model, more_places
 from lm.preset import Preset
-from lm.training.headers import plain
+from lm.training.headers import OF_HEADS, plain
 
 EMBEDDING, OUTPUT, PLACES = "model.embedding.weight", "model.output.weight", "model.positions.weight"
 PLAIN = (int, float, str, tuple, type(None))
 TABLES = (EMBEDDING, OUTPUT, PLACES)
 IN_UNIT = re.compile(r"(model\.layers\.\d+)\.(\d+)\.(.+)")  # layer, place in the layer, the rest
-HEADS = "heads."
 IN_HEAD = re.compile(r"heads\.\w+\.")
 GATE = re.compile(r"unit\.output\.gate\..+")
 SHARED_FFN, SCALE = re.compile(r"model\.shared_ffn\..+"), "shared_scale"
@@ -59,7 +58,7 @@ class Fit(NamedTuple):
     def is_same_model(self) -> bool:
         """Whether at most the heads beside it are others."""
         names = [*self.grown, *self.new, *self.left]
-        return not self.otherwise and all(name.startswith(HEADS) for name in names)
+        return not self.otherwise and all(name.startswith(OF_HEADS) for name in names)
 
     @property
     def grown_in_words(self) -> str:

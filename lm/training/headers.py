@@ -22,6 +22,7 @@ from lm.preset import Preset, PresetError, preset_from_json
 
 FORMAT = 1
 NAMES = {"current": "lm_current.pth", "prev": "lm_prev.pth", "prev2": "lm_prev2.pth"}
+OF_HEADS = "heads."  # what the names of tensors and stats of auxiliary heads begin with
 NEW = "lm_new.pth"  # on its way to be the current one
 ARCHIVE = "archive"
 PARTS = {"format": int, "meta": str, "tensors": dict, "checksums": dict}

@@ -11,9 +11,8 @@ from data_sources import Batch
 from lm.auxiliary.head import Reading
 from lm.model import Context, Model, ModelState
 from lm.ops.cross_entropy import linear_cross_entropy
+from lm.training.headers import OF_HEADS
 from lm.units.neighbours import Neighbours
-
-HEADS = "heads."  # what the names of their stats begin with
 
 
 class Learned(NamedTuple):
@@ -65,14 +64,14 @@ class Learner(nn.Module):
             for name, head in self.heads.items():
                 taught = head(reading)
                 losses |= {loss: value / max(piece.valid, 1) for loss, value in taught.sums.items()}
-                stats |= {f"{HEADS}{name}.{key}": value for key, value in taught.stats.items()}
+                stats |= {f"{OF_HEADS}{name}.{key}": value for key, value in taught.stats.items()}
         return Learned(losses, nll, stats, out.state)
 
     def after_step(self, stats: Mapping[str, Tensor]) -> None:
         """Tell units and heads what their stats came to over an optimizer step of all ranks; every rank does so with the same numbers."""
-        self.model.after_step({path: value for path, value in stats.items() if not path.startswith(HEADS)})
+        self.model.after_step({path: value for path, value in stats.items() if not path.startswith(OF_HEADS)})
         for name, head in self.heads.items():
-            own = {path.removeprefix(f"{HEADS}{name}."): value for path, value in stats.items() if path.startswith(f"{HEADS}{name}.")}
+            own = {path.removeprefix(f"{OF_HEADS}{name}."): value for path, value in stats.items() if path.startswith(f"{OF_HEADS}{name}.")}
             if own:
                 head.after_step(own)
 

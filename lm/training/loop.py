@@ -23,7 +23,7 @@ from lm.preset.options import check_options
 from lm.preset.plan import check_plan, not_built
 from lm.training.divergence import Watch
 from lm.training.forecast import duration_told, peak_products
-from lm.training.learner import HEADS
+from lm.training.headers import OF_HEADS
 from lm.training.session import Session, batch_hash
 from lm.training.setup import Halted, Observer, open_session
 from lm.training.snapshots import SnapshotError
@@ -235,7 +235,7 @@ class Loop:
                 "life_tokens": self.run.life["tokens"],
                 "loss": step.loss,
                 "losses": step.losses,
-                "units": {name: value.tolist() for name, value in step.stats.items() if not name.startswith(HEADS)},
+                "units": {name: value.tolist() for name, value in step.stats.items() if not name.startswith(OF_HEADS)},
                 **({"gradient_shares": step.shares} if step.shares else {}),
                 "tokens_per_second": (have - had) / max(until - since, 1e-9),
                 "learning_rate": step.learning_rate,

@@ -27,7 +27,20 @@ from torch import Tensor
 
 from data_sources.disk import discard, sync_folder
 from lm.preset import Preset
-from lm.training.headers import ARCHIVE, FORMAT, NAMES, NEW, DamagedSnapshot, NewerSnapshot, SnapshotError, check_parts, newest_first, preset_of, read_header
+from lm.training.headers import (
+    ARCHIVE,
+    FORMAT,
+    NAMES,
+    NEW,
+    OF_HEADS,
+    DamagedSnapshot,
+    NewerSnapshot,
+    SnapshotError,
+    check_parts,
+    newest_first,
+    preset_of,
+    read_header,
+)
 
 LEGACY, LOCK = "simple_lm_trained.pth", ".lock"
 ARCHIVE_KEEPS = 3
@@ -62,7 +75,7 @@ class Snapshot:
     @property
     def head_weights(self) -> dict[str, Tensor]:
         """Those of the heads, by their own names: "value.mean". Empty where it was trained without."""
-        return {name.removeprefix("heads."): tensor for name, tensor in self.weights.items() if name.startswith("heads.")}
+        return {name.removeprefix(OF_HEADS): tensor for name, tensor in self.weights.items() if name.startswith(OF_HEADS)}
 
 
 class Snapshots:

@@ -22,7 +22,7 @@ from lm.ops.cross_entropy import CHUNK_ELEMENTS, DEVICE_FACTOR
 from lm.preset.training import TrainConfig
 from lm.training.carried import Carried, detached
 from lm.training.distribution import Ranks, is_out_of_memory
-from lm.training.forecast import PROBE, SLACK, SLACK_OF_DEVICES, Need, kept_bytes, lasting_bytes, memory_of
+from lm.training.forecast import PROBE, Need, kept_bytes, lasting_bytes, memory_of, slack
 from lm.training.learner import Learner, weighted_sum
 from lm.training.optimizer import Optimizer, learning_rate
 from lm.training.shares import SHARE_ROWS, Window, gradient_shares
@@ -117,8 +117,7 @@ class Teacher:
         aside = [*self.learner.parameters(), *self.learner.buffers()]
         with self.ranks.without_reduction(self.learner):
             kept = kept_bytes(lambda: self.learner([piece], state), aside)
-        slack = SLACK.get(self.ranks.device.type, SLACK_OF_DEVICES)
-        return int(slack * kept * at_once / piece.tokens.shape[1])
+        return int(slack(self.ranks.device) * kept * at_once / piece.tokens.shape[1])
 
     @property
     def _least(self) -> tuple[str, str]:

@@ -1,6 +1,5 @@
 """All heads on two processes: the same gradients and the same steps as on one, however rows are cut, and with nothing to see on one of them."""
 
-import json
 from typing import Any
 
 import pytest
@@ -13,7 +12,7 @@ from tests.auxiliary.small import ALL, preset_of
 from tests.training.expert_ranks import of_two_words, taught
 from tests.training.ranks import gradients, part_of, rows
 from tests.training.test_ranks import close
-from tests.training.two_ranks import run_on_two_ranks
+from tests.training.two_ranks import left_by_two_ranks
 
 
 @pytest.fixture(scope="module")
@@ -24,10 +23,7 @@ def preset() -> Preset:
 @pytest.fixture(scope="module")
 def two(preset: Preset, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What tests/training/expert_ranks.py left behind, by rank."""
-    folder = tmp_path_factory.mktemp("heads")
-    (folder / "preset.json").write_text(json.dumps(preset.model_dump(mode="json")), encoding="utf-8")
-    run_on_two_ranks("tests.training.expert_ranks", folder)
-    return [torch.load(folder / f"rank{rank}.pt") for rank in range(2)]
+    return left_by_two_ranks("tests.training.expert_ranks", tmp_path_factory.mktemp("heads"), preset)
 
 
 @pytest.fixture(scope="module")

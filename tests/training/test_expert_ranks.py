@@ -1,6 +1,5 @@
 """Experts on two processes: gradients with the router's losses that do not depend on how rows are cut, and experts that nobody chose."""
 
-import json
 from typing import Any
 
 import pytest
@@ -11,7 +10,7 @@ from lm.training.distribution import Ranks
 from tests.training.expert_ranks import of_two_words, taught
 from tests.training.ranks import gradients, part_of, rows
 from tests.training.test_ranks import close
-from tests.training.two_ranks import run_on_two_ranks
+from tests.training.two_ranks import left_by_two_ranks
 
 RAW = {
     "model": {"hidden_size": 32, "num_layers": 2, "num_heads": 2, "seq_length": 64},
@@ -27,12 +26,9 @@ def preset() -> Preset:
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+def two(preset: Preset, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What tests/training/expert_ranks.py left behind, by rank."""
-    folder = tmp_path_factory.mktemp("experts")
-    (folder / "preset.json").write_text(json.dumps(RAW), encoding="utf-8")
-    run_on_two_ranks("tests.training.expert_ranks", folder)
-    return [torch.load(folder / f"rank{rank}.pt") for rank in range(2)]
+    return left_by_two_ranks("tests.training.expert_ranks", tmp_path_factory.mktemp("experts"), preset)
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from lm.preset import Preset, load_preset
 from lm.preset.counting import count_parameters, operations_per_token
 from lm.training import Halted, forecast
 from lm.training.distribution import Ranks
-from lm.training.forecast import Need, duration_told, in_hours, kept_bytes, lasting_bytes, memory_of, peak_products
+from lm.training.forecast import Need, duration_told, in_hours, kept_bytes, lasting_bytes, memory_of, peak_by_name, peak_products
 from lm.training.learner import Learner
 from lm.training.optimizer import build_optimizer
 from lm.training.snapshots import Snapshots
@@ -107,6 +107,28 @@ def test_the_time_of_a_run_is_told_after_a_few_steps(tiny: Tiny, tmp_path: Path)
     assert memory["free_bytes"] > 0
     assert time["seconds"] == pytest.approx(6 * STEP / time["tokens_per_second"])
     assert 0 < time["device_share"] < 1
+
+
+@pytest.mark.parametrize(
+    ("name", "peak"),
+    [
+        ("NVIDIA H200", 989e12),
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA H100 PCIe", 756e12),
+        ("NVIDIA A100-SXM4-80GB", 312e12),
+        ("NVIDIA L4", 121e12),
+        ("NVIDIA L40", None),
+        ("NVIDIA A10G", None),
+        ("NVIDIA RTX A1000", None),
+        ("NVIDIA GH200 480GB", None),
+        ("NVIDIA GeForce RTX 4090", 165e12),
+        ("NVIDIA GeForce RTX 4090 D", None),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
+        ("NVIDIA A100-SXM4-80GB MIG 1g.10gb", None),
+    ],
+)
+def test_a_device_is_known_by_its_whole_name(name: str, peak: float | None) -> None:
+    assert peak_by_name(name) == peak
 
 
 def test_words() -> None:

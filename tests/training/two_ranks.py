@@ -12,6 +12,11 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+import torch
+
+from lm.preset import Preset
 
 SIZE = 2
 
@@ -22,6 +27,13 @@ def run_on_two_ranks(module: str, folder: Path) -> None:
     command = [sys.executable, "-m", "tests.training.two_ranks", module]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+def left_by_two_ranks(module: str, folder: Path, preset: Preset) -> list[dict[str, Any]]:
+    """What each rank of `module` saved, which finds `preset` as preset.json."""
+    (folder / "preset.json").write_text(preset.model_dump_json(), encoding="utf-8")
+    run_on_two_ranks(module, folder)
+    return [torch.load(folder / f"rank{rank}.pt") for rank in range(SIZE)]
 
 
 def as_rank(rank: int, work: Callable[[], object]) -> None:
