@@ -149,7 +149,7 @@ class Loop:
         samples = self.crossed(before, self.train.sample_every_tokens)
         if samples:
             self.session.write_sample()
-        if turn.save or evaluates:
+        if turn.save or (evaluates and not self.watch.risen):
             self.begin_save()
         if evaluates:
             self.session.tell_saved(wait=True)

@@ -11,7 +11,7 @@ from lm.preset import Preset
 from lm.training import train
 from lm.training.distribution import Ranks
 from tests.training.picks import SECTIONS, Taught, batch, taught
-from tests.training.two_ranks import run_on_two_ranks
+from tests.training.two_ranks import left_by_two_ranks
 
 CASES = {"one picks nothing": slice(1, None, 2), "none picks": slice(None), "both pick": slice(0)}
 
@@ -19,9 +19,7 @@ CASES = {"one picks nothing": slice(1, None, 2), "none picks": slice(None), "bot
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What tests/training/picks.py left behind, by rank."""
-    folder = tmp_path_factory.mktemp("picks")
-    run_on_two_ranks("tests.training.picks", folder)
-    return [torch.load(folder / f"rank{rank}.pt") for rank in range(2)]
+    return left_by_two_ranks("tests.training.picks", tmp_path_factory.mktemp("picks"))
 
 
 def alone(case: str, micro_rows: int) -> Taught:

@@ -17,7 +17,8 @@ from tests.training.test_run import STEP, Tiny, trained
 def test_a_rate_that_is_too_high_ends_the_run_and_costs_no_snapshot(optimizer: str, tiny: Tiny, tmp_path: Path) -> None:
     trained(tiny(train={"optimizer": optimizer}), tmp_path, 40)
     good = Snapshots(tmp_path).read("current")
-    wild = tiny(train={"optimizer": optimizer, "learning_rate": 3.0, "warmup_share": 0.01, "snapshot_every_tokens": 10 * STEP})
+    often = {"snapshot_every_tokens": 10 * STEP, "evaluate_every_tokens": 15 * STEP, "eval_tokens": 500}
+    wild = tiny(train={"optimizer": optimizer, "learning_rate": 3.0, "warmup_share": 0.01, **often})
     with pytest.raises(Halted, match=r"learning has come apart; the last snapshot from before is kept: lower train\.learning_rate \(3\)"):
         trained(wild, tmp_path, 400)
     kept = [Snapshots(tmp_path).read(name) for name, file in NAMES.items() if (tmp_path / file).exists()]

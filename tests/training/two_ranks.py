@@ -29,9 +29,10 @@ def run_on_two_ranks(module: str, folder: Path) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-def left_by_two_ranks(module: str, folder: Path, preset: Preset) -> list[dict[str, Any]]:
-    """What each rank of `module` saved, which finds `preset` as preset.json."""
-    (folder / "preset.json").write_text(preset.model_dump_json(), encoding="utf-8")
+def left_by_two_ranks(module: str, folder: Path, preset: Preset | None = None) -> list[dict[str, Any]]:
+    """What each rank of `module` saved, which finds `preset` as preset.json, where there is one."""
+    if preset:
+        (folder / "preset.json").write_text(preset.model_dump_json(), encoding="utf-8")
     run_on_two_ranks(module, folder)
     return [torch.load(folder / f"rank{rank}.pt") for rank in range(SIZE)]
 
