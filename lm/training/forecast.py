@@ -8,6 +8,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterable
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -142,6 +143,7 @@ def peak_by_name(name: str) -> float | None:
     return next((peak for words, peak in PEAKS.items() if re.search(rf"\b{words}\b(?! D\b)", name)), None)
 
 
+@cache
 def peak_products(device: torch.device, precision: str) -> float:
     """Floating point operations a second at best: by the data sheet where the device is known, else measured with a square product."""
     if device.type == "cuda" and precision == "bfloat16" and (known := peak_by_name(torch.cuda.get_device_name(device))):
