@@ -3,10 +3,11 @@
 cost: time and highest memory of a training step with each head alone, and with all, against none. They take the same batch in turns, and the
 median of the paired ratios counts; memory is that of a process of its own on the CPU, and torch's own count on a GPU.
 gain: held-out bits per byte of the default preset in a small size with each head alone against none: after equal tokens, and after equal
-time, which is that of the run without heads. Every run reads the same batches; first weights differ by seed only.
+time, for which the model without heads also reads LONGER times as many tokens, and what it would have come to is read off between them. Every
+run reads the same batches, its learning rate falls at its own end, and first weights differ by seed only.
 
 Results of `gain` are kept, a JSON line each, in HEADS_RESULTS (heads.jsonl) and never measured twice: what was cut off goes on. HEADS_TOKENS
-(300,000), HEADS_SEEDS ("0 1 2"), HEADS_NAMES (all) and HEADS_SIZE (96) say how much of it. Text: the Hub that HF_ENDPOINT leads to, else
+(500,000), HEADS_SEEDS ("0 1 2"), HEADS_NAMES (all) and HEADS_SIZE (96) say how much of it. Text: the Hub that HF_ENDPOINT leads to, else
 installed documentation.
 """
 
@@ -21,6 +22,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy
 import torch
 
 from data_sources import Batch, open_stream
@@ -36,12 +38,13 @@ from tests.benchmarks.learning import bits_per_byte
 from tests.benchmarks.text import LOCAL
 
 PARTS = os.environ.get("HEADS_PARTS", "cost,gain").split(",")
-TOKENS = int(os.environ.get("HEADS_TOKENS", 300_000))
+TOKENS = int(os.environ.get("HEADS_TOKENS", 500_000))
 SEEDS = tuple(map(int, os.environ.get("HEADS_SEEDS", "0 1 2").split()))
-NAMES = os.environ["HEADS_NAMES"].split() if "HEADS_NAMES" in os.environ else [*HEADS, "value dynamics", "all"]
+NAMES = os.environ["HEADS_NAMES"].split() if "HEADS_NAMES" in os.environ else [*HEADS, "all"]
 SIZE = int(os.environ.get("HEADS_SIZE", 96))
 RESULTS = Path(os.environ.get("HEADS_RESULTS", "heads.jsonl"))
-NONE, ROWS, LENGTH, VOCABULARY, HELD_OUT_BATCHES, PAIRS, CHECKS = "none", 8, 256, 2048, 16, 7, 20
+NONE, LONGER = "none", (1.2, 1.6)
+ROWS, LENGTH, VOCABULARY, HELD_OUT_BATCHES, PAIRS = 8, 256, 2048, 16, 7
 clock = time.perf_counter if torch.cuda.is_available() else time.process_time
 
 
@@ -118,50 +121,47 @@ def tell_memory(name: str) -> None:
 
 
 def gain() -> None:
-    known = {(line["name"], line["seed"]): line for line in map(json.loads, RESULTS.read_text().splitlines() if RESULTS.exists() else []) if is_of_now(line)}
+    known = {(line["name"], line["seed"], line["tokens"]): line for line in lines_of(RESULTS) if line["size"] == SIZE}
     tokenizer = build_tokenizer(preset_of(NONE).data, seed=0)
     sizes = torch.tensor(token_bytes(tokenizer))
     with open_stream(preset_of(NONE).data, tokenizer, LENGTH, ROWS, part="held_out") as stream:
         held = [batch for batch, _ in (next(stream) for _ in range(HELD_OUT_BATCHES))]
+    budgets = [TOKENS, *(int(times * TOKENS) for times in LONGER)]
     for seed in SEEDS:
-        for name in [NONE, *NAMES]:
-            if (name, seed) not in known:
-                line = measured(name, seed, tokenizer, held, sizes, known.get((NONE, seed)))
-                known[name, seed] = line
+        for name, tokens in [*((NONE, tokens) for tokens in budgets), *((name, TOKENS) for name in NAMES)]:
+            if (name, seed, tokens) not in known:
+                bits, seconds = run(name, seed, tokens, tokenizer, held, sizes)
+                line = {"name": name, "seed": seed, "tokens": tokens, "size": SIZE, "bits": bits, "seconds": seconds}
+                known[name, seed, tokens] = line
                 with RESULTS.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(line) + "\n")
+                print(json.dumps(line), flush=True)
     for name in NAMES:
-        pairs = [(known[name, seed], known[NONE, seed]) for seed in SEEDS]
-        tokens = [ours["bits"] - none["bits"] for ours, none in pairs]
-        hours = [ours["bits_at_time"] - none["bits"] for ours, none in pairs]
-        slower = statistics.median(ours["seconds"] / none["seconds"] for ours, none in pairs)
+        ours = [known[name, seed, TOKENS] for seed in SEEDS]
+        without = [[known[NONE, seed, tokens] for tokens in budgets] for seed in SEEDS]
+        slower = statistics.median(line["seconds"] / none[0]["seconds"] for line, none in zip(ours, without, strict=True))
+        tokens = [line["bits"] - none[0]["bits"] for line, none in zip(ours, without, strict=True)]
+        hours = [line["bits"] - at_time(slower, [one["bits"] for one in none]) for line, none in zip(ours, without, strict=True)]
         print(f"{name}: after equal tokens {spread(tokens)}, after equal time {spread(hours)} bits per byte, {slower:.2f} times the time")
-    bits = [known[NONE, seed]["bits"] for seed in SEEDS]
+    bits = [known[NONE, seed, TOKENS]["bits"] for seed in SEEDS]
     print(f"none: {statistics.mean(bits):.4f} bits per byte ({min(bits):.4f} to {max(bits):.4f}) after {TOKENS:,} tokens, {len(SEEDS)} seeds")
 
 
-def is_of_now(line: dict[str, Any]) -> bool:
-    return line["tokens"] == TOKENS and line["size"] == SIZE
+def lines_of(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+
+
+def at_time(slower: float, bits: list[float]) -> float:
+    """What the model without heads comes to in `slower` times the time, by its bits after 1 and LONGER times the tokens."""
+    return float(numpy.interp(slower, [1.0, *LONGER], bits))
 
 
 def spread(differences: list[float]) -> str:
     return f"{statistics.mean(differences):+.4f} ({min(differences):+.4f} to {max(differences):+.4f})"
 
 
-def measured(name: str, seed: int, tokenizer: Any, held: list[Batch], sizes: torch.Tensor, none: dict[str, Any] | None) -> dict[str, Any]:
-    """A run after its tokens; and another whose learning rate falls as it should when the time of the run without heads is over."""
-    bits, seconds, steps = run(name, seed, TOKENS, tokenizer, held, sizes)
-    line = {"name": name, "seed": seed, "tokens": TOKENS, "size": SIZE, "bits": bits, "seconds": seconds, "bits_at_time": bits}
-    if none is not None:
-        fewer = int(TOKENS * min(1.0, none["seconds"] / seconds))
-        line["tokens_at_time"] = fewer
-        line["bits_at_time"] = run(name, seed, fewer, tokenizer, held, sizes)[0]
-    print(json.dumps(line), flush=True)
-    return line
-
-
-def run(name: str, seed: int, tokens: int, tokenizer: Any, held: list[Batch], sizes: torch.Tensor) -> tuple[float, float, int]:
-    """Held-out bits per byte, seconds of the steps, and how many they were."""
+def run(name: str, seed: int, tokens: int, tokenizer: Any, held: list[Batch], sizes: torch.Tensor) -> tuple[float, float]:
+    """Held-out bits per byte, and seconds of the steps."""
     preset = preset_of(name, seed)
     teacher, learner = teacher_of(preset, len(tokenizer))
     read = steps = 0
@@ -175,7 +175,7 @@ def run(name: str, seed: int, tokens: int, tokenizer: Any, held: list[Batch], si
     device = learner.model.embedding.weight.device
     learner.heads = torch.nn.ModuleDict()  # what is measured is the model
     bits, _ = bits_per_byte(lambda batch: learner([batch.to(device)]).losses["next_token"], learner, held, sizes)
-    return bits, seconds, steps
+    return bits, seconds
 
 
 if __name__ == "__main__":
