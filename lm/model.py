@@ -22,7 +22,6 @@ from lm.units.bidirectional import two_way
 from lm.units.mixture_of_depths import WRITTEN, MixtureOfDepths
 from lm.units.neighbours import NeighbourEncoder
 from lm.units.options import feed_forward, with_gates
-from lm.units.swiglu import SwiGLU
 
 __all__ = ["Context", "Model", "ModelState", "Output", "build_model"]
 
@@ -106,7 +105,7 @@ class Model(nn.Module):
         self.positions = nn.Embedding(config.seq_length, config.hidden_size) if config.position == "learned" else None
         options = layer_options(preset)
         shared_width = max(option.shared_width for option in options)
-        self.shared_ffn = SwiGLU(preset, shared_width) if shared_width else None
+        self.shared_ffn = UNITS[config.activation](preset, shared_width) if shared_width else None
         self.depths = nn.ModuleDict({str(depth): MixtureOfDepths(preset) for depth in depths_layers(preset)})  # of layers that only some tokens read
         asked = {int(depth) - 1 for depth, router in self.depths.items() if router.by_previous}
         self.neighbour_encoder = NeighbourEncoder(preset) if any("retro" in names for names in self.plan) else None
@@ -120,7 +119,7 @@ class Model(nn.Module):
     def _units(self, preset: Preset, names: Sequence[str], options: Options) -> Iterator[Unit]:
         """The units of one layer; `preset` as it is there."""
         for name, gates in zip(names, options.gates, strict=True):
-            shares = options.shared_width and name == "swiglu"
+            shares = options.shared_width and name == preset.model.activation
             made = partial(feed_forward, preset, self.shared_ffn) if shares else partial(UNITS[name], preset)
             yield with_gates(two_way(name, made, preset.model.bidirectional), gates)
 

@@ -48,6 +48,7 @@ VARIANTS: dict[str, list[Sections]] = {
         {"longformer": {"window": 7, "global_tokens": 29}, "model": {"position_interpolation": 3.0}},
     ],
     "swiglu": [{}],
+    "relu2": [{}, {"model": {"ffn_size": None}}],
     "rwkv": [{"rwkv": {"mix_rank": 5, "decay_rank": 7}}, {"rwkv": {"mix_rank": 1, "decay_rank": 2}, "model": {"num_heads": 1}}],
     "rwkv_channel": [{}, {"model": {"ffn_size": None}}],
     "s5": [{"s5": {"state_size": 10}}, {"s5": {"state_size": 12, "blocks": 3}}, {"s5": {"state_size": 2}}],
@@ -121,6 +122,8 @@ MODELS: dict[str, Sections] = {
     },
     "gates": {"head_gating": {"enabled": True, "ffn_groups": 7}, "s5": {"enabled": True, "layers": [1], "state_size": 6}},
     "feed-forwards that share": {"model": {"num_layers": 3}, "shared_ffn": {"enabled": True, "private_share": 0.3}},
+    "squared ReLU": {"model": {"activation": "relu2"}, "s5": {"enabled": True, "layers": [1], "state_size": 6}},
+    "squared ReLUs that share": {"model": {"num_layers": 3, "activation": "relu2"}, "shared_ffn": {"enabled": True, "private_share": 0.3}},
     "feed-forwards that share all": {"model": {"num_layers": 3}, "shared_ffn": {"enabled": True, "private_share": 0.0, "layers": [0, 2]}},
     "gates, keys and feed-forwards that share": {
         "model": {"num_layers": 4, "ffn_size": 14},
@@ -305,7 +308,7 @@ def close(a: Any, b: Any, dtype: torch.dtype) -> None:
 
 def test_every_unit_is_under_the_law() -> None:
     assert set(VARIANTS) == set(UNITS)
-    assert set(UNITS) == {"attention", "swiglu"} | {name for name, claim in MECHANISMS.items() if claim.built}
+    assert set(UNITS) == {"attention", "swiglu", "relu2"} | {name for name, claim in MECHANISMS.items() if claim.built}
 
 
 @under_the_law

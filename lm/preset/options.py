@@ -30,7 +30,7 @@ def _gates(preset: Preset, unit: str) -> int:
 
 
 def _is_ffn(unit: str) -> bool:
-    return unit == "swiglu" or (unit in MECHANISMS and MECHANISMS[unit].kind == "ffn")
+    return unit in ("swiglu", "relu2") or (unit in MECHANISMS and MECHANISMS[unit].kind == "ffn")
 
 
 def check_options(preset: Preset) -> None:

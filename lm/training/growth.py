@@ -30,7 +30,7 @@ PLAIN = (int, float, str, tuple, type(None))
 TABLES = (EMBEDDING, OUTPUT, PLACES)
 IN_UNIT = re.compile(r"(model\.layers\.\d+)\.(\d+)\.(.+)")  # layer, place in the layer, the rest
 HEADS = "heads."
-IN_HEAD = re.compile(r"heads\.\w+\.")
+IN_WHOLE = re.compile(r"(?:heads\.\w+|model\.shared_ffn)\.")  # what is kept as a whole or not at all
 GATE = re.compile(r"unit\.output\.gate\..+")
 SHARED_FFN, SCALE = re.compile(r"model\.shared_ffn\..+"), "shared_scale"
 # A unit that has a tensor of the first name reads what tensors of the second make.
@@ -80,7 +80,7 @@ def fit(model: Model, ours: Mapping[str, Tensor], before: Preset, theirs: Mappin
     """Compare `model` and the tensors it is trained with to the preset and the tensors of a snapshot."""
     alike = [name for name in ours if name in theirs and not IN_UNIT.fullmatch(name)]
     kept = {name: name for name in alike if ours[name].shape == theirs[name].shape} | _kept_units(ours, theirs)
-    kept = _without_parts_of_heads(_without_orphans(kept, ours), ours, theirs)
+    kept = _without_broken(_without_orphans(kept, ours), ours, theirs)
     grown = {name: (tuple(theirs[name].shape), tuple(ours[name].shape)) for name in alike if name in TABLES and _has_more_rows(ours[name], theirs[name])}
     taken = {*kept.values(), *grown}
     new, left = [name for name in ours if name not in kept and name not in grown], [name for name in theirs if name not in taken]
@@ -128,10 +128,10 @@ def _without_orphans(kept: dict[str, str], ours: Mapping[str, Tensor]) -> dict[s
     return kept
 
 
-def _without_parts_of_heads(kept: dict[str, str], ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> dict[str, str]:
-    """`kept` without the heads of which something is not: a head is kept as a whole or not at all."""
-    broken = {found[0] for name in (*ours, *theirs) if (found := IN_HEAD.match(name)) and name not in kept}
-    return {name: there for name, there in kept.items() if not (found := IN_HEAD.match(name)) or found[0] not in broken}
+def _without_broken(kept: dict[str, str], ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> dict[str, str]:
+    """`kept` without the heads, and the feed-forward of many layers, of which something is not."""
+    broken = {found[0] for name in (*ours, *theirs) if (found := IN_WHOLE.match(name)) and name not in kept}
+    return {name: there for name, there in kept.items() if not (found := IN_WHOLE.match(name)) or found[0] not in broken}
 
 
 def _units(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, dict[str, torch.Size]]]:

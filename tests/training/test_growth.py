@@ -81,6 +81,28 @@ def test_another_mechanism_begins_as_the_identity(tiny: Tiny, mechanism: str) ->
     assert moments.keys() == {f"{name}/exp_avg" for name in how.kept}
 
 
+@pytest.mark.parametrize("ways", [("swiglu", "relu2"), ("relu2", "swiglu")], ids=str)
+@pytest.mark.parametrize("share", [None, 0.3, 0.0])
+def test_another_activation_begins_as_the_identity(tiny: Tiny, ways: tuple[str, str], share: float | None) -> None:
+    """Of feed-forwards that layers share, too, whose output matrix is of the same name, and here of the same shape."""
+    shared = {} if share is None else {"shared_ffn": {"enabled": True, "private_share": share}}
+    old, new = (tiny(model={"activation": activation, "ffn_size": 40}, **shared) for activation in ways)
+    before, after, how = grown(old, new)
+    assert places_kept(how) == {"0"} and not any("shared_ffn" in name for name in how.kept)
+    quiet = {
+        name: torch.zeros_like(value) for name, value in before.state_dict().items() if name.endswith(("1.unit.output.weight", "shared_ffn.output.weight"))
+    }
+    before.load_state_dict(quiet, strict=False)
+    torch.testing.assert_close(after(tokens(31)).logits, before(tokens(31)).logits, rtol=1e-12, atol=1e-12)
+
+
+def test_a_deeper_model_of_squared_relus_computes_the_same(tiny: Tiny) -> None:
+    relu2 = {"activation": "relu2"}
+    before, after, how = grown(tiny(model=relu2), tiny(model=relu2 | {"num_layers": 4}))
+    assert how.new and not how.left and not how.grown
+    torch.testing.assert_close(after(tokens(31)).logits, before(tokens(31)).logits, rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("shared", [0, 1])
 def test_experts_in_a_feed_forwards_place_begin_as_the_identity(tiny: Tiny, shared: int) -> None:
     """With what their routers know of the step before: nothing yet. What moves is the layer that becomes experts, and no other."""
