@@ -21,7 +21,7 @@ from lm.units import UNITS, Context, Mixed, State, Unit
 from lm.units.bidirectional import two_way
 from lm.units.mixture_of_depths import WRITTEN, MixtureOfDepths
 from lm.units.neighbours import NeighbourEncoder
-from lm.units.options import feed_forward, with_gates
+from lm.units.options import feed_forward, with_gates, with_values
 
 __all__ = ["Context", "Model", "ModelState", "Output", "build_model"]
 
@@ -118,10 +118,10 @@ class Model(nn.Module):
 
     def _units(self, preset: Preset, names: Sequence[str], options: Options) -> Iterator[Unit]:
         """The units of one layer; `preset` as it is there."""
-        for name, gates in zip(names, options.gates, strict=True):
+        for name, gates, values in zip(names, options.gates, options.values, strict=True):
             shares = options.shared_width and name == preset.model.activation
             made = partial(feed_forward, preset, self.shared_ffn) if shares else partial(UNITS[name], preset)
-            yield with_gates(two_way(name, made, preset.model.bidirectional), gates)
+            yield with_values(with_gates(two_way(name, made, preset.model.bidirectional), gates), values)
 
     @property
     def output_weight(self) -> Tensor:

@@ -132,6 +132,19 @@ MODELS: dict[str, Sections] = {
         "shared_attention": {"enabled": True, "layers": "last_half"},
         "rwkv_channel": {"enabled": True, "layers": [3]},
     },
+    "values of the first attention": {"model": {"num_layers": 3, "num_kv_heads": 1, "value_residual": True}},
+    "values of the first attention, others between, windows": {
+        "model": {"num_layers": 5, "value_residual": True},
+        "s5": {"enabled": True, "layers": [0, 3], "state_size": 6},
+        "longformer": {"enabled": True, "layers": [2, 3], "window": 5, "global_tokens": 2},
+        "head_gating": {"enabled": True, "ffn_groups": 0},
+    },
+    "values of the first attention in windows alone": {
+        "model": {"num_layers": 3, "value_residual": True},
+        "longformer": {"enabled": True, "layers": "even", "window": 4, "global_tokens": 1},
+        "mixture_of_depths": {"enabled": True, "layers": [1], "router_type": "threshold"},
+        "s5": {"enabled": True, "layers": [1], "state_size": 6},
+    },
     "heavy tokens": {"colt5": {"enabled": True}, "colt5_attention": {"enabled": True, "layers": "odd", "window": 4}},
     "depths: attention": {"mixture_of_depths": {"enabled": True, "router_size": 7}},
     "depths: state space, window": {

@@ -217,7 +217,7 @@ def count_heads(preset: Preset) -> int:
 
 
 def _options(preset: Preset, layers: list[Preset]) -> int:
-    """A gate sees all of what it gates and has a bias; each layer has a scale for each channel of what is shared."""
+    """A gate sees all of what it gates and has a bias; each layer has a scale for each channel of what is shared; mixed values have a share."""
     options = layer_options(preset)
     gates = sum(
         groups * (OUTPUT_WIDTHS[name](at) + 1)
@@ -227,7 +227,8 @@ def _options(preset: Preset, layers: list[Preset]) -> int:
     )
     widths = [option.shared_width for option in options if option.shared_width]
     matrices = 3 if preset.model.activation == "swiglu" else 2
-    return gates + preset.model.hidden_size * (len(widths) + matrices * max(widths, default=0))
+    mixed = sum(option.values.count("mixed") for option in options)
+    return gates + mixed + preset.model.hidden_size * (len(widths) + matrices * max(widths, default=0))
 
 
 def operations_per_token(preset: Preset, vocab_size: int) -> float | None:

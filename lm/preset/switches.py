@@ -54,6 +54,10 @@ class ModelConfig(Config):
     activation: Literal["swiglu", "relu2"] = Field(
         "swiglu", description="Feed-forward where no mechanism claims one: SwiGLU, or squared ReLU, which has two matrices for SwiGLU's three."
     )
+    value_residual: bool = Field(
+        False,
+        description="Mix the values of the first layer of attention or longformer into those of the others, each with a share of its own that is 0 at first.",
+    )
     ffn_size: int | None = Field(
         None,
         ge=1,

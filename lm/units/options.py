@@ -1,4 +1,5 @@
-"""What options of the plan make of any unit: gates before its output matrix, and a feed-forward of which other layers share a part.
+"""What options of the plan make of any unit: gates before its output matrix, a feed-forward of which other layers share a part, and values
+of the first attention among those of the others.
 
 Gates (after Qiu et al. 2025, "Gated Attention for Large Language Models", who gate each head after attention): what goes into the output
 matrix W of a unit, cut into groups (the heads of a mixer), is scaled by
@@ -14,6 +15,13 @@ One of them is the same in all layers, the other a layer's own:
     y = own(x) + a * shared(x)
 
 The scale a, a number for each channel and layer, lets layers differ; and a layer that a grown model did not have begins with 0.
+
+Mixed values (Zhou et al. 2024, "Value residual learning"; learned as in Jordan et al. 2024, "modded-nanogpt"): what the attention of layer l
+attends to, and keeps in its state, is, v1 being the values of the first attention of the model for the same tokens,
+
+    v^l_t + a_l (v1_t - v^l_t)
+
+The share a_l is a number of each layer, 0 at first: so that a model that gets it computes what it did.
 
 Sizes: B batch, T time, D hidden.
 """
@@ -53,6 +61,15 @@ def with_gates(unit: Unit, groups: int) -> Unit:
     """`unit` with that many gates before its output matrix, which keeps its name; 0: as it is."""
     if groups:
         unit.output = GatedLinear(unit.output.in_features, unit.output.out_features, groups)
+    return unit
+
+
+def with_values(unit: Unit, values: str) -> Unit:
+    """`unit` with the part that it has in mixed values: "first" or "mixed"; "own": as it is."""
+    if values == "first":
+        unit.tells_values = True
+    if values == "mixed":
+        unit.first_share = nn.Parameter(torch.zeros(1))
     return unit
 
 

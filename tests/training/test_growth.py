@@ -147,6 +147,36 @@ def test_gates_that_come_change_nothing_and_those_that_go_leave_the_unit(tiny: T
     assert other.new == other.left and all(".1.unit.output.gate." in name for name in other.new)
 
 
+VALUED = {"num_layers": 3, "value_residual": True}
+
+
+def test_values_of_the_first_attention_that_come_change_nothing_and_leave_the_units_when_they_go(tiny: Tiny) -> None:
+    before, after, how = grown(tiny(model={"num_layers": 3}), tiny(model=VALUED))
+    assert how.new == [f"model.layers.{layer}.0.unit.first_share" for layer in (1, 2)] and not how.left and not how.grown
+    assert torch.equal(after(tokens(31)).logits, before(tokens(31)).logits)
+    _, _, back = grown(tiny(model=VALUED), tiny(model={"num_layers": 3}))
+    assert back.left == how.new and not back.new and not back.is_same_model
+
+
+def test_a_deeper_model_with_values_of_the_first_attention_computes_the_same(tiny: Tiny) -> None:
+    before, after, how = grown(tiny(model=VALUED), tiny(model=VALUED | {"num_layers": 5}))
+    assert {name.split(".")[2] for name in how.new} == {"3", "4"} and not how.left
+    assert torch.equal(after(tokens(31)).logits, before(tokens(31)).logits)
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+def test_another_units_values_begin_to_be_mixed_anew(tiny: Tiny, layer: int) -> None:
+    """Where the first attention gives way, shares that were learned for its values are not taken of what is the first now."""
+    before, after, how = grown(tiny(model=VALUED), tiny(model=VALUED, s5={"enabled": True, "layers": [layer]}))
+    mixing = "model.layers.2.0.unit.first_share"
+    assert (mixing in how.new) == (layer == 0) and "model.layers.2.0.unit.query_key_value.weight" in how.kept
+    for one in before.layers:
+        if layer == 0 and one[0].unit.first_share is not None:
+            one[0].unit.first_share.data.zero_()
+    before.layers[layer][0].unit.output.weight.data.zero_()
+    torch.testing.assert_close(after(tokens(31)).logits, before(tokens(31)).logits, rtol=1e-12, atol=1e-12)
+
+
 def neighbours_of(preset: Preset) -> Neighbours:
     count, size, generator = preset.retro.num_neighbors, 2 * preset.retro.chunk_size, torch.Generator().manual_seed(2)
     tokens = torch.randint(V, (4, count, size), generator=generator)
