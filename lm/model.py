@@ -1,6 +1,6 @@
 """The model: embed -> layers of residual units -> norm -> logits.
 
-    x = embedding[tokens];  for each unit of each layer: x = x + unit(norm(x));  logits = norm(x) @ output.T
+    x = embedding[tokens];  for each unit of each layer: x = x + unit(norm(x));  logits = norm(x) @ output.T, within a soft cap if one is set
 
 A layer may be for some tokens only (lm/units/mixture_of_depths.py), and may attend to neighbours (lm/units/neighbours.py).
 
@@ -13,9 +13,9 @@ from functools import partial
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lm.ops.readout import Readout
 from lm.preset import Options, Preset, at_layer, depths_layers, layer_options, layer_plan
 from lm.units import UNITS, Context, Mixed, State, Unit
 from lm.units.bidirectional import two_way
@@ -36,19 +36,19 @@ class ModelState(NamedTuple):
 class Output:
     """What one reading gives. `logits` (B, T, V) is computed when it is first read."""
 
-    def __init__(self, hidden: Tensor, state: ModelState | None, losses: Mapping[str, Tensor], stats: Mapping[str, Tensor], output_weight: Tensor) -> None:
+    def __init__(self, hidden: Tensor, state: ModelState | None, losses: Mapping[str, Tensor], stats: Mapping[str, Tensor], readout: Readout) -> None:
         self.hidden = hidden  # (B, T, D), after the last norm
         self.state = state  # None when none was given
         self.losses = losses  # named scalars of the units, summed over layers
         self.stats = stats  # by layer and unit, "3.moe.load"
-        self._output_weight = output_weight
+        self._readout = readout
         self._logits: Tensor | None = None
 
     @property
     def logits(self) -> Tensor:
         """Scores of every entry of the vocabulary as the next token."""
         if self._logits is None:
-            self._logits = F.linear(self.hidden, self._output_weight)
+            self._logits = self._readout.logits(self.hidden)
         return self._logits
 
 
@@ -114,6 +114,7 @@ class Model(nn.Module):
             for depth, names in enumerate(self.plan)
         )
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
+        self.logit_soft_cap = config.logit_soft_cap
         self.output = None if config.tie_embeddings else nn.Linear(config.hidden_size, vocab_size, bias=False)
 
     def _units(self, preset: Preset, names: Sequence[str], options: Options) -> Iterator[Unit]:
@@ -127,6 +128,11 @@ class Model(nn.Module):
     def output_weight(self) -> Tensor:
         """(V, D): a row for each entry of the vocabulary."""
         return self.embedding.weight if self.output is None else self.output.weight
+
+    @property
+    def readout(self) -> Readout:
+        """What makes scores of the vocabulary out of the last latents."""
+        return Readout(self.output_weight, self.logit_soft_cap)
 
     def initial_state(self, batch_size: int) -> ModelState:
         """The state before the first token."""
@@ -165,7 +171,7 @@ class Model(nn.Module):
             if mixed.shared:
                 context = replace(context, shared={**context.shared, **mixed.shared})
         position = context.position[:, -1] + 1 if tokens.shape[1] else before.position
-        return Output(self.norm(x), ModelState(position, tuple(after)) if state else None, losses, stats, self.output_weight)
+        return Output(self.norm(x), ModelState(position, tuple(after)) if state else None, losses, stats, self.readout)
 
     def _with_neighbours(self, context: Context) -> Context:
         """`context` with what was handed in encoded, for the layers that attend to it."""

@@ -122,6 +122,7 @@ MODELS: dict[str, Sections] = {
     },
     "gates": {"head_gating": {"enabled": True, "ffn_groups": 7}, "s5": {"enabled": True, "layers": [1], "state_size": 6}},
     "feed-forwards that share": {"model": {"num_layers": 3}, "shared_ffn": {"enabled": True, "private_share": 0.3}},
+    "scores within a soft cap": {"model": {"logit_soft_cap": 1.5, "num_kv_heads": 1, "tie_embeddings": False}},
     "squared ReLU": {"model": {"activation": "relu2"}, "s5": {"enabled": True, "layers": [1], "state_size": 6}},
     "squared ReLUs that share": {"model": {"num_layers": 3, "activation": "relu2"}, "shared_ffn": {"enabled": True, "private_share": 0.3}},
     "feed-forwards that share all": {"model": {"num_layers": 3}, "shared_ffn": {"enabled": True, "private_share": 0.0, "layers": [0, 2]}},

@@ -31,5 +31,5 @@ class Reconstruction(Head):
 
     def taught(self, reading: Reading) -> Taught:
         index, wanted = self.asked(reading)
-        total, _ = linear_cross_entropy(self.network(gathered(reading.hidden, index)), reading.output_weight, wanted)
+        total, _ = linear_cross_entropy(self.network(gathered(reading.hidden, index)), reading.readout, wanted)
         return Taught({"reconstruction": total * self.stride}, {"reconstruction": wanted.new_tensor(len(wanted) * self.stride)})

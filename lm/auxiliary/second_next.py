@@ -33,5 +33,5 @@ class SecondNext(Head):
 
     def taught(self, reading: Reading) -> Taught:
         index, wanted = self.asked(reading)
-        total, _ = linear_cross_entropy(self.network(gathered(reading.hidden, index)), reading.output_weight, wanted)
+        total, _ = linear_cross_entropy(self.network(gathered(reading.hidden, index)), reading.readout, wanted)
         return Taught({"second_next": total * self.stride}, {"second_next": wanted.new_tensor(len(wanted) * self.stride)})

@@ -68,6 +68,9 @@ class ModelConfig(Config):
         "off", description='Read texts from both ends, for objective "mlm": with weights of its own for each way, or shared ones.'
     )
     tie_embeddings: bool = Field(True, description="Use the token embedding as the output matrix too.")
+    logit_soft_cap: float | None = Field(
+        None, gt=0, le=1e4, description="Keep scores of the vocabulary within plus and minus this: c tanh(score / c). No limit when null."
+    )
     norm_eps: float = Field(1e-6, gt=0, le=0.1, description="Added under the root of the RMS norms.")
 
     @property

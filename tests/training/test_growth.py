@@ -256,6 +256,7 @@ def test_who_reads_what_is_shared_is_not_kept_without_it(tiny: Tiny) -> None:
         {"model": {"position_interpolation": 2.0, "position_interpolation_layers": "odd"}},
         {"model": {"num_heads": 4, "qk_norm": False}},
         {"model": {"norm_eps": 1e-3}},
+        {"model": {"logit_soft_cap": 3.0}},
     ],
     ids=str,
 )
