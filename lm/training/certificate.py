@@ -52,7 +52,7 @@ def probe_loss(model: Model, tokens: Sequence[int]) -> float | None:
     with torch.no_grad():
         row = torch.tensor(tokens, device=model.embedding.weight.device)
         hidden = model(row[None, :-1]).hidden[0]
-        total, _ = linear_cross_entropy(hidden, model.output_weight, row[1:])
+        total, _ = linear_cross_entropy(hidden, model.readout, row[1:])
     model.train(was_training)
     return float(total) / (len(tokens) - 1)
 

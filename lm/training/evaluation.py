@@ -222,7 +222,7 @@ def nats_of(model: Model, rows: Rows, state: ModelState | None) -> tuple[Tensor,
     if state is not None:
         state = tree_map(lambda leaf: leaf[len(leaf) - len(tokens) :], state)
     out = model(tokens, state, Context(restart=restart, memory=Neighbours(*rows.arrivals) if rows.arrivals else None))
-    _, nats = linear_cross_entropy(out.hidden.flatten(0, 1), model.output_weight, targets.flatten())
+    _, nats = linear_cross_entropy(out.hidden.flatten(0, 1), model.readout, targets.flatten())
     return nats.view(targets.shape), out.state
 
 

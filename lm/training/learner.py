@@ -55,11 +55,11 @@ class Learner(nn.Module):
         neighbours = Neighbours(*piece.answers) if piece.answers else None
         context = Context(restart=piece.restart, memory=neighbours, cu_seqlens=piece.cu_seqlens, any_restart=any_restart, scored=piece.targets >= 0)
         out = self.model(piece.tokens, state, context)
-        total, nll = linear_cross_entropy(out.hidden.flatten(0, 1), self.model.output_weight, piece.targets.flatten())
+        total, nll = linear_cross_entropy(out.hidden.flatten(0, 1), self.model.readout, piece.targets.flatten())
         losses, stats, nll = {"next_token": total / max(piece.valid, 1), **out.losses}, dict(out.stats), nll.view_as(piece.targets)
         if self.heads:
             about = (piece.tokens, piece.targets, piece.restart, nll, piece.row, piece.lane, piece.column)
-            tables = (self.model.embedding.weight, self.model.output_weight)
+            tables = (self.model.embedding.weight, self.model.readout)
             reading = Reading(out.hidden, *about, *tables, lambda tokens: self.model(tokens, state, context).hidden, self.heads)
             for name, head in self.heads.items():
                 taught = head(reading)

@@ -105,7 +105,9 @@ class Teacher:
 
     def _lasting(self) -> int:
         """Bytes that come with the first step and stay."""
-        of_loss = self.alone.model.output_weight.nbytes + 3 * 4 * CHUNK_ELEMENTS * (1 if self.ranks.device.type == "cpu" else DEVICE_FACTOR)
+        readout = self.alone.model.readout
+        of_a_chunk = 3 + (readout.soft_cap is not None)  # matrices
+        of_loss = readout.weight.nbytes + of_a_chunk * 4 * CHUNK_ELEMENTS * (1 if self.ranks.device.type == "cpu" else DEVICE_FACTOR)
         return lasting_bytes(self.alone, lambda parameter: bool(self.optimizer.moments(parameter))) + of_loss
 
     def _row(self, batch: Batch, at_once: int) -> int:

@@ -181,7 +181,7 @@ def gap_nats(model: Model, tokenizer: Any, filler: Any, gap: Gap) -> float:
         prompt = [filler.tokens.modes[filler.mode], *prompt, name, *after, name]
     row = torch.tensor([*prompt, *words])
     hidden = model(row[None, :-1]).hidden[0, len(prompt) - 1 :]
-    return float(linear_cross_entropy(hidden, model.output_weight, row[len(prompt) :])[0])
+    return float(linear_cross_entropy(hidden, model.readout, row[len(prompt) :])[0])
 
 
 def quality() -> None:

@@ -10,6 +10,7 @@ from data_sources.special_tokens import ObjectiveTokens, with_objective_tokens
 from lm.generation.chat import PLAIN, Conversation
 from lm.generation.infilling import FillingConversation, filler_of
 from lm.model import Model, build_model
+from lm.ops.readout import Readout
 from lm.preset import Preset
 from lm.preset.generation import GenerationConfig
 from tests.generation.test_chat import answered
@@ -52,8 +53,8 @@ class Scripted(torch.nn.Module):
         return out
 
     @property
-    def output_weight(self) -> torch.Tensor:
-        return torch.eye(self.size, dtype=torch.float64)
+    def readout(self) -> Readout:
+        return Readout(torch.eye(self.size, dtype=torch.float64))
 
 
 def test_the_prompt_and_the_gaps_are_read_as_in_training(preset: Preset, gapped: Any, random_model: Model) -> None:
