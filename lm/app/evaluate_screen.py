@@ -13,7 +13,7 @@ from lm.app.life import NO_MODEL
 from lm.app.pager import Pager
 from lm.app.terminal import CHECKPOINTS, quieted, uninterrupted
 from lm.app.text import ACCENT, LABEL, QUIET, spans, wrapped
-from lm.app.words import counted, figure, one_line
+from lm.app.words import AS_TRAINED, counted, figure, one_line
 from lm.training.forgetting import keep_measures, kept_measures
 from lm.training.headers import Header, Listed, SnapshotError, listed, read_header
 
@@ -100,6 +100,8 @@ def table_of(event: Mapping[str, Any]) -> Table:
         table.add_row(Text(one_line(name)), *_cells(values))
     if len(event["sources"]) > 1:
         table.add_row("all", *_cells({**event, "tokens": sum(each["tokens"] for each in event["sources"].values())}), style="bold")
+    if "without_average" in event:
+        table.add_row(AS_TRAINED, *_cells(event["without_average"]))
     return table
 
 

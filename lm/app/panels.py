@@ -8,7 +8,7 @@ from rich.text import Text
 from lm.app.curve import draw
 from lm.app.facts import Facts, SourceFacts, over_mean
 from lm.app.text import ACCENT, LABEL, QUIET, TONES, Lines, apart, filled, fitted, spans, title, wrapped
-from lm.app.words import NOTHING, counted, duration, figure, milliseconds, one_line, rate, size
+from lm.app.words import AS_TRAINED, NOTHING, counted, duration, figure, milliseconds, one_line, rate, size
 
 STATE_STYLES = {"reading": "green", "waiting": "yellow", "given up": "red", "finished": "dim"}
 BARS = "▁▂▃▄▅▆▇█"
@@ -158,10 +158,16 @@ def held_out_line(facts: Facts, width: int) -> Lines:
         spans(
             ("held-out", f"bold {ACCENT}"),
             f"  {'pseudo-' * facts.evaluation.get('pseudo', False)}perplexity {figure(facts.evaluation['perplexity'], 1)}",
-            (f"  bits per byte {figure(facts.evaluation['bits_per_byte'], 3)}", ""),
+            (f"  bits per byte {figure(facts.evaluation['bits_per_byte'], 3)}{_without_average(facts.evaluation)}", ""),
             (f" ({', '.join(by_source)})" if len(by_source) > 1 else "", QUIET),
         )
     ]
+
+
+def _without_average(measured: Mapping[str, Any]) -> str:
+    """What the weights come to by themselves, where their average was measured: " (2.346 not averaged)"."""
+    found = measured.get("without_average")
+    return f" ({figure(found['bits_per_byte'], 3)} {AS_TRAINED})" if found else ""
 
 
 def held_out_table(facts: Facts, width: int, height: int) -> Lines:
@@ -172,7 +178,9 @@ def held_out_table(facts: Facts, width: int, height: int) -> Lines:
     heading = title("held-out text", width, f"after {counted(facts.evaluation['after'])} tokens")
     columns = spans((f"{'perplexity':>{width - 11}}{'bits/byte':>11}", LABEL))
     total = _measures("all", facts.evaluation, width, "bold")
-    return [heading, columns, *(_measures(name, values, width, "") for name, values in rows), total][:height]
+    beside = facts.evaluation.get("without_average")
+    itself = [_measures(AS_TRAINED, beside, width, "")] if beside else []
+    return [heading, columns, *(_measures(name, values, width, "") for name, values in rows), total, *itself][:height]
 
 
 def _measures(name: str, values: Mapping[str, float], width: int, style: str) -> Text:

@@ -5,6 +5,7 @@ import re
 import unicodedata
 
 NOTHING = "–"
+AS_TRAINED = "not averaged"  # of measures of the weights themselves, beside those of their average
 
 ESCAPES = re.compile(
     r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]"  # colours, cursor moves

@@ -65,6 +65,7 @@ def _facts(snapshot: Snapshot) -> str:
         ("parameters", f"{count.total:,}" + (f", of which a token uses {count.active:,}" if count.idle else "")),
         ("layers", model_in_words(preset)),
         *_memory(preset),
+        *_average(preset),
         ("tokens in a row of training", f"{preset.model.seq_length:,}"),
         ("vocabulary", f"{len(weights['embedding.weight']):,}"),
         ("tokens read", f"{snapshot.life['tokens']:,}"),
@@ -78,6 +79,12 @@ def _memory(preset: Preset) -> list[tuple[str, str]]:
     if not any("retro" in layer for layer in layer_plan(preset)):
         return []
     return [("memory", "not in this folder: its layers that attend to neighbours are given none here, and then add nothing")]
+
+
+def _average(preset: Preset) -> list[tuple[str, str]]:
+    """What the weights are, where they are not those that training left."""
+    half_life = preset.train.average_tokens
+    return [("weights", f"an average over training, in which weights of {half_life:,} tokens ago count half")] if half_life else []
 
 
 def _sources(tokens: Mapping[str, int]) -> str:

@@ -82,6 +82,12 @@ class TrainConfig(Config):
     beta1: float = Field(0.9, ge=0, lt=1, description="Memory of AdamW's mean.")
     beta2: float = Field(0.95, ge=0, lt=1, description="Memory of AdamW's square.")
     grad_clip: float = Field(1.0, gt=0, le=1e6, description="Longest gradient; a longer one is scaled down to it.")
+    average_tokens: int = Field(
+        0,
+        ge=0,
+        le=10**12,
+        description="Half-life, in tokens, of a moving average of the weights, which evaluation, samples, chat and exports then use; 0: none.",
+    )
     precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 matrix products where the device is faster with them.")
 
     @model_validator(mode="after")

@@ -23,7 +23,9 @@ PROBE_TOKENS = 257  # 256 predictions
 CLOSE = 1e-4  # relative: what another device or version may change by its order of sums
 PACKAGES = ("torch", "tokenizers", "transformers", "pyarrow", "numpy")
 WITHOUT_EFFECT = {"name", "about", "generation", "data.cache"}  # on what this run learns
-WITHOUT_EFFECT |= {f"train.{switch}" for switch in ("eval_tokens", "loader_processes", "tensorboard", "train_tokens", "replay_share", "replay_megabytes")}
+WITHOUT_EFFECT |= {
+    f"train.{switch}" for switch in ("eval_tokens", "loader_processes", "tensorboard", "train_tokens", "replay_share", "replay_megabytes", "average_tokens")
+}
 WITHOUT_EFFECT |= {
     f"train.{what}_every_{when}" for what, when in (("snapshot", "minutes"), ("snapshot", "tokens"), ("sample", "tokens"), ("evaluate", "tokens"))
 }

@@ -266,6 +266,11 @@ def evaluate(
     return {**total.measures(), **pseudo, **told, "sources": {name: tally.measures() for name, tally in tallies.items()}}
 
 
+def in_all(measures: Mapping[str, Any]) -> dict[str, Any]:
+    """Measures without those by source."""
+    return {name: value for name, value in measures.items() if name != "sources"}
+
+
 def tallies_by_denoiser(model: Model, texts: Sequence[str], tokenizer: Any, preset: Preset, place: Place, stopped: Callable[[], bool]) -> dict[str, Tally]:
     """The first of the texts again, with the gaps of each denoiser that the model is trained with, and what stood in them predicted."""
     kinds = denoisers_of(preset)

@@ -1,5 +1,6 @@
 """What a run is: everything that a snapshot must hold, and nothing else."""
 
+import contextlib
 import copy
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -12,6 +13,7 @@ from data_sources.lengths import RowLengths, Stage
 from lm.preset import Preset
 from lm.preset.objectives import needs_tokens
 from lm.training.adaptive import AdaptiveSources
+from lm.training.averaging import Average
 from lm.training.carried import Carried
 from lm.training.change import tokenizer_of
 from lm.training.forgetting import last_measured
@@ -42,6 +44,7 @@ class Run:
     replay: Replay | None = None  # what is read again of earlier runs
     memory: list[list[int]] | None = None  # what a snapshot holds of the memory of what was read, by lm.training.remembering
     carried: Carried | None = None  # this rank's, where the preset has states carried from row to row
+    average: Average | None = None  # of the weights, where the preset has one
     lengths_from: tuple[int, int] = (0, 0)  # row, and tokens of the life, from which on the curriculum of row lengths is counted
     data: DataConfig = field(init=False)  # the preset's, and what is read again
 
@@ -56,6 +59,10 @@ class Run:
         self.life["runs"][-1]["tokens"] = self.tokens
         for name, count in by_source.items():
             self.life["sources"][name] = self.life["sources"].get(name, 0) + count
+
+    def as_used(self) -> contextlib.AbstractContextManager[None]:
+        """In here the model computes with what evaluation, samples and chat use: the average of the weights, where there is one."""
+        return self.average.in_place() if self.average else contextlib.nullcontext()
 
     @property
     def lengths(self) -> RowLengths:
@@ -73,6 +80,7 @@ class Run:
             optimizer=optimizer_tensors(self.optimizer, self.learner),
             random=random_states(),
             carried=carried,
+            average=self.average.tensors() if self.average else {},
             cursor=self.cursor,
             run={
                 "tokens": self.tokens,
@@ -84,6 +92,7 @@ class Run:
                 "replay": self.replay,
                 "lengths_from": self.lengths_from,
                 "memory": self.memory,
+                "averaged": self.average.tokens if self.average else None,
             },
             life=copy.deepcopy(self.life),
             certificate=self.certificate,

@@ -24,6 +24,7 @@ from lm.objectives.table import rewriter_of
 from lm.preset import Preset, model_in_words
 from lm.preset.objectives import needs_tokens, what_is_learned
 from lm.training.adaptive import AdaptiveSources
+from lm.training.averaging import Average
 from lm.training.carried import Carried
 from lm.training.certificate import certified, differences
 from lm.training.change import other_tokenizer
@@ -106,6 +107,7 @@ def open_session(
             begin_run(run.life, preset, budget)
         if preset.train.long_context.enabled:
             run.carried = _carried(run, snapshot, bool(how and how.is_same_model), ranks, report)
+        run.average = _average(run, snapshot, bool(how and how.is_whole))
         _tell_run(run, ranks, report)
         limit = preset.train.replay_megabytes * 1_000_000
         past = opened_past(folder, run.life, limit, report.notice) if ranks.is_first and limit else None
@@ -135,7 +137,8 @@ def open_session(
 
 def _teacher(run: Run, ranks: Ranks) -> Teacher:
     """What takes the run's steps."""
-    return Teacher(ranks, run.learner, run.optimizer, run.preset.train, run.preset.loss_weights, run.carried, run.preset.auxiliary.share_every)
+    terms = (run.preset.train, run.preset.loss_weights, run.carried, run.preset.auxiliary.share_every, run.average)
+    return Teacher(ranks, run.learner, run.optimizer, *terms)
 
 
 def _let_finish(saver: Saver) -> None:
@@ -217,6 +220,16 @@ def _carried(run: Run, snapshot: Snapshot | None, fits: bool, ranks: Ranks, repo
     if not (fits and carried.load(snapshot.carried, lanes_of(ranks.rank, ranks.size))):
         report.notice("the states of the snapshot are of another model: documents under way are gone on with from a fresh one")
     return carried
+
+
+def _average(run: Run, snapshot: Snapshot | None, fits: bool) -> Average | None:
+    """The average of the weights as it was left, where it is of this very model; else one that begins with them as they are. None where it is off."""
+    if not run.preset.train.average_tokens:
+        return None
+    average = Average(run.learner, run.preset.train.average_tokens)
+    if snapshot and snapshot.average and fits:
+        average.load(snapshot.average, snapshot.run["averaged"])
+    return average
 
 
 def _adaptive(run: Run, snapshot: Snapshot | None) -> AdaptiveSources:

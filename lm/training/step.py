@@ -20,6 +20,7 @@ from data_sources.order import LANES
 from lm.objectives.ul2 import KINDS
 from lm.ops.cross_entropy import CHUNK_ELEMENTS, DEVICE_FACTOR
 from lm.preset.training import TrainConfig
+from lm.training.averaging import Average
 from lm.training.carried import Carried, detached
 from lm.training.distribution import Ranks, is_out_of_memory
 from lm.training.forecast import PROBE, Need, kept_bytes, lasting_bytes, memory_of, slack
@@ -76,11 +77,12 @@ class Teacher:
         weights: Mapping[str, float],
         carried: Carried | None = None,
         share_every: int = 0,
+        average: Average | None = None,
     ) -> None:
         """carried: the states of this rank's lanes, where rows go on from one another. share_every: steps between looks at the losses' shares
-        of the gradient, where there are heads; 0: never."""
+        of the gradient, where there are heads; 0: never. average: of the learner's weights, which follows them."""
         self.ranks, self.optimizer, self.config, self.weights, self.carried = ranks, optimizer, config, weights, carried
-        self.alone, self.learner, self.share_every = learner, ranks.wrapped(learner), share_every
+        self.alone, self.learner, self.share_every, self.average = learner, ranks.wrapped(learner), share_every, average
         self.parameters = [parameter for parameter in learner.parameters() if parameter.requires_grad]
         self.micro_rows = config.per_gpu_batch_size
         if carried:  # no lane twice, since its second row goes on from its first
@@ -145,6 +147,8 @@ class Teacher:
         if sound and scored:
             self.optimizer.step()
             self.alone.after_step(stats)
+            if self.average:
+                self.average.follow(tokens)
         self.optimizer.zero_grad(set_to_none=True)
         if self.carried:
             self.carried.settle(sound)
