@@ -11,31 +11,22 @@ Results of `gain` are kept, a JSON line each, in HEADS_RESULTS (heads.jsonl) and
 installed documentation.
 """
 
-import json
 import os
-import resource
 import statistics
-import subprocess
 import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy
 import torch
 
-from data_sources import Batch, open_stream
+from data_sources import Batch
 from data_sources.tokenizer import build_tokenizer, token_bytes
-from lm.auxiliary.heads import HEADS, build_heads
-from lm.model import build_model
+from lm.auxiliary.heads import HEADS
 from lm.preset import Preset, load_preset
-from lm.training.distribution import Ranks
-from lm.training.learner import Learner
-from lm.training.optimizer import build_optimizer
-from lm.training.step import Teacher
-from tests.benchmarks.learning import bits_per_byte
-from tests.benchmarks.text import LOCAL
+from tests.benchmarks.measures import Results, apart, bits_per_byte, peak_bytes, timed
+from tests.benchmarks.teaching import BUDGET_WITHOUT_END, batches_of, held_out, next_token, random_batch, teacher_of
+from tests.benchmarks.text import chosen_data
 
 PARTS = os.environ.get("HEADS_PARTS", "cost,gain").split(",")
 TOKENS = int(os.environ.get("HEADS_TOKENS", 500_000))
@@ -45,7 +36,6 @@ SIZE = int(os.environ.get("HEADS_SIZE", 96))
 RESULTS = Path(os.environ.get("HEADS_RESULTS", "heads.jsonl"))
 NONE, LONGER = "none", (1.2, 1.6)
 ROWS, LENGTH, VOCABULARY, HELD_OUT_BATCHES, PAIRS = 8, 256, 2048, 16, 7
-clock = time.perf_counter if torch.cuda.is_available() else time.process_time
 
 
 def preset_of(name: str, seed: int = 0) -> Preset:
@@ -54,22 +44,8 @@ def preset_of(name: str, seed: int = 0) -> Preset:
     model = {"hidden_size": SIZE, "num_layers": 4, "num_heads": 4, "seq_length": LENGTH}
     train = {"per_gpu_batch_size": ROWS, "seed": seed, "learning_rate": 4e-3, "warmup_share": 0.05}
     switches = {f"enable_{head}": True for head in on}
-    data = load_preset("configs/00_best_general.json").data if os.environ.get("HF_ENDPOINT") else LOCAL
-    data = data.model_copy(update={"vocab_size": VOCABULARY})
+    data = chosen_data(load_preset("configs/00_best_general.json")).model_copy(update={"vocab_size": VOCABULARY})
     return Preset.model_validate({"name": name, "model": model, "train": train, "auxiliary": switches, "data": data.model_dump(mode="json")})
-
-
-def teacher_of(preset: Preset, vocab_size: int) -> tuple[Teacher, Learner]:
-    torch.manual_seed(preset.train.seed)
-    ranks = Ranks(preset.train)
-    learner = Learner(build_model(preset, vocab_size), build_heads(preset, vocab_size)).to(ranks.device)
-    return Teacher(ranks, learner, build_optimizer(learner, preset.train), preset.train, preset.loss_weights), learner
-
-
-def batches_of(preset: Preset, tokenizer: Any) -> Iterator[Batch]:
-    with open_stream(preset.data, tokenizer, LENGTH, ROWS, seed=preset.train.seed) as stream:
-        for batch, _ in stream:
-            yield batch
 
 
 # Cost.
@@ -84,12 +60,9 @@ def cost() -> None:
     taken: dict[str, list[float]] = {name: [] for name in names}
     for pair in range(PAIRS + 1):
         for name, teacher in teachers.items():
-            began = clock()
-            teacher.step(batch, len(preset.data.sources), 0, 10**9)
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
+            seconds = timed(lambda teacher=teacher: teacher.step(batch, len(preset.data.sources), 0, BUDGET_WITHOUT_END))
             if pair:  # the first warms up
-                taken[name].append(clock() - began)
+                taken[name].append(seconds)
     least = {name: memory_of(name) for name in names}
     print(f"a step of {ROWS} x {LENGTH} tokens, hidden {SIZE}, 4 layers: {1000 * statistics.median(taken[NONE]):.0f} ms, {least[NONE] / 2**20:.0f} MiB")
     for name in names[1:]:
@@ -100,55 +73,41 @@ def cost() -> None:
 
 def memory_of(name: str) -> int:
     """Bytes at the highest, of a process that takes three steps."""
-    done = subprocess.run([sys.executable, "-m", "tests.benchmarks.heads", name], capture_output=True, text=True, check=True)
-    return int(done.stdout.split()[-1])
+    return apart("tests.benchmarks.heads", name)
 
 
 def tell_memory(name: str) -> None:
     """What such a process does: on random tokens, since text would need a tokenizer."""
-    preset = preset_of(name)
-    teacher, _ = teacher_of(preset, VOCABULARY)
-    tokens = torch.randint(VOCABULARY, (ROWS, LENGTH), generator=torch.Generator().manual_seed(0))
-    restart, number = torch.zeros_like(tokens, dtype=torch.bool), torch.arange(ROWS)
-    edges = torch.arange(ROWS + 1, dtype=torch.int32) * LENGTH
-    batch = Batch(tokens, tokens.roll(-1, 1), restart, torch.zeros_like(tokens), number, number, edges, tokens.numel(), 0, last=False)
+    teacher, _ = teacher_of(preset_of(name), VOCABULARY)
+    batch = random_batch(ROWS, LENGTH, VOCABULARY)
     for step in range(3):
-        teacher.step(batch, 1, 0, 10**9, step)
-    print(torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+        teacher.step(batch, 1, 0, BUDGET_WITHOUT_END, step)
+    print(peak_bytes())
 
 
 # Gain.
 
 
 def gain() -> None:
-    known = {(line["name"], line["seed"], line["tokens"]): line for line in lines_of(RESULTS) if line["size"] == SIZE}
-    tokenizer = build_tokenizer(preset_of(NONE).data, seed=0)
+    results, tokenizer = Results(RESULTS), build_tokenizer(preset_of(NONE).data, seed=0)
     sizes = torch.tensor(token_bytes(tokenizer))
-    with open_stream(preset_of(NONE).data, tokenizer, LENGTH, ROWS, part="held_out") as stream:
-        held = [batch for batch, _ in (next(stream) for _ in range(HELD_OUT_BATCHES))]
+    held = held_out(preset_of(NONE), tokenizer, HELD_OUT_BATCHES * ROWS)
     budgets = [TOKENS, *(int(times * TOKENS) for times in LONGER)]
+
+    def found(name: str, seed: int, tokens: int = TOKENS) -> dict[str, float]:
+        asked = {"name": name, "seed": seed, "tokens": tokens, "size": SIZE}
+        return results.of(asked, lambda: run(name, seed, tokens, tokenizer, held, sizes))
+
     for seed in SEEDS:
         for name, tokens in [*((NONE, tokens) for tokens in budgets), *((name, TOKENS) for name in NAMES)]:
-            if (name, seed, tokens) not in known:
-                bits, seconds = run(name, seed, tokens, tokenizer, held, sizes)
-                line = {"name": name, "seed": seed, "tokens": tokens, "size": SIZE, "bits": bits, "seconds": seconds}
-                known[name, seed, tokens] = line
-                with RESULTS.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(line) + "\n")
-                print(json.dumps(line), flush=True)
+            print(f"{name}, seed {seed}, {tokens:,} tokens: {found(name, seed, tokens)}", flush=True)
     for name in NAMES:
-        ours = [known[name, seed, TOKENS] for seed in SEEDS]
-        without = [[known[NONE, seed, tokens] for tokens in budgets] for seed in SEEDS]
-        slower = statistics.median(line["seconds"] / none[0]["seconds"] for line, none in zip(ours, without, strict=True))
-        tokens = [line["bits"] - none[0]["bits"] for line, none in zip(ours, without, strict=True)]
-        hours = [line["bits"] - at_time(slower, [one["bits"] for one in none]) for line, none in zip(ours, without, strict=True)]
+        slower = statistics.median(found(name, seed)["seconds"] / found(NONE, seed)["seconds"] for seed in SEEDS)
+        tokens = [found(name, seed)["bits"] - found(NONE, seed)["bits"] for seed in SEEDS]
+        hours = [found(name, seed)["bits"] - at_time(slower, [found(NONE, seed, budget)["bits"] for budget in budgets]) for seed in SEEDS]
         print(f"{name}: after equal tokens {spread(tokens)}, after equal time {spread(hours)} bits per byte, {slower:.2f} times the time")
-    bits = [known[NONE, seed, TOKENS]["bits"] for seed in SEEDS]
+    bits = [found(NONE, seed)["bits"] for seed in SEEDS]
     print(f"none: {statistics.mean(bits):.4f} bits per byte ({min(bits):.4f} to {max(bits):.4f}) after {TOKENS:,} tokens, {len(SEEDS)} seeds")
-
-
-def lines_of(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
 
 def at_time(slower: float, bits: list[float]) -> float:
@@ -160,22 +119,19 @@ def spread(differences: list[float]) -> str:
     return f"{statistics.mean(differences):+.4f} ({min(differences):+.4f} to {max(differences):+.4f})"
 
 
-def run(name: str, seed: int, tokens: int, tokenizer: Any, held: list[Batch], sizes: torch.Tensor) -> tuple[float, float]:
+def run(name: str, seed: int, tokens: int, tokenizer: Any, held: list[Batch], sizes: torch.Tensor) -> dict[str, float]:
     """Held-out bits per byte, and seconds of the steps."""
     preset = preset_of(name, seed)
     teacher, learner = teacher_of(preset, len(tokenizer))
     read = steps = 0
-    seconds = 0.0
-    for batch in batches_of(preset, tokenizer):
-        began = clock()
-        step = teacher.step(batch, len(preset.data.sources), read, tokens, steps)
-        seconds, read, steps = seconds + clock() - began, read + step.tokens, steps + 1
-        if read >= tokens:
-            break
-    device = learner.model.embedding.weight.device
+    seconds, batches = 0.0, batches_of(preset, tokenizer)
+    while read < tokens:
+        batch = next(batches)
+        seconds += timed(lambda batch=batch, read=read, steps=steps: teacher.step(batch, len(preset.data.sources), read, tokens, steps))
+        read, steps = read + int((batch.source >= 0).sum()), steps + 1
     learner.heads = torch.nn.ModuleDict()  # what is measured is the model
-    bits, _ = bits_per_byte(lambda batch: learner([batch.to(device)]).losses["next_token"], learner, held, sizes)
-    return bits, seconds
+    bits, _ = bits_per_byte(lambda batch: next_token(learner, batch), learner, held, sizes)
+    return {"bits": bits, "seconds": seconds}
 
 
 if __name__ == "__main__":
