@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from data_sources.config import DataConfig
-from data_sources.lengths import RowLengths, Stage
+from data_sources.lengths import RowLengths
 from lm.preset import Preset
 from lm.preset.objectives import needs_tokens
 from lm.training.adaptive import AdaptiveSources
@@ -34,7 +34,7 @@ class Run:
     optimizer: Optimizer
     life: dict[str, Any]  # born, tokens, steps, runs, sources
     budget: int
-    global_rows: int  # rows of an optimizer step over all ranks, kept when their number changes
+    global_rows: int  # rows of an optimizer step over all ranks after the stages of the preset, kept when their number changes
     tokens: int = 0
     cursor: dict[str, Any] | None = None
     ended: bool = False  # whether every source was read to its end before the budget was
@@ -45,7 +45,7 @@ class Run:
     memory: list[list[int]] | None = None  # what a snapshot holds of the memory of what was read, by lm.training.remembering
     carried: Carried | None = None  # this rank's, where the preset has states carried from row to row
     average: Average | None = None  # of the weights, where the preset has one
-    lengths_from: tuple[int, int] = (0, 0)  # row, and tokens of the life, from which on the curriculum of row lengths is counted
+    lengths_from: tuple[int, int] = (0, 0)  # row, and tokens of the life, from which on the curricula of rows are counted
     data: DataConfig = field(init=False)  # the preset's, and what is read again
 
     def __post_init__(self) -> None:
@@ -66,9 +66,11 @@ class Run:
 
     @property
     def lengths(self) -> RowLengths:
-        """How long rows are."""
-        stages = tuple(Stage(stage.until_tokens, stage.seq_length) for stage in self.preset.train.seq_length_curriculum)
-        return RowLengths(stages, self.preset.model.seq_length, self.global_rows, *self.lengths_from)
+        """How long rows are, and how many an optimizer step reads."""
+        train = self.preset.train
+        lengths = [(stage.until_tokens, stage.seq_length) for stage in train.seq_length_curriculum]
+        rows = [(stage.until_tokens, stage.rows) for stage in train.batch_curriculum]
+        return RowLengths.of(lengths, rows, (self.preset.model.seq_length, self.global_rows), *self.lengths_from)
 
     def snapshot(self, carried: dict[str, torch.Tensor]) -> Snapshot:
         """The run as it stands, with the carried states of all ranks. The tensors are its own, not copies; the history is a copy, since

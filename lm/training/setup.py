@@ -206,10 +206,9 @@ def _take_over(run: Run, snapshot: Snapshot, under_way: bool, snapshots: Snapsho
 
 
 def _same_lengths(run: Run, snapshot: Snapshot) -> bool:
-    """Whether rows are as long as they were to be when the snapshot was taken."""
-    before, now = snapshot.preset, run.preset
-    same = (before.model.seq_length, before.train.seq_length_curriculum) == (now.model.seq_length, now.train.seq_length_curriculum)
-    return same and snapshot.run["global_rows"] == run.global_rows and "lengths_from" in snapshot.run
+    """Whether rows are as long, and as many in a step, as they were to be when the snapshot was taken."""
+    before, now = ((each.model.seq_length, each.train.seq_length_curriculum, each.train.batch_curriculum) for each in (snapshot.preset, run.preset))
+    return before == now and snapshot.run["global_rows"] == run.global_rows and "lengths_from" in snapshot.run
 
 
 def _carried(run: Run, snapshot: Snapshot | None, fits: bool, ranks: Ranks, report: Reporter) -> Carried:
@@ -290,8 +289,8 @@ def _memory(run: Run, snapshot: Snapshot | None, under_way: bool, tokenizer: Any
         return None
     try:
         memory = Remembering(run.preset, tokenizer, folder, run.life["born"], ranks, report.notice)
-        goes_on = under_way and snapshot is not None and snapshot.run["global_rows"] == run.global_rows
-        memory.begin(run.memory, goes_on, run.cursor["next_row"] if run.cursor else 0, run.global_rows)
+        goes_on = under_way and snapshot is not None and _same_lengths(run, snapshot)
+        memory.begin(run.memory, goes_on, run.cursor["next_row"] if run.cursor else 0, run.lengths.most_rows)
     except (ValueError, MemoryFault, Taken) as error:
         raise Halted(f"retro: {error}") from None
     except OSError as error:

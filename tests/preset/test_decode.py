@@ -141,6 +141,11 @@ REFUSED = [
         {"train": {"seq_length_curriculum": [{"until_tokens": 5, "seq_length": 8}, {"until_tokens": 9, "seq_length": 257}]}},
         "train.seq_length_curriculum: a stage has rows of 257 tokens, more than model.seq_length 256",
     ),
+    (
+        {"train": {"batch_curriculum": [{"until_tokens": 9, "rows": 8}, {"until_tokens": 5, "rows": 16}]}},
+        "train: batch_curriculum: each stage must end after the one before",
+    ),
+    ({"train": {"batch_curriculum": [{"until_tokens": 5, "rows": 0}]}}, "train.batch_curriculum[0].rows: found 0; allowed: an integer from 1"),
     ({"train": {"seq_length_curriculum": [{"until_tokens": 5}]}}, "train.seq_length_curriculum[0].seq_length: missing; allowed: an integer from 1"),
     ({"model": {"position_interpolation_layers": [4]}}, "model.position_interpolation_layers: layer 4 is not there"),
     (
