@@ -58,7 +58,8 @@ class Learner(nn.Module):
         total, nll = linear_cross_entropy(out.hidden.flatten(0, 1), self.model.output_weight, piece.targets.flatten())
         losses, stats, nll = {"next_token": total / max(piece.valid, 1), **out.losses}, dict(out.stats), nll.view_as(piece.targets)
         if self.heads:
-            about = (piece.tokens, piece.targets, piece.restart, nll, piece.row, piece.lane, piece.column)
+            begins = piece.restart | (piece.source < 0)  # padding goes on with nothing, though the trunk reads it as what comes next
+            about = (piece.tokens, piece.targets, begins, nll, piece.row, piece.lane, piece.column)
             tables = (self.model.embedding.weight, self.model.output_weight)
             reading = Reading(out.hidden, *about, *tables, lambda tokens: self.model(tokens, state, context).hidden, self.heads)
             for name, head in self.heads.items():

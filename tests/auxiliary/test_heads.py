@@ -26,7 +26,11 @@ def setting() -> tuple:
 
 
 def document(reading: Reading) -> list[list[int]]:
-    return reading.restart.cumsum(1).tolist()
+    """By row and place in it the number of the document, and another below zero for each token of padding."""
+    batch = rows()
+    assert torch.equal(batch.tokens, reading.tokens)
+    padding = -1 - torch.arange(batch.tokens.shape[1]).expand_as(batch.tokens)
+    return torch.where(batch.source < 0, padding, batch.restart.cumsum(1)).tolist()
 
 
 def nats(scores: Tensor, token: int) -> float:
@@ -162,6 +166,18 @@ def test_the_dynamics_go_from_latent_to_latent(setting: tuple) -> None:
     assert float(sums["dynamics"]) == pytest.approx(near * 3 / 3, rel=1e-9)  # one in three tokens, three steps
     assert float(sums["dynamics_kl"]) == pytest.approx(kl * 6 / 3, rel=1e-4)
     assert float(sums["dynamics_value"]) == pytest.approx(judged * 3, rel=1e-9)
+
+
+def test_no_latent_of_padding_is_foretold() -> None:
+    """The third row ends in padding that no restart parts from the text; what is read and not scored, a question, is text."""
+    batch = rows()
+    learner = learner_of(preset_of(ALL | {"latent_every": 1, "consistency_every": 3}))
+    for source, ends in ((batch.source, True), (torch.zeros_like(batch.source), False)):
+        reading = read(learner, replace(batch, source=source))[0]
+        chains, rollouts = learner.heads["dynamics"], learner.heads["latent_consistency"]
+        foretold = [link.place for link in chains.links(reading, chains.chains(reading)[0])]
+        foretold.append(rollouts.beginnings(reading) + rollouts.depth)
+        assert bool((batch.source.flatten()[torch.cat(foretold)] >= 0).all()) == ends
 
 
 def test_the_teacher_of_latent_consistency_is_the_mean_end_of_rollouts(setting: tuple) -> None:
