@@ -14,7 +14,7 @@ from lm.auxiliary.heads import HEADS
 from lm.auxiliary.latent_consistency import drawn
 from lm.preset import PresetError, preset_from_json
 from lm.training.learner import weighted_sum
-from tests.auxiliary.small import ALL, learner_of, preset_of, read
+from tests.auxiliary.small import ALL, PAD, learner_of, preset_of, read
 from tests.training.ranks import V, rows
 
 
@@ -218,7 +218,7 @@ def test_spans_are_told_from_those_of_other_lanes(setting: tuple) -> None:
         scores = [query @ key] + [query @ head.keys[slot] for slot in range(len(head.keys)) if head.lane[slot] not in (-1, row)]
         total += nats(torch.stack(scores) / 0.5, 0)
         assert len({document(reading)[row][place % 16] for place in (places[0] - 1, *places)}) == 1, "what stands before is of the same document"
-    assert len(spans.place) > 5 and (head.masked(reading, spans) == V - 1).sum() >= spans.place.numel()
+    assert len(spans.place) > 5 and (head.masked(reading, spans) == PAD).sum() >= spans.place.numel()
     assert float(head(reading).sums["span_contrastive"]) == pytest.approx(5 * total, rel=1e-6)
 
 

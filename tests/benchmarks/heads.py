@@ -56,10 +56,10 @@ def preset_of(name: str, seed: int = 0) -> Preset:
     return Preset.model_validate({"name": name, "model": model, "train": train, "auxiliary": switches, "data": data.model_dump(mode="json")})
 
 
-def teacher_of(preset: Preset, vocab_size: int) -> tuple[Teacher, Learner]:
+def teacher_of(preset: Preset, vocab_size: int, pad: int = 0) -> tuple[Teacher, Learner]:
     torch.manual_seed(preset.train.seed)
     ranks = Ranks(preset.train)
-    learner = Learner(build_model(preset, vocab_size), build_heads(preset, vocab_size)).to(ranks.device)
+    learner = Learner(build_model(preset, vocab_size), build_heads(preset, pad)).to(ranks.device)
     return Teacher(ranks, learner, build_optimizer(learner, preset.train), preset.train, preset.loss_weights), learner
 
 
@@ -77,7 +77,7 @@ def cost() -> None:
     preset = preset_of(NONE)
     tokenizer = build_tokenizer(preset.data, seed=0)
     batch = next(batches_of(preset, tokenizer))
-    teachers = {name: teacher_of(preset_of(name), len(tokenizer))[0] for name in names}
+    teachers = {name: teacher_of(preset_of(name), len(tokenizer), tokenizer.pad_token_id)[0] for name in names}
     taken: dict[str, list[float]] = {name: [] for name in names}
     for pair in range(PAIRS + 1):
         for name, teacher in teachers.items():
@@ -163,7 +163,7 @@ def measured(name: str, seed: int, tokenizer: Any, held: list[Batch], sizes: tor
 def run(name: str, seed: int, tokens: int, tokenizer: Any, held: list[Batch], sizes: torch.Tensor) -> tuple[float, float, int]:
     """Held-out bits per byte, seconds of the steps, and how many they were."""
     preset = preset_of(name, seed)
-    teacher, learner = teacher_of(preset, len(tokenizer))
+    teacher, learner = teacher_of(preset, len(tokenizer), tokenizer.pad_token_id)
     read = steps = 0
     seconds = 0.0
     for batch in batches_of(preset, tokenizer):
