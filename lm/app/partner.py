@@ -108,7 +108,7 @@ def awoken(snapshot: "Snapshot", folder: Path) -> Partner:
     tokenizer = tokenizer_from_json(snapshot.tokenizer)
     model = build_model(snapshot.preset, len(tokenizer))
     model.load_state_dict(snapshot.model_weights)
-    heads = build_heads(snapshot.preset, len(tokenizer))
+    heads = build_heads(snapshot.preset, tokenizer.pad_token_id)
     heads.load_state_dict(snapshot.head_weights)
     for part in (model, heads):
         part.to("cuda" if torch.cuda.is_available() else "cpu").eval()

@@ -23,7 +23,7 @@ class Reading(NamedTuple):
     hidden: Tensor  # (B, T, D), after the last norm
     tokens: Tensor  # (B, T) int64
     targets: Tensor  # (B, T) int64; negative where nothing is scored
-    restart: Tensor  # (B, T) bool: a new document begins here
+    restart: Tensor  # (B, T) bool: a new document begins here, or this is padding
     nll: Tensor  # (B, T) detached: nats of each target, 0 where none is scored
     row: Tensor  # (B,) int64 on the host: number of the row in the whole order of the data
     lane: Tensor  # (B,) int64 on the host

@@ -100,7 +100,7 @@ def open_session(
         tokenizer_json = snapshot.tokenizer if snapshot else ranks.first_does(lambda: _born_tokenizer(preset, report, should_stop))
         tokenizer_json, tokenizer = _with_tokens_of_objectives(tokenizer_json, preset, report)
         report.phase("building the model")
-        run = _born_run(preset, tokenizer_json, len(tokenizer), budget, ranks)
+        run = _born_run(preset, tokenizer_json, tokenizer, budget, ranks)
         under_way = snapshot is not None and is_under_way(snapshot, preset, budget)
         how = _take_over(run, snapshot, under_way, snapshots, ranks, report) if snapshot else None
         if not snapshot:
@@ -167,12 +167,12 @@ def _with_tokens_of_objectives(tokenizer_json: str, preset: Preset, report: Repo
     return tokenizer_to_json(tokenizer), tokenizer
 
 
-def _born_run(preset: Preset, tokenizer_json: str, vocab_size: int, budget: int, ranks: Ranks) -> Run:
+def _born_run(preset: Preset, tokenizer_json: str, tokenizer: Any, budget: int, ranks: Ranks) -> Run:
     """A run with first weights, before anything of a snapshot is put into it."""
-    if reason := too_large(preset, vocab_size, ranks.device):
+    if reason := too_large(preset, len(tokenizer), ranks.device):
         raise Halted(f"{preset.name}: {reason}")
     torch.manual_seed(preset.train.seed)
-    learner = Learner(build_model(preset, vocab_size), build_heads(preset, vocab_size)).to(ranks.device)
+    learner = Learner(build_model(preset, len(tokenizer)), build_heads(preset, tokenizer.pad_token_id)).to(ranks.device)
     optimizer = build_optimizer(learner, preset.train)
     return Run(preset, tokenizer_json, learner, optimizer, new_life(preset), budget, preset.step_rows * ranks.size)
 

@@ -35,7 +35,7 @@ class Step(NamedTuple):
     sound: bool  # whether the weights were changed
     tokens: int  # read: padding is none
     loss: float  # nats a scored token; not a number when none was
-    losses: dict[str, float]
+    losses: dict[str, float]  # means over the tokens that each was taken at
     nats: list[float]  # by source
     scored: list[float]  # tokens by source
     read: list[float]  # tokens by source
@@ -54,6 +54,7 @@ class Found(NamedTuple):
 
     sums: list[float]  # nats, scored tokens and read tokens, by source; then nats and scored tokens by denoiser, where there are some
     losses: dict[str, float]  # each named loss's part of the mean over the step
+    counts: dict[str, float]  # of those that are of some tokens only, how many they stand for
     stats: dict[str, Tensor]
 
 
@@ -141,7 +142,7 @@ class Teacher:
         found = self._gradients_in_memory(batch, scored, num_sources, cut)
         self.ranks.sum_gradients(self.parameters)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.grad_clip).item()
-        sums, losses, stats = self._over_ranks(found)
+        sums, losses, counts, stats = self._over_ranks(found)
         nats, by_source, read_now = sums[:n], sums[n : 2 * n], sums[2 * n : 3 * n]
         sound = all(map(math.isfinite, [norm, *sums, *losses.values()]))
         if sound and scored:
@@ -153,19 +154,21 @@ class Teacher:
         if self.carried:
             self.carried.settle(sound)
         loss = sum(nats) / scored if scored else math.nan
-        return Step(sound, tokens, loss, losses | by_denoiser(sums[3 * n :]), nats, by_source, read_now, norm, rate, stats, shares)
+        told = by_themselves(losses, counts, scored) | by_denoiser(sums[3 * n :])
+        return Step(sound, tokens, loss, told, nats, by_source, read_now, norm, rate, stats, shares)
 
     def _over_ranks(self, own: Found) -> Found:
         """Everything added up over the ranks. A rank without rows has no losses and no stats."""
-        known = self.ranks.gathered((list(own.losses), {name: value.shape for name, value in own.stats.items()}))
-        names = sorted({name for losses, _ in known for name in losses})
-        shapes = {name: shape for _, stats in known for name, shape in sorted(stats.items())}
+        known = self.ranks.gathered((list(own.losses), list(own.counts), {name: value.shape for name, value in own.stats.items()}))
+        names, counted = (sorted({name for part in parts for name in part}) for parts in list(zip(*known, strict=True))[:2])
+        shapes = {name: shape for *_, stats in known for name, shape in sorted(stats.items())}
         stats = torch.cat([torch.empty(0), *(own.stats.get(name, torch.zeros(shape)).flatten().cpu() for name, shape in shapes.items())])
-        numbers = torch.tensor([*own.sums, *(own.losses.get(name, 0.0) for name in names)], dtype=torch.float64)
+        of_losses, of_counts = ([part.get(name, 0.0) for name in of] for part, of in ((own.losses, names), (own.counts, counted)))
+        numbers = torch.tensor([*own.sums, *of_losses, *of_counts], dtype=torch.float64)
         total = self.ranks.added(torch.cat([numbers, stats.double()]))
-        sums, losses, *parts = total.split([len(own.sums), len(names), *(shape.numel() for shape in shapes.values())])
+        sums, losses, counts, *parts = total.split([len(own.sums), len(names), len(counted), *(shape.numel() for shape in shapes.values())])
         told = {name: part.float().view(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
-        return Found(sums.tolist(), dict(zip(names, losses.tolist(), strict=True)), told)
+        return Found(sums.tolist(), dict(zip(names, losses.tolist(), strict=True)), dict(zip(counted, counts.tolist(), strict=True)), told)
 
     def _cut(self, number: int) -> Cut:
         """How the rows of a step are read."""
@@ -210,6 +213,7 @@ class Teacher:
         by_source = torch.zeros(3, num_sources, dtype=torch.float64, device=self.ranks.device)
         by_kind = torch.zeros(2, len(KINDS) * (batch.kind is not None), dtype=torch.float64, device=self.ranks.device)
         parts: dict[str, Tensor] = {}
+        counts: dict[str, Tensor] = {}
         stats: dict[str, Tensor] = {}
         for rows in batch.split(self.micro_rows):
             lanes = rows.lane.tolist()
@@ -223,11 +227,13 @@ class Teacher:
                 state = detached(learned.state) if self.carried else None
                 for name, loss in learned.losses.items():
                     parts[name] = parts.get(name, 0.0) + loss.detach() * share
+                counts |= {name: counts.get(name, 0) + count for name, count in learned.counts.items()}
                 stats |= {name: stats.get(name, 0) + value for name, value in learned.stats.items()}
                 self._count(by_source, by_kind, window.to(self.ranks.device), learned.nll)
             if self.carried:
                 self.carried.move(lanes, state)
-        return Found([*by_source.flatten().tolist(), *by_kind.flatten().tolist()], {name: float(part) for name, part in parts.items()}, stats)
+        losses, told = ({name: float(value) for name, value in values.items()} for values in (parts, counts))
+        return Found([*by_source.flatten().tolist(), *by_kind.flatten().tolist()], losses, told, stats)
 
     @staticmethod
     def _count(by_source: Tensor, by_kind: Tensor, read: Batch, nll: Tensor) -> None:
@@ -241,6 +247,11 @@ class Teacher:
             kind = read.kind[is_told].long()
             by_kind[0].index_add_(0, kind, nll[is_told].double())
             by_kind[1].index_add_(0, kind, torch.ones_like(kind, dtype=torch.float64))
+
+
+def by_themselves(losses: Mapping[str, float], counts: Mapping[str, float], scored: int) -> dict[str, float]:
+    """Losses that are means over `scored` tokens as means over their own `counts`, where they have one; none of a loss that was taken nowhere."""
+    return {name: loss * scored / counts[name] if name in counts else loss for name, loss in losses.items() if counts.get(name, 1)}
 
 
 def by_denoiser(sums: Sequence[float]) -> dict[str, float]:

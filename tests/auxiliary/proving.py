@@ -49,7 +49,7 @@ def trained(preset: Preset, held_out: Preset, tokens: int, rows: int) -> Trained
     """A model that has read `tokens` of the preset's sources, and the first `rows` rows of another's as it reads them."""
     tokenizer, length, seed = build_tokenizer(preset.data, seed=0), preset.model.seq_length, preset.train.seed
     torch.manual_seed(seed)
-    learner = Learner(build_model(preset, len(tokenizer)), build_heads(preset, len(tokenizer)))
+    learner = Learner(build_model(preset, len(tokenizer)), build_heads(preset, tokenizer.pad_token_id))
     teacher = Teacher(Ranks(preset.train), learner, build_optimizer(learner, preset.train), preset.train, preset.loss_weights)
     read = number = 0
     with open_stream(preset.data, tokenizer, length, preset.step_rows, seed=seed) as stream:

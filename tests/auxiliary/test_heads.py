@@ -14,7 +14,7 @@ from lm.auxiliary.heads import HEADS
 from lm.auxiliary.latent_consistency import drawn
 from lm.preset import PresetError, preset_from_json
 from lm.training.learner import weighted_sum
-from tests.auxiliary.small import ALL, learner_of, preset_of, read
+from tests.auxiliary.small import ALL, PAD, learner_of, preset_of, read
 from tests.training.ranks import V, rows
 
 
@@ -33,7 +33,11 @@ def scores_of(reading: Reading, latent: Tensor) -> Tensor:
 
 
 def document(reading: Reading) -> list[list[int]]:
-    return reading.restart.cumsum(1).tolist()
+    """By row and place in it the number of the document, and another below zero for each token of padding."""
+    batch = rows()
+    assert torch.equal(batch.tokens, reading.tokens)
+    padding = -1 - torch.arange(batch.tokens.shape[1]).expand_as(batch.tokens)
+    return torch.where(batch.source < 0, padding, batch.restart.cumsum(1)).tolist()
 
 
 def nats(scores: Tensor, token: int) -> float:
@@ -171,6 +175,18 @@ def test_the_dynamics_go_from_latent_to_latent(setting: tuple) -> None:
     assert float(sums["dynamics_value"]) == pytest.approx(judged * 3, rel=1e-9)
 
 
+def test_no_latent_of_padding_is_foretold() -> None:
+    """The third row ends in padding that no restart parts from the text; what is read and not scored, a question, is text."""
+    batch = rows()
+    learner = learner_of(preset_of(ALL | {"latent_every": 1, "consistency_every": 3}))
+    for source, ends in ((batch.source, True), (torch.zeros_like(batch.source), False)):
+        reading = read(learner, replace(batch, source=source))[0]
+        chains, rollouts = learner.heads["dynamics"], learner.heads["latent_consistency"]
+        foretold = [link.place for link in chains.links(reading, chains.chains(reading)[0])]
+        foretold.append(rollouts.beginnings(reading) + rollouts.depth)
+        assert bool((batch.source.flatten()[torch.cat(foretold)] >= 0).all()) == ends
+
+
 def test_the_teacher_of_latent_consistency_is_the_mean_end_of_rollouts(setting: tuple) -> None:
     """One beginning in a row, so that no rollout stands on another."""
     learner, reading = setting
@@ -209,7 +225,7 @@ def test_spans_are_told_from_those_of_other_lanes(setting: tuple) -> None:
         scores = [query @ key] + [query @ head.keys[slot] for slot in range(len(head.keys)) if head.lane[slot] not in (-1, row)]
         total += nats(torch.stack(scores) / 0.5, 0)
         assert len({document(reading)[row][place % 16] for place in (places[0] - 1, *places)}) == 1, "what stands before is of the same document"
-    assert len(spans.place) > 5 and (head.masked(reading, spans) == V - 1).sum() >= spans.place.numel()
+    assert len(spans.place) > 5 and (head.masked(reading, spans) == PAD).sum() >= spans.place.numel()
     assert float(head(reading).sums["span_contrastive"]) == pytest.approx(5 * total, rel=1e-6)
 
 

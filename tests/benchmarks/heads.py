@@ -56,7 +56,7 @@ def cost() -> None:
     preset = preset_of(NONE)
     tokenizer = build_tokenizer(preset.data, seed=0)
     batch = next(batches_of(preset, tokenizer))
-    teachers = {name: teacher_of(preset_of(name), len(tokenizer))[0] for name in names}
+    teachers = {name: teacher_of(preset_of(name), len(tokenizer), tokenizer.pad_token_id)[0] for name in names}
     taken: dict[str, list[float]] = {name: [] for name in names}
     for pair in range(PAIRS + 1):
         for name, teacher in teachers.items():
@@ -122,7 +122,7 @@ def spread(differences: list[float]) -> str:
 def run(name: str, seed: int, tokens: int, tokenizer: Any, held: list[Batch], sizes: torch.Tensor) -> dict[str, float]:
     """Held-out bits per byte, and seconds of the steps."""
     preset = preset_of(name, seed)
-    teacher, learner = teacher_of(preset, len(tokenizer))
+    teacher, learner = teacher_of(preset, len(tokenizer), pad=tokenizer.pad_token_id)
     read = steps = 0
     seconds, batches = 0.0, batches_of(preset, tokenizer)
     while read < tokens:

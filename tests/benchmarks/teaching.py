@@ -17,11 +17,14 @@ from lm.training.step import Teacher
 BUDGET_WITHOUT_END = 10**9
 
 
-def teacher_of(preset: Preset, vocab_size: int, like: Learner | None = None) -> tuple[Teacher, Learner]:
-    """A model with its heads, drawn from the preset's seed, and what takes its steps. `like`: whose first weights it has wherever it can."""
+def teacher_of(preset: Preset, vocab_size: int, like: Learner | None = None, pad: int = 0) -> tuple[Teacher, Learner]:
+    """A model with its heads, drawn from the preset's seed, and what takes its steps.
+
+    like: whose first weights it has wherever it can. pad: the tokenizer's padding.
+    """
     torch.manual_seed(preset.train.seed)
     ranks = Ranks(preset.train)
-    learner = alike(Learner(build_model(preset, vocab_size), build_heads(preset, vocab_size)), like).to(ranks.device)
+    learner = alike(Learner(build_model(preset, vocab_size), build_heads(preset, pad)), like).to(ranks.device)
     return Teacher(ranks, learner, build_optimizer(learner, preset.train), preset.train, preset.loss_weights), learner
 
 

@@ -91,7 +91,7 @@ def test_active_are_the_parameters_that_a_token_uses(section: dict[str, Any]) ->
 @pytest.mark.parametrize("name", HEADS)
 def test_count_of_heads(name: str, sizes: dict[str, Any]) -> None:
     preset = Preset.model_validate({"model": SIZES[3], "data": {"sources": ["c4"]}, "auxiliary": {f"enable_{name}": True} | sizes})
-    heads = build_heads(preset, 31)
+    heads = build_heads(preset, pad=0)
     assert list(heads) == [name]
     assert count_heads(preset) == sum(parameter.numel() for parameter in heads.parameters()) > 0
 
