@@ -57,3 +57,13 @@ def test_a_checked_draft_is_a_draw(name: str) -> None:
     overlap = float(torch.minimum(target[: len(drafted)], drafted).sum())
     assert abs(kept / DRAWS - overlap) < 0.04, "Leviathan et al.: as often as the two agree"
     assert name == "the same" or not agrees([sampler.draw(drafted) for _ in range(DRAWS)], expected)
+
+
+def test_a_draft_that_rounding_alone_refuses_is_still_a_draw(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no entry has more than it had among the drafts, nothing is left to draw from but the chances themselves."""
+    drafted = torch.tensor([0.25, 0.5, 0.25])
+    target = drafted * (1 - 2**-24)
+    assert (target < drafted).all()
+    sampler, numbers = Sampler(GenerationConfig()), iter([1 - 2**-53, 0.5])
+    monkeypatch.setattr(sampler, "_uniform", lambda: next(numbers))
+    assert sampler.checked(target, 0, drafted) == (1, False)
