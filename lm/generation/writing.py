@@ -193,6 +193,7 @@ class Writing(Iterator[str]):
         with torch.no_grad():
             chosen = Chosen(now.planned[0], planned=now.planned[1:]) if now.planned else self._chooser.chosen(now.ahead, history)
         if chosen is None or chosen.token in self._specials:
+            self._now = undecided(now)
             return None
         self._history[:] = [*history, chosen.token]
         self._now = after(now, chosen)
@@ -270,6 +271,11 @@ def after(now: Read, chosen: Chosen) -> Read:
         return Read(now.state, written, unread, latent, None, planned=chosen.planned)
     rest = now.ahead.rest()
     return now._replace(written=written, ahead=rest, **({"unread": unread} if rest.drafts else {"state": rest.state, "unread": ()}))
+
+
+def undecided(now: Read) -> Read:
+    """Where a document ended: should it go on, nothing that led to its end counts, neither a draft that was looked at nor the rest of a plan."""
+    return now._replace(ahead=now.ahead and now.ahead._replace(drafts=()), planned=())
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from lm.generation.drafting import PENDING, Draft, Pace, Paces
 from lm.generation.foresight import Foresight
 from lm.model import Model
 from lm.preset import PresetError, load_preset, preset_from_json
-from lm.preset.generation import GenerationConfig
+from lm.preset.generation import GenerationConfig, PlannerConfig
 from tests.generation.chi_square import agrees
 from tests.generation.words import ENDED, HEADS, WORDS, all_that_may_come, randomised, taught, tiny_preset, words_tokenizer
 from tests.test_law import MODELS, preset_of
@@ -218,6 +218,31 @@ def test_the_end_of_the_document_among_drafts_ends_it_and_is_not_read() -> None:
             break
     else:
         pytest.fail("no document ended")
+
+
+@pytest.mark.parametrize("kind", ["the end drafted", "another drafted", "planned"])
+def test_going_on_after_an_end_is_to_choose_anew(kind: str) -> None:
+    """As a writing that reads all of it afresh would, with the same draws: what led to the end counts no more."""
+    model, heads = randomised(tiny_preset(), std=0.5)
+    planner = PlannerConfig(enabled=kind == "planned", commit="piece", piece_length=6, depth=0, value_weight=0.0)
+    settings = plain(DRAWN).model_copy(update={"max_new_tokens": 6, "planner": planner})
+    drafts = [Draft(0 if kind == "the end drafted" else 1, torch.full((len(WORDS),), 1 / len(WORDS)))] * 2
+    ended = 0
+    for seed in range(100):
+        writing = begun(model, heads, settings, seed, TOKENIZER)
+        if kind != "planned":
+            writing._chooser.drafts = lambda latent, history, limit: tuple(drafts[:limit])
+        if not 0 < len(written(writing)) < 5:  # the first token is behind no draft, nor the last
+            continue
+        ended += 1
+        for again in (1, 2, 3):
+            afresh = Writing(model, TOKENIZER, writing.document, settings, seed=again, heads=heads)
+            more = writing.going_on(settings, again)
+            assert written(more) == written(afresh)
+        holds_all_it_wrote(model, more)
+        if ended == 3:
+            break
+    assert ended == 3
 
 
 def test_no_pass_is_long_and_none_is_made_to_undo() -> None:
