@@ -153,7 +153,7 @@ class Bench:
 
     def _taught(self, arm: Arm, preset: Preset) -> dict[str, Any]:
         plain, like = teacher_of(preset_of(ATTENTION, preset.train.seed), len(self.tokenizer))
-        teacher, learner = teacher_of(preset, len(self.tokenizer), like)
+        teacher, learner = teacher_of(preset, len(self.tokenizer), like, self.tokenizer.pad_token_id)
         sources, read, number, batches = len(preset.data.sources), 0, 0, batches_of(preset, self.tokenizer)
         while read < TOKENS:
             read += teacher.step(next(batches), sources, read, TOKENS, number).tokens

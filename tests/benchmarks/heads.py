@@ -56,7 +56,7 @@ def cost() -> None:
     preset = preset_of(NONE)
     tokenizer = build_tokenizer(preset.data, seed=0)
     batch = next(batches_of(preset, tokenizer))
-    teachers = {name: teacher_of(preset_of(name), len(tokenizer), tokenizer.pad_token_id)[0] for name in names}
+    teachers = {name: teacher_of(preset_of(name), len(tokenizer), pad=tokenizer.pad_token_id)[0] for name in names}
     taken: dict[str, list[float]] = {name: [] for name in names}
     for pair in range(PAIRS + 1):
         for name, teacher in teachers.items():
