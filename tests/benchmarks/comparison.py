@@ -10,7 +10,8 @@ COMPARISON_SIZE      hidden size to scale it to: 128   COMPARISON_SEEDS    "0 1"
                      for a laptop; as it is without    COMPARISON_HELD_OUT 64 rows of text that is not learned
 COMPARISON_RESULTS   comparison.jsonl, where each run is kept: what was cut off goes on
 
-Text: the preset's own mix from the Hub that HF_ENDPOINT leads to, else installed documentation.
+Text: the preset's own mix from the Hub that HF_ENDPOINT leads to, else installed documentation. Of the preset its model, `train` and text count, in
+rows that are read one by one: no memory, no carried states, no objective but the next token.
 """
 
 import math
@@ -274,14 +275,15 @@ def figure(curves: dict[str, list[Curve]], path: str) -> None:
         for panel, places in zip(panels, ([look.tokens / 1e6 for look in mean], [look.seconds / 60 for look in mean]), strict=True):
             panel.plot(places, [look.bits for look in mean], color=colours[name], linewidth=1.8, label=name)
             panel.fill_between(places, list(map(min, bits)), list(map(max, bits)), color=colours[name], alpha=0.25, linewidth=0)
-    shown = [look.bits for drawn in curves.values() for look in middle(drawn)[LOOKS // 10 :]]
-    room = 0.04 * (max(shown) - min(shown))
-    panels[0].set(xlabel="million tokens", ylabel="held-out bits per byte", ylim=(min(shown) - room, max(shown) + room))
+    ends = [look.bits for drawn in curves.values() for looks in drawn for look in (looks[len(looks) // 10], looks[-1])]
+    room = 0.04 * (max(ends) - min(ends))
+    panels[0].set(xlabel="million tokens", ylabel="held-out bits per byte", ylim=(min(ends) - room, max(ends) + room))
     panels[1].set(xlabel="minutes of a GPU" if DEVICE.type == "cuda" else "minutes of a processor")
     for panel in panels:
         panel.spines[["top", "right"]].set_visible(False)
         panel.grid(color=grey, alpha=0.2)
         panel.set_xlim(left=0)
+        panel.locator_params(axis="x", nbins=6)
     panels[1].legend(frameon=False)
     picture.savefig(path, transparent=True, dpi=150, metadata={"Date": None} if path.endswith(".svg") else None)
 
