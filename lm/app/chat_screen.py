@@ -90,8 +90,10 @@ def passage_lines(passage: "Passage", text: str, width: int, lines: int) -> Line
 def paces_in_words(paces: "Paces") -> str:
     """What drafts came to: how many were kept, how many tokens a pass wrote, and how many times as fast that was."""
     drafted = paces.drafted
-    kept = f"drafts: {100 * drafted.kept / drafted.drafts:.0f} % of {drafted.drafts:,} kept · {drafted.tokens / drafted.passes:.1f} tokens a pass"
-    return kept + (f" · {paces.speed_up:.1f} times as fast as without" if paces.speed_up else "")
+    kept = f"{100 * drafted.kept / drafted.drafts:.0f} % of {drafted.drafts:,} kept" if drafted.drafts else "none was sure enough"
+    return f"drafts: {kept} · {drafted.tokens / drafted.passes:.1f} tokens a pass" + (
+        f" · {paces.speed_up:.1f} times as fast as without" if paces.speed_up else ""
+    )
 
 
 class Chat(Sitting):

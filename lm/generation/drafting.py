@@ -24,7 +24,7 @@ from lm.model import ModelState
 from lm.preset.generation import GenerationConfig
 
 PENDING = 16  # tokens that are read again in front of drafts at most; past that a pass has no drafts, after which there are none
-SOUNDED = 16  # one pass in so many has no drafts, by which it is known what drafts are worth
+SOUNDED = 16  # one pass in so many has no drafts, and nothing to read that they left, by which it is known what drafts are worth
 
 
 class Draft(NamedTuple):
@@ -65,13 +65,14 @@ class Pace(NamedTuple):
     seconds: float = 0.0
     drafts: int = 0
     kept: int = 0
+    burdened: int = 0  # passes for which drafts were tried, or that read what drafts had left
 
     def plus(self, other: "Pace") -> "Pace":
         return Pace(*(a + b for a, b in zip(self, other, strict=True)))
 
 
 class Paces(NamedTuple):
-    """Passes without drafts, and with some."""
+    """Passes as they would be without drafts, and those that drafting had a part in."""
 
     plain: Pace = Pace()
     drafted: Pace = Pace()
@@ -81,7 +82,7 @@ class Paces(NamedTuple):
 
     def noted(self, pace: Pace) -> "Paces":
         """With one more pass."""
-        return self._replace(drafted=self.drafted.plus(pace)) if pace.drafts else self._replace(plain=self.plain.plus(pace))
+        return self._replace(drafted=self.drafted.plus(pace)) if pace.burdened else self._replace(plain=self.plain.plus(pace))
 
     @property
     def speed_up(self) -> float | None:

@@ -202,17 +202,19 @@ class Writing(Iterator[str]):
 
     def _read_on(self, now: Read) -> Read:
         """What was written is read, and drafts behind it."""
+        room = self._room(now)
         with torch.no_grad():
-            drafts = self._chooser.drafts(now.latent, self._history[: self._before + now.written], self._room(now))
-        self._paces, self._pace = self.paces, Pace(passes=1, drafts=len(drafts))
+            drafts = self._chooser.drafts(now.latent, self._history[: self._before + now.written], room)
+        burdened = self._settings.draft_length and (room or len(now.unread) != 1)
+        self._paces, self._pace = self.paces, Pace(passes=1, drafts=len(drafts), burdened=int(bool(burdened)))
         state, rows = self._further(now, drafts)
         ahead = Ahead(rows.after(now.rows), drafts, state)
         return now._replace(ahead=ahead, rows=None) if drafts else now._replace(state=state, unread=(), ahead=ahead, rows=None)
 
     def _room(self, now: Read) -> int:
         """For how many drafts there is room in the pass that is due."""
-        passes = self._paces.plain.passes + self._paces.drafted.passes + self._pace.passes
-        if len(now.unread) > PENDING or passes % SOUNDED == SOUNDED // 2:
+        plain, drafted = (pace.passes for pace in self.paces)
+        if len(now.unread) > PENDING or (len(now.unread) == 1 and plain + drafted >= SOUNDED * plain + SOUNDED // 2):
             return 0
         asked = self._recall.before_next(len(self._prompt) + now.written)
         return min(asked, self._settings.max_new_tokens - now.written - 1)

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 from lm.app.chat_screen import paces_in_words
 from lm.generation import Writing, generate
 from lm.generation import writing as writing_module
-from lm.generation.drafting import PENDING, Draft, Pace, Paces
+from lm.generation.drafting import PENDING, SOUNDED, Draft, Pace, Paces
 from lm.generation.foresight import Foresight
 from lm.model import Model
 from lm.preset import PresetError, load_preset, preset_from_json
@@ -262,6 +262,28 @@ def test_no_pass_is_long_and_none_is_made_to_undo() -> None:
     assert len(expected) == 40
 
 
+@pytest.mark.parametrize("kind", ["half wrong", "all wrong", "never sure"])
+def test_passes_as_without_drafts_are_known_by_what_they_read(kind: str) -> None:
+    """One token, and no drafting tried: only those say how fast a token would be without drafts."""
+    model, heads = randomised(tiny_preset())
+    settings = GREEDY.model_copy(update={"max_new_tokens": 60, "no_repeat_ngram": 0})
+    expected = written(begun(model, heads, plain(settings)))
+    writing = begun(model, heads, settings)
+    next(writing)
+    drafter, forward = Told([] if kind == "never sure" else expected, 1.0 if kind == "all wrong" else 0.5), model.forward
+    tried: list[int] = []
+    read: list[int] = []
+    writing._chooser.drafts = lambda latent, history, limit: tried.append(limit) or drafter(latent, history, limit)
+    model.forward = lambda tokens, *rest: read.append(tokens.shape[1]) or forward(tokens, *rest)
+    written(writing)
+    del model.forward
+    alone = [count == 1 and not limit for count, limit in zip(read, tried, strict=True)]
+    paces = writing.paces
+    assert (paces.plain.passes, paces.drafted.passes) == (sum(alone), len(alone) - sum(alone))
+    assert paces.plain.tokens == paces.plain.passes and 2 <= paces.plain.passes <= 2 + len(alone) / SOUNDED, "one in sixteen, and the last"
+    assert paces.drafted.tokens + paces.plain.tokens == 60 - 1 and paces_in_words(paces).startswith("drafts: ")
+
+
 def test_a_draft_ends_where_its_entropy_is_high() -> None:
     model, heads = randomised(tiny_preset())
     heads["dynamics"].norm.weight.data *= 5  # else all are about as uncertain
@@ -305,4 +327,5 @@ def test_paces_in_words() -> None:
     drafted, sounded = Pace(passes=50, tokens=120, seconds=1.2, drafts=150, kept=70), Pace(passes=5, tokens=5, seconds=0.1)
     assert paces_in_words(Paces(sounded, drafted)) == "drafts: 47 % of 150 kept · 2.4 tokens a pass · 1.9 times as fast as without"
     assert paces_in_words(Paces(Pace(), drafted)) == "drafts: 47 % of 150 kept · 2.4 tokens a pass"
+    assert paces_in_words(Paces(Pace(), drafted._replace(drafts=0, kept=0))) == "drafts: none was sure enough · 2.4 tokens a pass"
     assert Paces(sounded).speed_up is None and Paces().speed_up is None
