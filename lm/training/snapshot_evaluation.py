@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from data_sources.held_out import HeldOutStore
+from data_sources.held_out import Held, HeldOutStore
 from data_sources.tokenizer import tokenizer_from_json
 from lm.memory.layout import MemoryFault
 from lm.memory.lookup import Lookup
@@ -22,7 +22,7 @@ def evaluate_snapshot(checkpoint_dir: str | Path, which: str = "current") -> dic
     return evaluate_file(Snapshots(checkpoint_dir).path_of(which), held_out_texts(checkpoint_dir), Path(checkpoint_dir))
 
 
-def held_out_texts(checkpoint_dir: str | Path) -> dict[str, list[str]]:
+def held_out_texts(checkpoint_dir: str | Path) -> dict[str, list[Held]]:
     """All text that was held out, by source."""
     store = HeldOutStore(Path(checkpoint_dir) / HELD_OUT, limit_tokens=0)
     return {name: store.texts(name) for name in store.sources()}
