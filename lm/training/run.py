@@ -14,6 +14,7 @@ from lm.preset.objectives import needs_tokens
 from lm.training.adaptive import AdaptiveSources
 from lm.training.carried import Carried
 from lm.training.change import tokenizer_of
+from lm.training.corrupted import denoisers_of
 from lm.training.forgetting import last_measured
 from lm.training.growth import Fit, fit, fitted, fitted_moments
 from lm.training.learner import Learner
@@ -57,6 +58,12 @@ class Run:
         for name, count in by_source.items():
             self.life["sources"][name] = self.life["sources"].get(name, 0) + count
 
+    def teaches(self, by_denoiser: dict[str, int], scored: int) -> None:
+        """Note what a step has taught: tokens scored by denoiser, or under masks."""
+        masked = {"mask": scored} if self.preset.model.bidirectional != "off" else {}
+        for kind, count in (by_denoiser | masked).items():
+            self.life["taught"][kind] = self.life["taught"].get(kind, 0) + count
+
     @property
     def lengths(self) -> RowLengths:
         """How long rows are."""
@@ -92,8 +99,15 @@ class Run:
 
 def new_life(preset: Preset) -> dict[str, Any]:
     """The history of a model that is born now."""
-    life = {"born": now(), "tokenizer": tokenizer_of(preset), "tokens": 0, "steps": 0, "runs": [], "sources": {}}
+    life = {"born": now(), "tokenizer": tokenizer_of(preset), "tokens": 0, "steps": 0, "runs": [], "sources": {}, "taught": {}}
     return life | ({"objective_tokens": True} if needs_tokens(preset) else {})
+
+
+def taught(snapshot: Snapshot) -> dict[str, int]:
+    """Tokens that the model of a snapshot learned by each denoiser ("R", "S", "X") and under masks ("mask"). In a life from before they were
+    counted they are unknown: as if it had learned a token in each way that its preset asks for."""
+    asked = denoisers_of(snapshot.preset) + ["mask"] * (snapshot.preset.model.bidirectional != "off")
+    return snapshot.life.get("taught", dict.fromkeys(asked, 1))
 
 
 def begin_run(life: dict[str, Any], preset: Preset, budget: int) -> None:
