@@ -8,7 +8,7 @@ from rich.text import Text
 from lm.app.curve import draw
 from lm.app.facts import Facts, SourceFacts, over_mean
 from lm.app.text import ACCENT, LABEL, QUIET, TONES, Lines, apart, filled, fitted, spans, title, wrapped
-from lm.app.words import NOTHING, counted, duration, figure, milliseconds, one_line, rate, size
+from lm.app.words import NOTHING, counted, denoisers_in_words, duration, figure, milliseconds, one_line, rate, size
 
 STATE_STYLES = {"reading": "green", "waiting": "yellow", "given up": "red", "finished": "dim"}
 BARS = "▁▂▃▄▅▆▇█"
@@ -158,7 +158,7 @@ def held_out_line(facts: Facts, width: int) -> Lines:
         spans(
             ("held-out", f"bold {ACCENT}"),
             f"  {'pseudo-' * facts.evaluation.get('pseudo', False)}perplexity {figure(facts.evaluation['perplexity'], 1)}",
-            (f"  bits per byte {figure(facts.evaluation['bits_per_byte'], 3)}", ""),
+            (f"  {'pseudo-' * facts.evaluation.get('pseudo', False)}bits per byte {figure(facts.evaluation['bits_per_byte'], 3)}", ""),
             (f" ({', '.join(by_source)})" if len(by_source) > 1 else "", QUIET),
         )
     ]
@@ -169,10 +169,13 @@ def held_out_table(facts: Facts, width: int, height: int) -> Lines:
     if not facts.evaluation:
         return []
     rows = [(one_line(name), values) for name, values in facts.evaluation["sources"].items()]
-    heading = title("held-out text", width, f"after {counted(facts.evaluation['after'])} tokens")
-    columns = spans((f"{'perplexity':>{width - 11}}{'bits/byte':>11}", LABEL))
+    pseudo = facts.evaluation.get("pseudo", False)
+    heading = title("held-out text" + ", pseudo" * pseudo, width, f"after {counted(facts.evaluation['after'])} tokens")
+    columns = spans((f"{'pseudo-' * pseudo + 'perplexity':>{width - 11}}{'bits/byte':>11}", LABEL))
     total = _measures("all", facts.evaluation, width, "bold")
-    return [heading, columns, *(_measures(name, values, width, "") for name, values in rows), total][:height]
+    by_denoiser = denoisers_in_words(facts.evaluation)
+    gaps = [apart(spans(("gaps", LABEL)), spans(by_denoiser), width)] if by_denoiser else []
+    return [heading, columns, *(_measures(name, values, width, "") for name, values in rows), total, *gaps][:height]
 
 
 def _measures(name: str, values: Mapping[str, float], width: int, style: str) -> Text:

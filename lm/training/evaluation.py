@@ -263,7 +263,7 @@ def evaluate(
         return {}
     pseudo = {"pseudo": True} if preset.model.bidirectional != "off" else {}
     told = {"denoisers": {kind: tally.nats / tally.tokens for kind, tally in by_denoiser.items() if tally.tokens}} if by_denoiser else {}
-    return {**total.measures(), **pseudo, **told, "sources": {name: tally.measures() for name, tally in tallies.items()}}
+    return {**total.measures(), **pseudo, **told, "sources": {name: {**tally.measures(), **pseudo} for name, tally in tallies.items()}}
 
 
 def tallies_by_denoiser(model: Model, texts: Sequence[str], tokenizer: Any, preset: Preset, place: Place, stopped: Callable[[], bool]) -> dict[str, Tally]:

@@ -111,11 +111,11 @@ def taught(snapshot: Snapshot) -> dict[str, int]:
 
 
 def begin_run(life: dict[str, Any], preset: Preset, budget: int) -> None:
-    """Add a run to the history, with what was measured last before it: bits per byte by source, on all held-out text. One that was begun and
-    read nothing was none."""
+    """Add a run to the history, with what was measured last before it: bits per byte by source, on all held-out text, in the way in which its
+    own model is measured. One that was begun and read nothing was none."""
     life["runs"] = [run for run in life["runs"] if run["tokens"]]
     about = {"preset": preset.name, "began": now(), "budget": budget, "tokens": 0}
-    life["runs"].append({**about, "before": last_measured(life), "after": {}})
+    life["runs"].append({**about, "before": last_measured(life, preset.model.bidirectional != "off"), "after": {}})
 
 
 def now() -> str:

@@ -18,6 +18,7 @@ from lm.preset.objectives import Ul2Config
 from lm.training import Halted, train
 from lm.training.change import change_of
 from lm.training.evaluation import evaluate
+from lm.training.forgetting import last_measured
 from lm.training.headers import read_header
 from lm.training.run import taught
 from lm.training.snapshot_evaluation import evaluate_snapshot, held_out_texts
@@ -141,6 +142,8 @@ def test_masks_are_learned_and_gone_on_with_exactly(tiny: Tiny, tmp_path: Path) 
     assert sum(step["loss"] for step in whole[-3:]) / 3 < whole[0]["loss"] - 0.2
     (evaluation,) = recorder.of("evaluation")
     assert evaluation["pseudo"] and 1 < evaluation["perplexity"] < 500
+    life = Snapshots(tmp_path / "whole").newest().life
+    assert life["measured"]["full"]["reference"]["pseudo"] and life["runs"][-1]["after"] and not last_measured(life, pseudo=False)
     sample = recorder.of("sample")[-1]
     before, after = sample["prompt"].split(" ___")
     assert sample["text"].startswith(before) and sample["text"].endswith(after) and len(sample["text"]) > len(before + after)
