@@ -279,7 +279,7 @@ def evaluate(
         return {}
     pseudo = {"pseudo": True} if preset.model.bidirectional != "off" else {}
     told = {"denoisers": {kind: tally.nats / tally.tokens for kind, tally in by_denoiser.items() if tally.tokens}} if by_denoiser else {}
-    return {**total.measures(), **pseudo, **told, "sources": {name: tally.measures() for name, tally in tallies.items()}}
+    return {**total.measures(), **pseudo, **told, "sources": {name: {**tally.measures(), **pseudo} for name, tally in tallies.items()}}
 
 
 def in_all(measures: Mapping[str, Any]) -> dict[str, Any]:

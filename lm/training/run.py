@@ -16,6 +16,7 @@ from lm.training.adaptive import AdaptiveSources
 from lm.training.averaging import Average
 from lm.training.carried import Carried
 from lm.training.change import tokenizer_of
+from lm.training.corrupted import denoisers_of
 from lm.training.forgetting import last_measured
 from lm.training.growth import Fit, fit, fitted, fitted_moments
 from lm.training.learner import Learner
@@ -64,6 +65,12 @@ class Run:
         """In here the model computes with what evaluation, samples and chat use: the average of the weights, where there is one."""
         return self.average.in_place() if self.average else contextlib.nullcontext()
 
+    def teaches(self, by_denoiser: dict[str, int], scored: int) -> None:
+        """Note what a step has taught: tokens scored by denoiser, or under masks."""
+        masked = {"mask": scored} if self.preset.model.bidirectional != "off" else {}
+        for kind, count in (by_denoiser | masked).items():
+            self.life["taught"][kind] = self.life["taught"].get(kind, 0) + count
+
     @property
     def lengths(self) -> RowLengths:
         """How long rows are, and how many an optimizer step reads."""
@@ -103,16 +110,23 @@ class Run:
 
 def new_life(preset: Preset) -> dict[str, Any]:
     """The history of a model that is born now."""
-    life = {"born": now(), "tokenizer": tokenizer_of(preset), "tokens": 0, "steps": 0, "runs": [], "sources": {}}
+    life = {"born": now(), "tokenizer": tokenizer_of(preset), "tokens": 0, "steps": 0, "runs": [], "sources": {}, "taught": {}}
     return life | ({"objective_tokens": True} if needs_tokens(preset) else {})
 
 
+def taught(snapshot: Snapshot) -> dict[str, int]:
+    """Tokens that the model of a snapshot learned by each denoiser ("R", "S", "X") and under masks ("mask"). In a life from before they were
+    counted they are unknown: as if it had learned a token in each way that its preset asks for."""
+    asked = denoisers_of(snapshot.preset) + ["mask"] * (snapshot.preset.model.bidirectional != "off")
+    return snapshot.life.get("taught", dict.fromkeys(asked, 1))
+
+
 def begin_run(life: dict[str, Any], preset: Preset, budget: int) -> None:
-    """Add a run to the history, with what was measured last before it: bits per byte by source, on all held-out text. One that was begun and
-    read nothing was none."""
+    """Add a run to the history, with what was measured last before it: bits per byte by source, on all held-out text, in the way in which its
+    own model is measured. One that was begun and read nothing was none."""
     life["runs"] = [run for run in life["runs"] if run["tokens"]]
     about = {"preset": preset.name, "began": now(), "budget": budget, "tokens": 0}
-    life["runs"].append({**about, "before": last_measured(life), "after": {}})
+    life["runs"].append({**about, "before": last_measured(life, preset.model.bidirectional != "off"), "after": {}})
 
 
 def now() -> str:

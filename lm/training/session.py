@@ -110,6 +110,8 @@ class Session:
             self.memory.take_in(batch, cursor["next_row"])
         names = [source.name for source in self.run.data.sources]
         self.run.counted(step.tokens, {name: int(count) for name, count in zip(names, step.read, strict=True) if count})
+        if step.sound:
+            self.run.teaches(step.taught, int(sum(step.scored)))
         if self.run.adaptive:
             nothing = [0.0] * len(names)
             nats, scored = (step.nats, step.scored) if step.sound else (nothing, nothing)
@@ -293,7 +295,7 @@ class Session:
         settings = self.run.preset.generation.model_copy(update={"max_new_tokens": SAMPLE_TOKENS})
         prompt, begun = " ".join(words), partial(generate, self.run.learner.model, self.tokenizer, heads=self.run.learner.heads)
         if self.run.preset.model.bidirectional != "off":
-            prompt, begun = with_a_gap(words), filler_of(self.run.learner.model, self.tokenizer, self.run.preset).filling
+            prompt, begun = with_a_gap(words), filler_of(self.run.learner.model, self.tokenizer, self.run.preset, self.run.life["taught"]).filling
         with self.run.as_used(), self.ranks.accelerator.autocast():
             text = "".join(begun(prompt, settings, seed=self.run.tokens))
         self.report({"event": "sample", "tokens": self.run.tokens, "prompt": prompt, "text": text})

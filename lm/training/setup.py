@@ -38,7 +38,7 @@ from lm.training.learner import Learner
 from lm.training.optimizer import build_optimizer
 from lm.training.remembering import Remembering, Taken
 from lm.training.replay import PastKeeper, begun_replay, in_words, opened_past, past_source, spread
-from lm.training.run import Run, begin_run, is_under_way, new_life, restore
+from lm.training.run import Run, begin_run, is_under_way, new_life, restore, taught
 from lm.training.saving import Saver
 from lm.training.session import GLANCE, Session
 from lm.training.snapshots import Snapshot, SnapshotError, Snapshots
@@ -185,6 +185,7 @@ def _take_over(run: Run, snapshot: Snapshot, under_way: bool, snapshots: Snapsho
         report.notice(f"{how.in_words()}; as it was it stays in {kept}")
         report({"event": "fit", **how._asdict()})
     run.life, run.cursor, run.certificate, run.memory = snapshot.life, snapshot.cursor, snapshot.certificate, snapshot.run.get("memory")
+    run.life |= {"taught": taught(snapshot)}
     before, now = snapshot.preset.train.optimizer, run.preset.train.optimizer
     if before != now:
         report.notice(f"the optimizer was {before} and is {now}: what it remembers of the matrices that it takes over begins anew")

@@ -43,6 +43,7 @@ class Step(NamedTuple):
     learning_rate: float
     stats: dict[str, Tensor]  # of the units and heads
     shares: dict[str, float]  # of the trunk's gradient, by loss (lm/training/shares.py); empty in most steps
+    taught: dict[str, int]  # scored tokens by denoiser, where there are some
 
 
 class TooLarge(Exception):
@@ -155,7 +156,7 @@ class Teacher:
             self.carried.settle(sound)
         loss = sum(nats) / scored if scored else math.nan
         told = by_themselves(losses, counts, scored) | by_denoiser(sums[3 * n :])
-        return Step(sound, tokens, loss, told, nats, by_source, read_now, norm, rate, stats, shares)
+        return Step(sound, tokens, loss, told, nats, by_source, read_now, norm, rate, stats, shares, scored_by_denoiser(sums[3 * n :]))
 
     def _over_ranks(self, own: Found) -> Found:
         """Everything added up over the ranks. A rank without rows has no losses and no stats."""
@@ -259,3 +260,8 @@ def by_denoiser(sums: Sequence[float]) -> dict[str, float]:
     kinds = KINDS[: len(sums) // 2]
     pairs = zip(kinds, sums[: len(kinds)], sums[len(kinds) :], strict=True)
     return {f"ul2_{kind}": nats / scored for kind, nats, scored in pairs if scored}
+
+
+def scored_by_denoiser(sums: Sequence[float]) -> dict[str, int]:
+    """Scored tokens of those denoisers that have some, of the same sums."""
+    return {kind: int(scored) for kind, scored in zip(KINDS, sums[len(sums) // 2 :], strict=False) if scored}
