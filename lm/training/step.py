@@ -233,21 +233,26 @@ class Teacher:
                 self._count(by_source, by_kind, window.to(self.ranks.device), learned.nll)
             if self.carried:
                 self.carried.move(lanes, state)
-        losses, told = ({name: float(value) for name, value in values.items()} for values in (parts, counts))
-        return Found([*by_source.flatten().tolist(), *by_kind.flatten().tolist()], losses, told, stats)
+        sums, told = torch.cat([by_source.flatten(), by_kind.flatten()]), [*parts.values(), *counts.values()]
+        numbers = torch.cat([sums, *(part.double().view(1) for part in told)]).tolist()  # the one place where the host waits for the device
+        of_losses, of_counts = numbers[len(sums) : len(sums) + len(parts)], numbers[len(sums) + len(parts) :]
+        return Found(numbers[: len(sums)], dict(zip(parts, of_losses, strict=True)), dict(zip(counts, of_counts, strict=True)), stats)
 
     @staticmethod
     def _count(by_source: Tensor, by_kind: Tensor, read: Batch, nll: Tensor) -> None:
-        """Add nats, scored tokens and tokens read to `by_source` (3, sources), and the first two to `by_kind` (2, denoisers)."""
+        """Add nats, scored tokens and tokens read to `by_source` (3, sources), and the first two to `by_kind` (2, denoisers).
+
+        What does not count adds zero to the first: to pick what does, the host would have to wait for the device in each micro-batch.
+        """
         is_scored, is_read = read.targets >= 0, read.source >= 0
-        by_source[0].index_add_(0, read.source[is_scored], nll[is_scored].double())
-        by_source[1].index_add_(0, read.source[is_scored], torch.ones_like(read.source[is_scored], dtype=torch.float64))
-        by_source[2].index_add_(0, read.source[is_read], torch.ones_like(read.source[is_read], dtype=torch.float64))
+        nats = torch.where(is_scored, nll, 0).double()
+        source = read.source.clamp(min=0).flatten()
+        for row, values in zip(by_source, (nats, is_scored, is_read), strict=True):
+            row.index_add_(0, source, values.flatten().double())
         if read.kind is not None:
-            is_told = is_scored & (read.kind >= 0)
-            kind = read.kind[is_told].long()
-            by_kind[0].index_add_(0, kind, nll[is_told].double())
-            by_kind[1].index_add_(0, kind, torch.ones_like(kind, dtype=torch.float64))
+            is_told, kind = is_scored & (read.kind >= 0), read.kind.clamp(min=0).flatten().long()
+            for row, values in zip(by_kind, (torch.where(is_told, nats, 0), is_told), strict=True):
+                row.index_add_(0, kind, values.flatten().double())
 
 
 def by_themselves(losses: Mapping[str, float], counts: Mapping[str, float], scored: int) -> dict[str, float]:
