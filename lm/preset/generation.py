@@ -31,7 +31,9 @@ class GenerationConfig(Config):
     draft_length: int = Field(
         0, ge=0, le=64, description="Tokens that the dynamics module drafts and the model checks in one pass; 0: none. Changes speed alone."
     )
-    draft_entropy: float = Field(8.0, ge=0, le=100, description="A draft ends where its own next token has more entropy than this, in nats.")
+    draft_entropy: float | None = Field(
+        None, ge=0, le=100, description="A draft ends before a token whose distribution, as drafted from, has more entropy than this, in nats; null: never."
+    )
     draft_vocabulary: int = Field(2048, ge=1, le=10_000_000, description="Drafts are of the first so many entries of the vocabulary, the commonest.")
     policy_weight: Weight = Field(0.0, description="What the policy head's log-probability counts beside the model's own score.")
     difficulty_temperature: float = Field(

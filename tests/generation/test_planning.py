@@ -133,10 +133,7 @@ def test_the_state_is_that_of_what_was_written(setting: Setting, commit: str) ->
 
 def test_drafts_leave_what_a_planner_writes_as_it_is(setting: Setting) -> None:
     settings = settings_of({"policy_weight": 0.5})
-    plain, drafted = (
-        Writing(setting.model, ENDLESS, PROMPT, settings.model_copy(update={"draft_length": length, "draft_entropy": 100.0}), heads=setting.heads)
-        for length in (0, 4)
-    )
+    plain, drafted = (Writing(setting.model, ENDLESS, PROMPT, settings.model_copy(update={"draft_length": length}), heads=setting.heads) for length in (0, 4))
     assert written(plain) == written(drafted) and drafted.paces.drafted.drafts
 
 
