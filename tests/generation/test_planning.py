@@ -171,6 +171,15 @@ def test_difficulty_sets_the_temperature_within_bounds(setting: Setting, strengt
         assert agrees([chooser.chosen(setting.ahead, HISTORY).token for _ in range(300)], dict(enumerate(expected.tolist())))
     finally:
         value.mean.fill_(0.0)
+    usual = setting.chooser(settings.model_copy(update={"difficulty_bits": GenerationConfig().difficulty_bits}))
+    assert usual.warmth(setting.latent) == 1.0, "nothing was learned yet"
+    try:
+        for nats in (0.7, 3.0):
+            value.mean.fill_(nats)
+            more = float(value.estimate(setting.latent)) / nats - 1
+            assert usual.warmth(setting.latent) == pytest.approx(2 ** (strength * math.tanh(more))) != 1.0
+    finally:
+        value.mean.fill_(0.0)
     off = setting.chooser(settings.model_copy(update={"difficulty_temperature": 0.0}))
     assert off.warmth(setting.latent) == 1.0
 
