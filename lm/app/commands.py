@@ -68,9 +68,9 @@ def changed(preset: Preset, settings: GenerationConfig, words: tuple[str, ...]) 
         raise CommandError(str(error).removeprefix("settings: generation.")) from None
 
 
-def _value(text: str) -> bool | int | float | str:
-    if text in ("true", "false"):
-        return text == "true"
+def _value(text: str) -> bool | int | float | str | None:
+    if text in ("true", "false", "null"):
+        return json.loads(text)
     for kind in (int, float):
         try:
             number = kind(text)

@@ -2,9 +2,9 @@
 
     scores + policy_weight * log pi  ->  penalties and bans  ->  the planner, where it is on  ->  temperature, nucleus  ->  a draft is checked, or one drawn
 
-Difficulty: temperature * 2 ^ (difficulty_temperature * tanh(bits / difficulty_bits - 1)), bits being what the value head expects of a token to
-come. So hard text is written more boldly and easy text more carefully, as in Zhu et al. 2024 ("Hot or cold? Adaptive temperature sampling"),
-or the other way round below 0.
+Difficulty: temperature * 2 ^ (difficulty_temperature * tanh(bits / difficulty_bits - 1)), bits being what the value head expects of a token, the
+mean of the span to come, and difficulty_bits, unless it is set, that head's own running mean. So hard text is written more boldly and easy text more
+carefully, as in Zhu et al. 2024 ("Hot or cold? Adaptive temperature sampling"), or the other way round below 0.
 
 Sizes: V vocabulary, D hidden.
 """
@@ -63,8 +63,11 @@ class Chooser:
         """What the temperature is multiplied by after `latent` (D,): between a half and 2."""
         if not self._settings.difficulty_temperature:
             return 1.0
-        bits = float(self._foresight.value(latent)) / math.log(2)
-        return 2 ** (self._settings.difficulty_temperature * math.tanh(bits / self._settings.difficulty_bits - 1))
+        bits, fixed = float(self._foresight.value(latent)) / math.log(2), self._settings.difficulty_bits
+        usual = float(self._foresight.heads["value"].mean) / math.log(2) if fixed is None else fixed
+        if not usual:  # a head that was taught nothing yet
+            return 1.0
+        return 2 ** (self._settings.difficulty_temperature * math.tanh(bits / usual - 1))
 
     def _steered(self, scores: Tensor, latent: Tensor) -> Tensor:
         weight = self._settings.policy_weight

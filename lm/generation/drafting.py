@@ -12,7 +12,6 @@ next drafts.
 Sizes: K drafts, V vocabulary, N first entries of it, D hidden.
 """
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -108,16 +107,17 @@ class Drafter:
             latent = self._foresight.next(latent, torch.tensor(token, device=latent.device))
             scores = self._foresight.scores(latent, size).to("cpu", torch.float32)
             ruled = self._sampler.ruled(scores, seen)
-            if ruled is None or (most < math.log(len(scores)) and float(entropy(scores)) > most):
+            if ruled is None:
                 break
             chances = self._sampler.tempered(ruled)  # a nucleus would cost more than the few drafts that it saves
+            if most is not None and float(entropy(chances)) > most:
+                break
             token = self._sampler.draw(chances)
             seen.append(token)
             drafts.append(Draft(token, chances))
         return tuple(drafts)
 
 
-def entropy(scores: Tensor) -> Tensor:
-    """Nats of softmax(scores) (..., N) -> (...)."""
-    logs = scores.log_softmax(-1)
-    return -(logs.exp() * logs).sum(-1)
+def entropy(chances: Tensor) -> Tensor:
+    """Nats of distributions (..., N) -> (...)."""
+    return torch.special.entr(chances).sum(-1)

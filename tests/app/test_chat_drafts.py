@@ -17,7 +17,7 @@ HEADS = {"enable_dynamics": True, "enable_value": True, "enable_policy": True}
 
 @pytest.fixture(scope="module")
 def foretelling(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return taught(tmp_path_factory.mktemp("foretelling"), 12, auxiliary=HEADS, generation={"draft_length": 4, "draft_entropy": 100})
+    return taught(tmp_path_factory.mktemp("foretelling"), 12, auxiliary=HEADS, generation={"draft_length": 4})
 
 
 def answered(one: partner.Partner, settings: GenerationConfig) -> str:

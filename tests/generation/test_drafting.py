@@ -1,8 +1,11 @@
 """Drafts change speed alone: the distribution, the state, and all that writing promises stay as they are."""
 
 import copy
+import math
 import random
+import statistics
 from collections.abc import Callable, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +17,9 @@ from torch.utils._pytree import tree_leaves
 from lm.app.chat_screen import paces_in_words
 from lm.generation import Writing, generate
 from lm.generation import writing as writing_module
-from lm.generation.drafting import PENDING, SOUNDED, Draft, Pace, Paces
+from lm.generation.drafting import PENDING, SOUNDED, Draft, Drafter, Pace, Paces
 from lm.generation.foresight import Foresight
+from lm.generation.sampling import Sampler
 from lm.model import Model
 from lm.preset import PresetError, load_preset, preset_from_json
 from lm.preset.generation import GenerationConfig, PlannerConfig
@@ -23,7 +27,7 @@ from tests.generation.chi_square import agrees
 from tests.generation.words import ENDED, HEADS, WORDS, all_that_may_come, randomised, taught, tiny_preset, words_tokenizer
 from tests.test_law import MODELS, preset_of
 
-GREEDY = GenerationConfig(temperature=0, repetition_penalty=1.1, no_repeat_ngram=4, max_new_tokens=40, draft_length=4, draft_entropy=100)
+GREEDY = GenerationConfig(temperature=0, repetition_penalty=1.1, no_repeat_ngram=4, max_new_tokens=40, draft_length=4)
 DRAWN = GREEDY.model_copy(update={"temperature": 0.9, "top_p": 0.97})
 PROMPT = (3, 4)
 TOKENIZER, ENDLESS = words_tokenizer(), words_tokenizer(ends=False)
@@ -284,15 +288,28 @@ def test_passes_as_without_drafts_are_known_by_what_they_read(kind: str) -> None
     assert paces.drafted.tokens + paces.plain.tokens == 60 - 1 and paces_in_words(paces).startswith("drafts: ")
 
 
-def test_a_draft_ends_where_its_entropy_is_high() -> None:
+@torch.no_grad()
+@pytest.mark.parametrize("temperature", [0.0, 0.4, 0.9, 1.5])
+def test_a_draft_ends_where_its_entropy_is_high(temperature: float) -> None:
+    """That of what it is drawn from; by default nowhere."""
     model, heads = randomised(tiny_preset())
     heads["dynamics"].norm.weight.data *= 5  # else all are about as uncertain
-    drafted = {}
-    for nats in (0.0, 1.2, 100.0):
-        writing = begun(model, heads, DRAWN.model_copy(update={"draft_entropy": nats, "max_new_tokens": 60, "no_repeat_ngram": 0}), 2)
-        written(writing)
-        drafted[nats] = writing.paces.drafted.drafts / sum(pace.passes for pace in writing.paces)
-    assert drafted[0.0] == 0 < drafted[1.2] < 0.7 * drafted[100.0]
+    foresight, latent = Foresight(model, heads), model(torch.tensor([PROMPT])).hidden[0, -1]
+
+    def drafts(nats: float | None, seed: int) -> tuple[Draft, ...]:
+        settings = DRAWN.model_copy(update={"temperature": temperature, "draft_entropy": nats, "no_repeat_ngram": 0})
+        return Drafter(settings, Sampler(settings, seed), foresight).drafts(latent, [*PROMPT, 1 + seed % 6], 6)
+
+    def nats_of(draft: Draft) -> float:
+        return -sum(chance * math.log(chance) for chance in draft.chances.tolist() if chance)
+
+    lengths, most = set(), statistics.quantiles((nats_of(draft) for seed in range(12) for draft in drafts(None, seed)), n=6)[-1] + 1e-5
+    for seed in range(12):
+        every, some = drafts(None, seed), drafts(most, seed)
+        assert len(every) == 6 and [draft.token for draft in some] == [draft.token for draft in takewhile(lambda draft: nats_of(draft) <= most, every)]
+        lengths.add(len(some))
+    assert lengths == {6} if temperature == 0 else len(lengths) > 1
+    assert GenerationConfig().draft_entropy is None
 
 
 def test_draws_repeat_with_a_seed_and_the_old_state_stays_as_it_was() -> None:

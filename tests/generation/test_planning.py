@@ -133,10 +133,7 @@ def test_the_state_is_that_of_what_was_written(setting: Setting, commit: str) ->
 
 def test_drafts_leave_what_a_planner_writes_as_it_is(setting: Setting) -> None:
     settings = settings_of({"policy_weight": 0.5})
-    plain, drafted = (
-        Writing(setting.model, ENDLESS, PROMPT, settings.model_copy(update={"draft_length": length, "draft_entropy": 100.0}), heads=setting.heads)
-        for length in (0, 4)
-    )
+    plain, drafted = (Writing(setting.model, ENDLESS, PROMPT, settings.model_copy(update={"draft_length": length}), heads=setting.heads) for length in (0, 4))
     assert written(plain) == written(drafted) and drafted.paces.drafted.drafts
 
 
@@ -172,6 +169,15 @@ def test_difficulty_sets_the_temperature_within_bounds(setting: Setting, strengt
         assert warmths == sorted(warmths, reverse=strength < 0) and warmths[0] != warmths[-1]
         expected = (setting.scores.float() / (0.9 * warmths[-1])).softmax(-1)
         assert agrees([chooser.chosen(setting.ahead, HISTORY).token for _ in range(300)], dict(enumerate(expected.tolist())))
+    finally:
+        value.mean.fill_(0.0)
+    usual = setting.chooser(settings.model_copy(update={"difficulty_bits": GenerationConfig().difficulty_bits}))
+    assert usual.warmth(setting.latent) == 1.0, "nothing was learned yet"
+    try:
+        for nats in (0.7, 3.0):
+            value.mean.fill_(nats)
+            more = float(value.estimate(setting.latent)) / nats - 1
+            assert usual.warmth(setting.latent) == pytest.approx(2 ** (strength * math.tanh(more))) != 1.0
     finally:
         value.mean.fill_(0.0)
     off = setting.chooser(settings.model_copy(update={"difficulty_temperature": 0.0}))
