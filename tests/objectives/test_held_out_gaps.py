@@ -8,6 +8,7 @@ import torch
 
 from lm.model import build_model
 from lm.preset import Preset
+from lm.training.corrupted import denoisers_of
 from lm.training.evaluation import evaluate, first_texts
 from tests.data_sources.streams import paragraphs
 from tests.objectives.rebuilding import tokenizer_with_gaps
@@ -58,3 +59,18 @@ def test_each_source_of_the_mix_has_an_equal_part(texts: dict[str, list[str]], m
     preset, brief = preset_of(ul2={"objective_probabilities": {"R": 1}}), {name: first_texts(kept, TOKENIZER, 900) for name, kept in texts.items()}
     evaluate(build_model(preset, len(TOKENIZER)), TOKENIZER, brief, preset, mix={"prose", "letters"})
     assert len(read) == 2 and all(500 <= each < 500 + 400 for each in read)
+
+
+@pytest.mark.parametrize(
+    ("ul2", "train", "expected"),
+    [
+        ({"objective_probabilities": {"R": 1}}, {"objective": "ul2", "objectives": [{"until_tokens": 5, "objective": "ul2", "probabilities": {"X": 1}}]}, "RX"),
+        ({}, {"objectives": [{"until_tokens": 5, "objective": "ul2", "probabilities": {"prefix": 1}}]}, "S"),
+        ({}, {"objectives": [{"until_tokens": 5, "objective": "ul2"}]}, "RSX"),
+        ({"denoiser_types": ["X"]}, {"objective": "ul2", "objectives": [{"until_tokens": 5, "objective": "clm"}]}, "X"),
+        ({"objective_probabilities": {"R": 1}}, {}, ""),
+    ],
+)
+def test_denoisers_are_those_of_every_stage_and_of_what_follows(ul2: dict[str, Any], train: dict[str, Any], expected: str) -> None:
+    types = {"denoiser_types": ["R", "S", "X", "prefix"]}
+    assert "".join(denoisers_of(preset_of(ul2=types | ul2, train=train))) == expected
