@@ -23,7 +23,8 @@ from lm.model import Model
 from lm.preset import Preset
 from lm.preset.generation import GenerationConfig
 
-GAP = re.compile(r"[ \t]*_{3,}")  # blanks before it belong to its first word, as they do in training
+# A blank before it belongs to its first word, as in training, where two gaps never touch: with nothing but blanks between they are one.
+GAP = re.compile(r" ?_{3,}(?:[ \t]+_{3,})*")
 SHOWN = "___"
 OF_THE_MODEL_ALONE = ("temperature", "top_p", "no_repeat_ngram", "repetition_penalty", "max_new_tokens")  # no heads look at a gap
 LONGEST = 4  # tokens that a masked model puts into a gap

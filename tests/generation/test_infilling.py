@@ -8,7 +8,7 @@ import torch
 
 from data_sources.special_tokens import ObjectiveTokens, with_objective_tokens
 from lm.generation.chat import PLAIN, Conversation
-from lm.generation.infilling import NOT_YET, FillingConversation, conversation_of, filler_of
+from lm.generation.infilling import GAP, NOT_YET, FillingConversation, conversation_of, filler_of
 from lm.model import Model, build_model
 from lm.preset import Preset
 from lm.preset.generation import GenerationConfig
@@ -78,6 +78,25 @@ def test_a_gap_that_does_not_end_is_cut(preset: Preset, gapped: Any, random_mode
     scripted = Scripted(random_model, {first: word * 40, second: word * 3}, len(gapped))
     filling = filler_of(scripted, gapped, preset, TAUGHT).filling("a ___ b ___ c", SURE)
     assert "".join(filling) == f"a{'x' * 12} b{'x' * 3} c"
+
+
+GAPS_IN = {
+    "def f(x):\n    ___\n": ["def f(x):\n   ", "\n"],
+    "x:\n\t\t___": ["x:\n\t\t", ""],
+    "a ___ b": ["a", " b"],
+    "a ___ ___ b": ["a", " b"],
+    "___\t ___": ["", ""],
+    "a______b": ["a", "b"],
+    "___, ___": ["", ",", ""],
+    "___\n___": ["", "\n", ""],
+    "__init__ x __": ["__init__ x __"],
+}
+
+
+@pytest.mark.parametrize(("message", "texts"), GAPS_IN.items())
+def test_what_stands_around_gaps(message: str, texts: list[str]) -> None:
+    """One blank is the first word's, indentation is the text's, and gaps with nothing but blanks between them are one."""
+    assert GAP.split(message) == texts
 
 
 def test_a_gap_is_no_turn(preset: Preset, gapped: Any, random_model: Model) -> None:
