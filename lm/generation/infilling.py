@@ -8,6 +8,7 @@ Each ends where the model writes the next gap's token, or any other that stands 
 what the model would have gone on with, so that every gap gets something.
 """
 
+import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
@@ -65,6 +66,19 @@ class Filling(Iterator[str]):
         self.finished_by = "end"
 
 
+class InGap(Writing):
+    """What is written in a gap: penalties fall on what stands before it in the text, and not on all that was read by then."""
+
+    def comes_after(self, words: Sequence[int]) -> None:
+        """`words`: of the text before the gap, as it is filled so far."""
+        self._history, self._before = [*words], len(words)
+
+
+def seed_of(seed: int | None, number: int) -> int | None:
+    """Of a gap, so that no two draw alike; None where nothing is to be repeated."""
+    return None if seed is None else random.Random(f"{seed} {number}").getrandbits(63)
+
+
 class Filler(NamedTuple):
     """A causal model that was trained with gaps."""
 
@@ -81,15 +95,18 @@ class Filler(NamedTuple):
         return Filling(texts, self._written(texts, settings, seed))
 
     def _written(self, texts: Sequence[str], settings: GenerationConfig, seed: int | None) -> Iterator[tuple[int, str]]:
-        names = self.tokens.gaps[: len(texts) - 1]
+        names, parts = self.tokens.gaps[: len(texts) - 1], [prompt_tokens(self.tokenizer, text) for text in texts]
         prompt = [self.tokens.modes[self.mode], beginning(self.tokenizer)]
-        for number, text in enumerate(texts):
-            prompt += [*prompt_tokens(self.tokenizer, text), *names[number : number + 1]]
+        for number, part in enumerate(parts):
+            prompt += [*part, *names[number : number + 1]]
         state, alone = None, GenerationConfig(**{name: getattr(settings, name) for name in OF_THE_MODEL_ALONE})
+        before = parts[0]
         for number, name in enumerate(names):
-            writing = Writing(self.model, self.tokenizer, [*prompt, name], alone, state, seed)
+            writing = InGap(self.model, self.tokenizer, [*prompt, name], alone, state, seed_of(seed, number))
+            writing.comes_after(before)
             for piece in writing:
                 yield number, piece
+            before = [*before, *writing.tokens, *parts[number + 1]]
             state, prompt = writing.state, []
 
 

@@ -99,6 +99,35 @@ def test_what_stands_around_gaps(message: str, texts: list[str]) -> None:
     assert GAP.split(message) == texts
 
 
+def test_every_gap_is_written_by_the_rules_of_the_text_before_it(preset: Preset, gapped: Any, random_model: Model) -> None:
+    """What stands behind a gap may stand in it, too; what stands before it, or was filled in there, is not said again."""
+    first, second = ObjectiveTokens.of(gapped).gaps[:2]
+    said = gapped.encode(" y", add_special_tokens=False)
+    scripted = Scripted(random_model, {first: [*said, second], second: said}, len(gapped))
+    filling = filler_of(scripted, gapped, preset, TAUGHT).filling("x ___ y ___ z", SURE.model_copy(update={"no_repeat_ngram": len(said)}))
+    assert "".join(filling).startswith("x y y") and filling.filled[0] == " y" and not filling.filled[1].strip()
+
+
+class Even(Scripted):
+    """Finds every token equally likely."""
+
+    def forward(self, tokens: Any, state: Any, context: Any) -> Any:
+        out = super().forward(tokens, state, context)
+        out.hidden = out.hidden * 0
+        return out
+
+
+def test_no_two_gaps_draw_alike(preset: Preset, gapped: Any, random_model: Model) -> None:
+    drawn = []
+    for seed in (3, 3, 4):
+        filler = filler_of(Even(random_model, {}, len(gapped)), gapped, preset, TAUGHT)
+        filling = filler.filling("___, ___, ___, ___.", GenerationConfig(temperature=1, top_p=1, max_new_tokens=2, repetition_penalty=1), seed)
+        list(filling)
+        drawn.append(filling.filled)
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert len(set(drawn[0])) > 2
+
+
 def test_a_gap_is_no_turn(preset: Preset, gapped: Any, random_model: Model) -> None:
     conversation = FillingConversation(filler_of(random_model, gapped, preset, TAUGHT), random_model, gapped, PLAIN, SURE)
     plain = Conversation(random_model, gapped, PLAIN, SURE)
