@@ -77,7 +77,9 @@ def test_a_gap_that_does_not_end_is_cut(preset: Preset, gapped: Any, random_mode
     first, second = ObjectiveTokens.of(gapped).gaps[:2]
     scripted = Scripted(random_model, {first: word * 40, second: word * 3}, len(gapped))
     filling = filler_of(scripted, gapped, preset, TAUGHT).filling("a ___ b ___ c", SURE)
-    assert "".join(filling) == f"a{'x' * 12} b{'x' * 3} c"
+    pieces, marked = zip(*((piece, filling.fills) for piece in filling), strict=True)
+    assert "".join(pieces) == f"a{'x' * 12} b{'x' * 3} c" and filling.finished_by == "length"
+    assert "".join(piece for piece, fills in zip(pieces, marked, strict=True) if fills) == "x" * 15 and not filling.fills
 
 
 GAPS_IN = {
