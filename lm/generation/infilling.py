@@ -8,6 +8,7 @@ Each ends where the model writes the next gap's token, or any other that stands 
 what the model would have gone on with, so that every gap gets something.
 """
 
+import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
@@ -23,7 +24,8 @@ from lm.model import Model
 from lm.preset import Preset
 from lm.preset.generation import GenerationConfig
 
-GAP = re.compile(r"[ \t]*_{3,}")  # blanks before it belong to its first word, as they do in training
+# A blank before it belongs to its first word, as in training, where two gaps never touch: with nothing but blanks between they are one.
+GAP = re.compile(r" ?_{3,}(?:[ \t]+_{3,})*")
 SHOWN = "___"
 OF_THE_MODEL_ALONE = ("temperature", "top_p", "no_repeat_ngram", "repetition_penalty", "max_new_tokens")  # no heads look at a gap
 LONGEST = 4  # tokens that a masked model puts into a gap
@@ -35,17 +37,25 @@ WHAT_INSTEAD = (
 NOT_YET = f"This model has not been taught gaps yet, so it can't fill {SHOWN}; it goes on from text without them."
 
 
+class Piece(NamedTuple):
+    """Of what is written in a gap."""
+
+    gap: int  # its number
+    text: str
+    is_cut: bool = False  # max_new_tokens was reached
+
+
 class Filling(Iterator[str]):
-    """The whole text in pieces, gaps as they are written. `filled`: what stands in each gap so far. It is no turn of a conversation: nothing
-    is remembered of it (`begun`)."""
+    """The whole text in pieces, gaps as they are written. `filled`: what stands in each gap so far; `fills`: whether the newest piece is of that.
+    It is no turn of a conversation: nothing is remembered of it (`begun`)."""
 
     begun = False
     paces = Paces()  # nothing is drafted
 
-    def __init__(self, texts: Sequence[str], gaps: Iterator[tuple[int, str]]) -> None:
-        """texts: around the gaps, one more than these. gaps: pieces of each, in order, with its number."""
-        self.filled = [""] * (len(texts) - 1)
-        self.finished_by: Literal["end", "stopped"] = "stopped"
+    def __init__(self, texts: Sequence[str], gaps: Iterator[Piece]) -> None:
+        """texts: around the gaps, one more than these. gaps: pieces of each, in order."""
+        self.filled, self.fills = [""] * (len(texts) - 1), False
+        self.finished_by: Literal["end", "length", "stopped"] = "stopped"
         self._texts, self._gaps = texts, gaps
         self._flow = self._pieces()
 
@@ -53,15 +63,30 @@ class Filling(Iterator[str]):
         return next(self._flow)
 
     def _pieces(self) -> Iterator[str]:
-        shown = 0  # texts that went out
-        for number, piece in self._gaps:
-            while shown <= number:
+        shown, is_cut = 0, False  # texts that went out, whether a gap has no end
+        for piece in self._gaps:
+            while shown <= piece.gap:
                 yield self._texts[shown]
                 shown += 1
-            self.filled[number] += piece
-            yield piece
+            self.filled[piece.gap] += piece.text
+            is_cut, self.fills = is_cut or piece.is_cut, True
+            yield piece.text
+            self.fills = False
         yield from self._texts[shown:]
-        self.finished_by = "end"
+        self.finished_by = "length" if is_cut else "end"
+
+
+class InGap(Writing):
+    """What is written in a gap: penalties fall on what stands before it in the text, and not on all that was read by then."""
+
+    def comes_after(self, words: Sequence[int]) -> None:
+        """`words`: of the text before the gap, as it is filled so far."""
+        self._history, self._before = [*words], len(words)
+
+
+def seed_of(seed: int | None, number: int) -> int | None:
+    """Of a gap, so that no two draw alike; None where nothing is to be repeated."""
+    return None if seed is None else random.Random(f"{seed} {number}").getrandbits(63)
 
 
 class Filler(NamedTuple):
@@ -79,16 +104,20 @@ class Filler(NamedTuple):
             raise ValueError(f"{len(texts) - 1} gaps, and the model knows {len(self.tokens.gaps)}; leave fewer")
         return Filling(texts, self._written(texts, settings, seed))
 
-    def _written(self, texts: Sequence[str], settings: GenerationConfig, seed: int | None) -> Iterator[tuple[int, str]]:
-        names = self.tokens.gaps[: len(texts) - 1]
+    def _written(self, texts: Sequence[str], settings: GenerationConfig, seed: int | None) -> Iterator[Piece]:
+        names, parts = self.tokens.gaps[: len(texts) - 1], [prompt_tokens(self.tokenizer, text) for text in texts]
         prompt = [self.tokens.modes[self.mode], beginning(self.tokenizer)]
-        for number, text in enumerate(texts):
-            prompt += [*prompt_tokens(self.tokenizer, text), *names[number : number + 1]]
+        for number, part in enumerate(parts):
+            prompt += [*part, *names[number : number + 1]]
         state, alone = None, GenerationConfig(**{name: getattr(settings, name) for name in OF_THE_MODEL_ALONE})
+        before = parts[0]
         for number, name in enumerate(names):
-            writing = Writing(self.model, self.tokenizer, [*prompt, name], alone, state, seed)
-            for piece in writing:
-                yield number, piece
+            writing = InGap(self.model, self.tokenizer, [*prompt, name], alone, state, seed_of(seed, number))
+            writing.comes_after(before)
+            for text in writing:
+                yield Piece(number, text)
+            yield Piece(number, "", is_cut=writing.finished_by == "length")
+            before = [*before, *writing.tokens, *parts[number + 1]]
             state, prompt = writing.state, []
 
 
@@ -107,14 +136,14 @@ class MaskedFiller(NamedTuple):
         texts = GAP.split(text)
         return Filling(texts, self._filled(texts))
 
-    def _filled(self, texts: Sequence[str]) -> Iterator[tuple[int, str]]:
+    def _filled(self, texts: Sequence[str]) -> Iterator[Piece]:
         parts = [prompt_tokens(self.tokenizer, text) for text in texts]
         before = [beginning(self.tokenizer), *parts[0]]
         for number, part in enumerate(parts[1:]):
             behind = [token for later in parts[number + 2 :] for token in (self.mask, *later)]
             tries = (self._best(before, length, [*part, *behind]) for length in range(1, LONGEST + 1))
             words, _ = max(tries, key=lambda found: found[1])
-            yield number, self.tokenizer.decode(words, clean_up_tokenization_spaces=False)
+            yield Piece(number, self.tokenizer.decode(words, clean_up_tokenization_spaces=False))
             before += [*words, *part]
 
     def _best(self, before: Sequence[int], length: int, behind: Sequence[int]) -> tuple[list[int], float]:

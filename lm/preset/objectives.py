@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 Objective = Literal["clm", "ul2", "mlm", "custom"]
 Denoiser = Literal["R", "S", "X", "prefix", "suffix", "mask"]
 MEANING: dict[str, str] = {"R": "R", "S": "S", "X": "X", "prefix": "S", "suffix": "S", "mask": "R"}
+IN_WORDS = {"clm": "the next token", "mlm": "words under masks", "custom": "the targets that sources give"}
 MOST_GAPS = 100  # tokens for gaps in one example
 ADDED_TOKENS = MOST_GAPS + 3  # with those of two modes and the mask: data_sources.special_tokens.OF_OBJECTIVES
 SHORTEST_ROW = 32  # positions
@@ -113,6 +114,19 @@ def objective_after(preset: "Preset") -> str:
 def objectives_of(preset: "Preset") -> set[str]:
     """Everything that is learned at some time."""
     return {objective_after(preset), *(stage.objective for stage in preset.train.objectives)}
+
+
+def learned_in_words(preset: "Preset", begin: int = 0) -> list[str]:
+    """What is learned in each stage from number `begin` on, and after them all: "the next token until 1,000,000 tokens"."""
+    stages = [f"{_in_words(preset, stage.objective, stage.probabilities)} until {stage.until_tokens:,} tokens" for stage in preset.train.objectives]
+    return [*stages, _in_words(preset, objective_after(preset), None)][begin:]
+
+
+def _in_words(preset: "Preset", objective: str, probabilities: Mapping[str, float] | None) -> str:
+    if objective != "ul2":
+        return IN_WORDS[objective]
+    shares = zip("RSX", preset.ul2.shares(probabilities), strict=True)
+    return f"by denoisers ({', '.join(f'{kind} {share:.0%}' for kind, share in shares if share)})"
 
 
 def what_is_learned(preset: "Preset") -> tuple[Any, ...]:

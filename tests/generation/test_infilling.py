@@ -8,7 +8,7 @@ import torch
 
 from data_sources.special_tokens import ObjectiveTokens, with_objective_tokens
 from lm.generation.chat import PLAIN, Conversation
-from lm.generation.infilling import NOT_YET, FillingConversation, conversation_of, filler_of
+from lm.generation.infilling import GAP, NOT_YET, FillingConversation, conversation_of, filler_of
 from lm.model import Model, build_model
 from lm.ops.readout import Readout
 from lm.preset import Preset
@@ -78,7 +78,57 @@ def test_a_gap_that_does_not_end_is_cut(preset: Preset, gapped: Any, random_mode
     first, second = ObjectiveTokens.of(gapped).gaps[:2]
     scripted = Scripted(random_model, {first: word * 40, second: word * 3}, len(gapped))
     filling = filler_of(scripted, gapped, preset, TAUGHT).filling("a ___ b ___ c", SURE)
-    assert "".join(filling) == f"a{'x' * 12} b{'x' * 3} c"
+    pieces, marked = zip(*((piece, filling.fills) for piece in filling), strict=True)
+    assert "".join(pieces) == f"a{'x' * 12} b{'x' * 3} c" and filling.finished_by == "length"
+    assert "".join(piece for piece, fills in zip(pieces, marked, strict=True) if fills) == "x" * 15 and not filling.fills
+
+
+GAPS_IN = {
+    "def f(x):\n    ___\n": ["def f(x):\n   ", "\n"],
+    "x:\n\t\t___": ["x:\n\t\t", ""],
+    "a ___ b": ["a", " b"],
+    "a ___ ___ b": ["a", " b"],
+    "___\t ___": ["", ""],
+    "a______b": ["a", "b"],
+    "___, ___": ["", ",", ""],
+    "___\n___": ["", "\n", ""],
+    "__init__ x __": ["__init__ x __"],
+}
+
+
+@pytest.mark.parametrize(("message", "texts"), GAPS_IN.items())
+def test_what_stands_around_gaps(message: str, texts: list[str]) -> None:
+    """One blank is the first word's, indentation is the text's, and gaps with nothing but blanks between them are one."""
+    assert GAP.split(message) == texts
+
+
+def test_every_gap_is_written_by_the_rules_of_the_text_before_it(preset: Preset, gapped: Any, random_model: Model) -> None:
+    """What stands behind a gap may stand in it, too; what stands before it, or was filled in there, is not said again."""
+    first, second = ObjectiveTokens.of(gapped).gaps[:2]
+    said = gapped.encode(" y", add_special_tokens=False)
+    scripted = Scripted(random_model, {first: [*said, second], second: said}, len(gapped))
+    filling = filler_of(scripted, gapped, preset, TAUGHT).filling("x ___ y ___ z", SURE.model_copy(update={"no_repeat_ngram": len(said)}))
+    assert "".join(filling).startswith("x y y") and filling.filled[0] == " y" and not filling.filled[1].strip()
+
+
+class Even(Scripted):
+    """Finds every token equally likely."""
+
+    def forward(self, tokens: Any, state: Any, context: Any) -> Any:
+        out = super().forward(tokens, state, context)
+        out.hidden = out.hidden * 0
+        return out
+
+
+def test_no_two_gaps_draw_alike(preset: Preset, gapped: Any, random_model: Model) -> None:
+    drawn = []
+    for seed in (3, 3, 4):
+        filler = filler_of(Even(random_model, {}, len(gapped)), gapped, preset, TAUGHT)
+        filling = filler.filling("___, ___, ___, ___.", GenerationConfig(temperature=1, top_p=1, max_new_tokens=2, repetition_penalty=1), seed)
+        list(filling)
+        drawn.append(filling.filled)
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert len(set(drawn[0])) > 2
 
 
 def test_a_gap_is_no_turn(preset: Preset, gapped: Any, random_model: Model) -> None:
