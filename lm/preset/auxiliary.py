@@ -45,7 +45,9 @@ class AuxiliaryConfig(Config):
     span_length: int = Field(8, ge=1, le=4096, description="Tokens of a masked span.")
     span_mask_fraction: Share = Field(0.15, description="Share of tokens in masked spans.")
     span_size: int = Field(64, ge=1, le=4096, description="Width in which spans are compared.")
-    span_negatives: int = Field(256, ge=1, le=65_536, description="Spans of the step before that a span is told from; one a row.")
+    span_negatives: int = Field(
+        256, ge=1, le=65_536, description="Spans of the last rows, up to four of each, that a span is told from; rounded up to a multiple of 192."
+    )
     span_contrastive_temperature: float = Field(0.07, gt=0, le=100, description="Temperature of InfoNCE.")
     span_l2_normalize: bool = Field(True, description="Compare directions only.")
     share_every: int = Field(200, ge=0, le=1_000_000_000, description="Steps between looks at each loss's share of the trunk's gradient; 0: never.")

@@ -54,7 +54,10 @@ def gradients(preset: Preset, batch: Batch, micro_rows: int, ranks: Ranks) -> di
     for parameter in learner.parameters():
         parameter.data.normal_(std=0.1)
     for buffer in learner.buffers():  # what units heard of the step before
-        buffer.uniform_(0, 0.1)
+        if buffer.is_floating_point():
+            buffer.uniform_(0, 0.1)
+        else:
+            buffer.copy_(1 + torch.arange(buffer.numel()).view_as(buffer) % (V - 1))
     teacher.micro_rows = micro_rows
     tokens = int(ranks.summed([float(batch.valid)])[0])
     teacher._gradients_in_memory(batch, tokens, 1, Cut())
