@@ -158,12 +158,12 @@ class Comparison(Sitting):
         try:
             with quieted():
                 partner = self._cast.partner(answer.header)
-            conversation = partner.conversation(self.write_by, self.seed)
-        except CommandError as error:
-            answer.note = str(error)
+            writing = partner.conversation(self.write_by, self.seed).say(prompt)
+        except ValueError as error:  # a CommandError, or more gaps than there are tokens for
+            answer.note = one_line(str(error))
             return ()
         answer.note = "(no words)"
-        return _watched(conversation.say(prompt), partner, answer)
+        return _watched(writing, partner, answer)
 
     def _pieces(self, answer: Answer, writing: Iterable[str], escape: Escape) -> Iterator[str]:
         """The pieces of `writing`, noted in its answer. KeyboardInterrupt when the person has had enough of them."""

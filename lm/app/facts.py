@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from lm.app.curve import Curve, Point
-from lm.app.words import duration, one_line, size
+from lm.app.words import AS_TRAINED, denoisers_in_words, duration, one_line, size
 
 Event = Mapping[str, Any]
 SMOOTHING = 0.95  # of the losses shown as numbers
@@ -192,12 +192,11 @@ class Facts:
 
     def _on_evaluation(self, event: Event) -> None:
         self.evaluation = {**event, "after": self.tokens}
-        by_denoiser = "".join(f", {kind} {loss:.3f}" for kind, loss in event.get("denoisers", {}).items())
-        gaps = f"; gaps: {by_denoiser[2:]} nats a token" if by_denoiser else ""
-        self.say(
-            f"held-out text: {'pseudo-' * event.get('pseudo', False)}perplexity {event['perplexity']:,.1f}, {event['bits_per_byte']:.3f} bits per byte{gaps}",
-            "good",
-        )
+        more = f"; gaps: {by_denoiser} nats a token" if (by_denoiser := denoisers_in_words(event)) else ""
+        if itself := event.get("without_average"):
+            more = f" ({itself['bits_per_byte']:.3f} {AS_TRAINED}){more}"
+        pseudo = "pseudo-" * event.get("pseudo", False)
+        self.say(f"held-out text: {pseudo}perplexity {event['perplexity']:,.1f}, {event['bits_per_byte']:.3f} {pseudo}bits per byte{more}", "good")
 
     def _on_sample(self, event: Event) -> None:
         self.samples.appendleft({"tokens": event["tokens"], "prompt": one_line(event["prompt"]), "text": one_line(event["text"])})

@@ -36,6 +36,7 @@ class Partner(NamedTuple):
     memory: "Heard | None" = None  # of what it read
     heads: "Mapping[str, nn.Module]" = {}  # trained with the model
     lost: str = ""  # why there is no memory, where there should be one
+    taught: "Mapping[str, int]" = {}  # tokens by denoiser, and under masks
 
     @property
     def drafts(self) -> bool:
@@ -57,7 +58,7 @@ class Partner(NamedTuple):
             raise CommandError(lacking)
         terms = (frame_of(self.preset), settings, seed, self.memory if attends else None)
         terms += (self._library() if self.memory and not attends else None, self.heads)
-        return conversation_of(self.model, self.tokenizer, self.preset, *terms)
+        return conversation_of(self.model, self.tokenizer, self.preset, self.taught, *terms)
 
     def _library(self) -> "Library":
         """Passages for a model that attends to no neighbours."""
@@ -109,11 +110,12 @@ def awoken(snapshot: "Snapshot", folder: Path) -> Partner:
         from lm.memory.lookup import Heard
         from lm.model import build_model
         from lm.training.remembering import lookup_of
+        from lm.training.run import taught
 
     tokenizer = tokenizer_from_json(snapshot.tokenizer)
     model = build_model(snapshot.preset, len(tokenizer))
     model.load_state_dict(snapshot.model_weights)
-    heads = build_heads(snapshot.preset, len(tokenizer))
+    heads = build_heads(snapshot.preset, tokenizer.pad_token_id)
     heads.load_state_dict(snapshot.head_weights)
     for part in (model, heads):
         part.to("cuda" if torch.cuda.is_available() else "cpu").eval()
@@ -122,7 +124,7 @@ def awoken(snapshot: "Snapshot", folder: Path) -> Partner:
         lookup = lookup_of(snapshot, folder, tokenizer)
     except (MemoryFault, ValueError) as error:
         lost = str(error)
-    return Partner(snapshot.preset, int(snapshot.life["tokens"]), model, tokenizer, Heard(lookup) if lookup else None, heads, lost)
+    return Partner(snapshot.preset, int(snapshot.life["tokens"]), model, tokenizer, Heard(lookup) if lookup else None, heads, lost, taught(snapshot))
 
 
 class Cast:

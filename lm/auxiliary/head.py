@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lm.ops.readout import Readout
 from lm.preset import Preset
 
 
@@ -22,20 +23,20 @@ class Reading(NamedTuple):
     hidden: Tensor  # (B, T, D), after the last norm
     tokens: Tensor  # (B, T) int64
     targets: Tensor  # (B, T) int64; negative where nothing is scored
-    restart: Tensor  # (B, T) bool: a new document begins here
+    restart: Tensor  # (B, T) bool: a new document begins here, or this is padding
     nll: Tensor  # (B, T) detached: nats of each target, 0 where none is scored
     row: Tensor  # (B,) int64 on the host: number of the row in the whole order of the data
     lane: Tensor  # (B,) int64 on the host
     start: int  # place in the row of the first column
     embedding: Tensor  # (V, D)
-    output_weight: Tensor  # (V, D)
+    readout: Readout  # of V entries
     again: Callable[[Tensor], Tensor]  # the trunk on other tokens (B, T) in the place of these: their hidden states (B, T, D)
     heads: Mapping[str, Any]  # all that are on, by name
 
     def cut_off(self) -> "Reading":
         """The same, through which no gradient reaches the trunk."""
-        hidden, embedding, output_weight = (part.detach() for part in (self.hidden, self.embedding, self.output_weight))
-        return self._replace(hidden=hidden, embedding=embedding, output_weight=output_weight, again=lambda tokens: self.again(tokens).detach())
+        hidden, embedding, readout = (part.detach() for part in (self.hidden, self.embedding, self.readout))
+        return self._replace(hidden=hidden, embedding=embedding, readout=readout, again=lambda tokens: self.again(tokens).detach())
 
 
 class Taught(NamedTuple):

@@ -23,10 +23,12 @@ HEADS: dict[str, Callable[..., Head]] = {
     "latent_consistency": LatentConsistency,
     "span_contrastive": SpanContrastive,
 }
-KNOW_THE_VOCABULARY = {"span_contrastive"}
+MASK = {"span_contrastive"}
 
 
-def build_heads(preset: Preset, vocab_size: int) -> nn.ModuleDict:
-    """The heads that `preset` switches on, by name, with first weights from torch's random state; empty when all are off."""
-    sizes = {name: (vocab_size,) * (name in KNOW_THE_VOCABULARY) for name in preset.auxiliary.heads}
-    return nn.ModuleDict({name: HEADS[name](preset, *size) for name, size in sizes.items()})
+def build_heads(preset: Preset, pad: int) -> nn.ModuleDict:
+    """The heads that `preset` switches on, by name, with first weights from torch's random state; empty when all are off.
+
+    pad: the tokenizer's padding, which stands for what a head masks: no text holds it, and a tokenizer that gets tokens keeps its id.
+    """
+    return nn.ModuleDict({name: HEADS[name](preset, *[pad] * (name in MASK)) for name in preset.auxiliary.heads})

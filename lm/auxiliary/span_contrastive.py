@@ -8,7 +8,7 @@ al. 2018; masking as in Baevski et al. 2020, "wav2vec 2.0"; norm: L2, where span
 The negatives k_j are keys of other lanes, so of other documents, from the optimizer step before: the same for every row of a step,
 however it is cut into micro-batches and ranks. Each row leaves the keys of its first spans in slots of its own.
 
-The mask is the vocabulary's last entry, which in a tokenizer of ours is the padding that no text holds.
+The mask is the tokenizer's padding, which no text holds.
 
 Sizes: B batch, T time, D hidden, L tokens of a span, N spans, P width in which they are compared, S slots.
 """
@@ -40,12 +40,12 @@ class Spans(NamedTuple):
 class SpanContrastive(Head):
     """Tells masked spans from those of other documents."""
 
-    def __init__(self, preset: Preset, vocab_size: int) -> None:
+    def __init__(self, preset: Preset, pad: int) -> None:
         super().__init__("span_contrastive", preset)
         size, config = preset.model.hidden_size, preset.auxiliary
         self.length, self.temperature, self.normalises = config.span_length, config.span_contrastive_temperature, config.span_l2_normalize
         self.stride = max(round(config.span_length / config.span_mask_fraction), config.span_length + 1)
-        self.mask = vocab_size - 1
+        self.mask = pad
         self.query, self.key = nn.Linear(size, config.span_size, bias=False), nn.Linear(size, config.span_size, bias=False)
         self.rows = LANES * -(-config.span_negatives // (KEPT_OF_A_ROW * LANES))  # rows that far apart share slots, and are of one lane
         self.register_buffer("keys", torch.zeros(self.rows * KEPT_OF_A_ROW, config.span_size))

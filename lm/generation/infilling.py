@@ -9,13 +9,13 @@ what the model would have gone on with, so that every gap gets something.
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from data_sources.special_tokens import ObjectiveTokens, special_ids
+from data_sources.special_tokens import MODES, ObjectiveTokens, special_ids
 from lm.generation.chat import Conversation
 from lm.generation.drafting import Paces
 from lm.generation.writing import Writing, at_rest, beginning, prompt_tokens
@@ -31,6 +31,8 @@ WHAT_INSTEAD = (
     "This model reads a text from both ends at once, so it can't go on from where your words stop. "
     f"It can tell what is missing: write a sentence with {SHOWN} in it, and it fills the gap."
 )
+
+NOT_YET = f"This model has not been taught gaps yet, so it can't fill {SHOWN}; it goes on from text without them."
 
 
 class Filling(Iterator[str]):
@@ -150,26 +152,26 @@ class FillingOnly(Conversation):
 class FillingConversation(Conversation):
     """A conversation in which a message with gaps is completed, and any other is answered."""
 
-    def __init__(self, filler: Filler, *terms: Any) -> None:
-        """terms: of any conversation."""
+    def __init__(self, filler: Filler | None, *terms: Any) -> None:
+        """filler: None for a model that will be taught gaps, and was taught none. terms: of any conversation."""
         super().__init__(*terms)
         self._filler = filler
 
     def say(self, message: str) -> Writing | Filling:
         """As for any conversation; and a message with ___ in it is given back with its gaps filled."""
-        if GAP.search(message):
-            return self._filler.filling(message, self.settings, self._seed)
-        return super().say(message)
+        if not GAP.search(message):
+            return super().say(message)
+        return self._filler.filling(message, self.settings, self._seed) if self._filler else Filling([NOT_YET], iter(()))
 
     @property
     def in_words(self) -> str:
-        return f"{super().in_words}; {SHOWN} is filled in"
+        return f"{super().in_words}; {SHOWN} is filled in" if self._filler else super().in_words
 
 
-def conversation_of(model: Model, tokenizer: PreTrainedTokenizerBase, preset: Preset, *terms: Any) -> Conversation:
-    """A conversation with a model in the way that it was taught. terms: of any conversation, after model and tokenizer."""
-    filler, own = filler_of(model, tokenizer, preset), (model, tokenizer, *terms)
-    if filler is None:
+def conversation_of(model: Model, tokenizer: PreTrainedTokenizerBase, preset: Preset, taught: Mapping[str, int], *terms: Any) -> Conversation:
+    """A conversation with a model in the way that it was taught. taught: tokens by denoiser. terms: of any conversation, after model and tokenizer."""
+    filler, own = filler_of(model, tokenizer, preset, taught), (model, tokenizer, *terms)
+    if ObjectiveTokens.of(tokenizer) is None:
         return Conversation(*own)
     return FillingOnly(filler, *own) if preset.model.bidirectional != "off" else FillingConversation(filler, *own)
 
@@ -179,9 +181,10 @@ def with_a_gap(words: Sequence[str]) -> str:
     return " ".join([*words[: len(words) // 2], SHOWN, *words[len(words) // 2 + 2 :]])
 
 
-def filler_of(model: Model, tokenizer: PreTrainedTokenizerBase, preset: Preset) -> Filler | MaskedFiller | None:
-    """What fills gaps with a model, None where it was never taught to."""
+def filler_of(model: Model, tokenizer: PreTrainedTokenizerBase, preset: Preset, taught: Mapping[str, int]) -> Filler | MaskedFiller | None:
+    """What fills gaps with a model, None where it was never taught to. taught: tokens by denoiser; gaps are asked for in a mode that has some."""
     tokens = ObjectiveTokens.of(tokenizer)
     if tokens and preset.model.bidirectional != "off":
         return MaskedFiller(model, tokenizer, tokens.mask)
-    return Filler(model, tokenizer, tokens, "R" if preset.ul2.shares()[0] else "X") if tokens else None
+    mode = next((mode for mode in MODES if taught.get(mode)), None)
+    return Filler(model, tokenizer, tokens, mode) if tokens and mode else None

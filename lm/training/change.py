@@ -79,7 +79,7 @@ def _parts(header: Header, before: Preset, preset: Preset, joining: int) -> list
     theirs = {name.removeprefix("weights."): shape for name, shape in header.shapes.items() if name.startswith("weights.")}
     with torch.device("meta"):
         vocabulary = theirs["model.embedding.weight"][0] + joining
-        learner = Learner(build_model(preset, vocabulary), build_heads(preset, vocabulary))
+        learner = Learner(build_model(preset, vocabulary), build_heads(preset, pad=0))
         tensors = learner.state_dict()
         how = fit(learner.model, tensors, before, {name: torch.empty(shape) for name, shape in theirs.items()})
     if how.is_whole:

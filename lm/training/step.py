@@ -20,6 +20,7 @@ from data_sources.order import LANES
 from lm.objectives.ul2 import KINDS
 from lm.ops.cross_entropy import CHUNK_ELEMENTS, DEVICE_FACTOR
 from lm.preset.training import TrainConfig
+from lm.training.averaging import Average
 from lm.training.carried import Carried, detached
 from lm.training.distribution import Ranks, is_out_of_memory
 from lm.training.forecast import PROBE, Need, kept_bytes, lasting_bytes, memory_of, slack
@@ -34,7 +35,7 @@ class Step(NamedTuple):
     sound: bool  # whether the weights were changed
     tokens: int  # read: padding is none
     loss: float  # nats a scored token; not a number when none was
-    losses: dict[str, float]
+    losses: dict[str, float]  # means over the tokens that each was taken at
     nats: list[float]  # by source
     scored: list[float]  # tokens by source
     read: list[float]  # tokens by source
@@ -42,6 +43,7 @@ class Step(NamedTuple):
     learning_rate: float
     stats: dict[str, Tensor]  # of the units and heads
     shares: dict[str, float]  # of the trunk's gradient, by loss (lm/training/shares.py); empty in most steps
+    taught: dict[str, int]  # scored tokens by denoiser, where there are some
 
 
 class TooLarge(Exception):
@@ -53,6 +55,7 @@ class Found(NamedTuple):
 
     sums: list[float]  # nats, scored tokens and read tokens, by source; then nats and scored tokens by denoiser, where there are some
     losses: dict[str, float]  # each named loss's part of the mean over the step
+    counts: dict[str, float]  # of those that are of some tokens only, how many they stand for
     stats: dict[str, Tensor]
 
 
@@ -76,11 +79,12 @@ class Teacher:
         weights: Mapping[str, float],
         carried: Carried | None = None,
         share_every: int = 0,
+        average: Average | None = None,
     ) -> None:
         """carried: the states of this rank's lanes, where rows go on from one another. share_every: steps between looks at the losses' shares
-        of the gradient, where there are heads; 0: never."""
+        of the gradient, where there are heads; 0: never. average: of the learner's weights, which follows them."""
         self.ranks, self.optimizer, self.config, self.weights, self.carried = ranks, optimizer, config, weights, carried
-        self.alone, self.learner, self.share_every = learner, ranks.wrapped(learner), share_every
+        self.alone, self.learner, self.share_every, self.average = learner, ranks.wrapped(learner), share_every, average
         self.parameters = [parameter for parameter in learner.parameters() if parameter.requires_grad]
         self.micro_rows = config.per_gpu_batch_size
         if carried:  # no lane twice, since its second row goes on from its first
@@ -105,7 +109,9 @@ class Teacher:
 
     def _lasting(self) -> int:
         """Bytes that come with the first step and stay."""
-        of_loss = self.alone.model.output_weight.nbytes + 3 * 4 * CHUNK_ELEMENTS * (1 if self.ranks.device.type == "cpu" else DEVICE_FACTOR)
+        readout = self.alone.model.readout
+        of_a_chunk = 3 + (readout.soft_cap is not None)  # matrices
+        of_loss = readout.weight.nbytes + of_a_chunk * 4 * CHUNK_ELEMENTS * (1 if self.ranks.device.type == "cpu" else DEVICE_FACTOR)
         return lasting_bytes(self.alone, lambda parameter: bool(self.optimizer.moments(parameter))) + of_loss
 
     def _row(self, batch: Batch, at_once: int) -> int:
@@ -137,29 +143,33 @@ class Teacher:
         found = self._gradients_in_memory(batch, scored, num_sources, cut)
         self.ranks.sum_gradients(self.parameters)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.grad_clip).item()
-        sums, losses, stats = self._over_ranks(found)
+        sums, losses, counts, stats = self._over_ranks(found)
         nats, by_source, read_now = sums[:n], sums[n : 2 * n], sums[2 * n : 3 * n]
         sound = all(map(math.isfinite, [norm, *sums, *losses.values()]))
         if sound and scored:
             self.optimizer.step()
             self.alone.after_step(stats)
+            if self.average:
+                self.average.follow(tokens)
         self.optimizer.zero_grad(set_to_none=True)
         if self.carried:
             self.carried.settle(sound)
         loss = sum(nats) / scored if scored else math.nan
-        return Step(sound, tokens, loss, losses | by_denoiser(sums[3 * n :]), nats, by_source, read_now, norm, rate, stats, shares)
+        told = by_themselves(losses, counts, scored) | by_denoiser(sums[3 * n :])
+        return Step(sound, tokens, loss, told, nats, by_source, read_now, norm, rate, stats, shares, scored_by_denoiser(sums[3 * n :]))
 
     def _over_ranks(self, own: Found) -> Found:
         """Everything added up over the ranks. A rank without rows has no losses and no stats."""
-        known = self.ranks.gathered((list(own.losses), {name: value.shape for name, value in own.stats.items()}))
-        names = sorted({name for losses, _ in known for name in losses})
-        shapes = {name: shape for _, stats in known for name, shape in sorted(stats.items())}
+        known = self.ranks.gathered((list(own.losses), list(own.counts), {name: value.shape for name, value in own.stats.items()}))
+        names, counted = (sorted({name for part in parts for name in part}) for parts in list(zip(*known, strict=True))[:2])
+        shapes = {name: shape for *_, stats in known for name, shape in sorted(stats.items())}
         stats = torch.cat([torch.empty(0), *(own.stats.get(name, torch.zeros(shape)).flatten().cpu() for name, shape in shapes.items())])
-        numbers = torch.tensor([*own.sums, *(own.losses.get(name, 0.0) for name in names)], dtype=torch.float64)
+        of_losses, of_counts = ([part.get(name, 0.0) for name in of] for part, of in ((own.losses, names), (own.counts, counted)))
+        numbers = torch.tensor([*own.sums, *of_losses, *of_counts], dtype=torch.float64)
         total = self.ranks.added(torch.cat([numbers, stats.double()]))
-        sums, losses, *parts = total.split([len(own.sums), len(names), *(shape.numel() for shape in shapes.values())])
+        sums, losses, counts, *parts = total.split([len(own.sums), len(names), len(counted), *(shape.numel() for shape in shapes.values())])
         told = {name: part.float().view(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
-        return Found(sums.tolist(), dict(zip(names, losses.tolist(), strict=True)), told)
+        return Found(sums.tolist(), dict(zip(names, losses.tolist(), strict=True)), dict(zip(counted, counts.tolist(), strict=True)), told)
 
     def _cut(self, number: int) -> Cut:
         """How the rows of a step are read."""
@@ -204,6 +214,7 @@ class Teacher:
         by_source = torch.zeros(3, num_sources, dtype=torch.float64, device=self.ranks.device)
         by_kind = torch.zeros(2, len(KINDS) * (batch.kind is not None), dtype=torch.float64, device=self.ranks.device)
         parts: dict[str, Tensor] = {}
+        counts: dict[str, Tensor] = {}
         stats: dict[str, Tensor] = {}
         for rows in batch.split(self.micro_rows):
             lanes = rows.lane.tolist()
@@ -217,11 +228,13 @@ class Teacher:
                 state = detached(learned.state) if self.carried else None
                 for name, loss in learned.losses.items():
                     parts[name] = parts.get(name, 0.0) + loss.detach() * share
+                counts |= {name: counts.get(name, 0) + count for name, count in learned.counts.items()}
                 stats |= {name: stats.get(name, 0) + value for name, value in learned.stats.items()}
                 self._count(by_source, by_kind, window.to(self.ranks.device), learned.nll)
             if self.carried:
                 self.carried.move(lanes, state)
-        return Found([*by_source.flatten().tolist(), *by_kind.flatten().tolist()], {name: float(part) for name, part in parts.items()}, stats)
+        losses, told = ({name: float(value) for name, value in values.items()} for values in (parts, counts))
+        return Found([*by_source.flatten().tolist(), *by_kind.flatten().tolist()], losses, told, stats)
 
     @staticmethod
     def _count(by_source: Tensor, by_kind: Tensor, read: Batch, nll: Tensor) -> None:
@@ -237,8 +250,18 @@ class Teacher:
             by_kind[1].index_add_(0, kind, torch.ones_like(kind, dtype=torch.float64))
 
 
+def by_themselves(losses: Mapping[str, float], counts: Mapping[str, float], scored: int) -> dict[str, float]:
+    """Losses that are means over `scored` tokens as means over their own `counts`, where they have one; none of a loss that was taken nowhere."""
+    return {name: loss * scored / counts[name] if name in counts else loss for name, loss in losses.items() if counts.get(name, 1)}
+
+
 def by_denoiser(sums: Sequence[float]) -> dict[str, float]:
     """Mean losses by denoiser, "ul2_R", of those that were scored; `sums`: nats of each, then scored tokens of each, or nothing."""
     kinds = KINDS[: len(sums) // 2]
     pairs = zip(kinds, sums[: len(kinds)], sums[len(kinds) :], strict=True)
     return {f"ul2_{kind}": nats / scored for kind, nats, scored in pairs if scored}
+
+
+def scored_by_denoiser(sums: Sequence[float]) -> dict[str, int]:
+    """Scored tokens of those denoisers that have some, of the same sums."""
+    return {kind: int(scored) for kind, scored in zip(KINDS, sums[len(sums) // 2 :], strict=False) if scored}

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lm.units.unit import Context, Mixed, State, Unit
 
-BY_TOKEN = {"swiglu", "moe", "colt5"}  # units that read each token by itself, whichever way they come
+BY_TOKEN = {"swiglu", "relu2", "moe", "colt5"}  # units that read each token by itself, whichever way they come
 
 
 class Bidirectional(Unit):

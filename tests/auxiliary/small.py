@@ -14,6 +14,7 @@ from tests.auxiliary.proving import Ear
 from tests.training.ranks import V
 
 ALL = {f"enable_{name}": True for name in HEADS}
+PAD = 29
 SIZES = {"token_every": 2, "latent_every": 3, "distribution_every": 5, "consistency_every": 4, "consistency_depth": 2, "dynamics_steps": 3, "value_span": 5}
 SIZES |= {"span_length": 2, "span_mask_fraction": 0.4, "span_size": 7, "span_contrastive_temperature": 0.5, "policy_size": 9, "value_size": 11}
 
@@ -26,7 +27,7 @@ def preset_of(auxiliary: dict[str, Any], **sections: Any) -> Preset:
 def learner_of(preset: Preset, dtype: torch.dtype = torch.float32) -> Learner:
     """Random weights; and what heads heard of the step before, which was of other lanes."""
     torch.manual_seed(9)
-    learner = Learner(build_model(preset, V), build_heads(preset, V)).to(dtype)
+    learner = Learner(build_model(preset, V), build_heads(preset, PAD)).to(dtype)
     for name, parameter in learner.named_parameters():
         parameter.data.normal_(std=0.3)
         if "norm" in name:

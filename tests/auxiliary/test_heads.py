@@ -14,19 +14,30 @@ from lm.auxiliary.heads import HEADS
 from lm.auxiliary.latent_consistency import drawn
 from lm.preset import PresetError, preset_from_json
 from lm.training.learner import weighted_sum
-from tests.auxiliary.small import ALL, learner_of, preset_of, read
+from tests.auxiliary.small import ALL, PAD, learner_of, preset_of, read
 from tests.training.ranks import V, rows
 
 
-@pytest.fixture(scope="module")
-def setting() -> tuple:
-    """A learner with all heads in float64, and what they are given of eight rows."""
-    learner = learner_of(preset_of(ALL), torch.float64)
+@pytest.fixture(scope="module", params=[None, 1.5], ids=["no cap", "capped"])
+def setting(request: pytest.FixtureRequest) -> tuple:
+    """A learner with all heads in float64, and what they are given of eight rows; with a soft cap on scores and without."""
+    model = {"hidden_size": 24, "num_layers": 2, "num_heads": 2, "seq_length": 64, "logit_soft_cap": request.param}
+    learner = learner_of(preset_of(ALL, model=model), torch.float64)
     return learner, read(learner, rows())[0]
 
 
+def scores_of(reading: Reading, latent: Tensor) -> Tensor:
+    """Of every entry of the vocabulary (V,) for a latent (D,), plainly."""
+    matrix, cap = reading.readout
+    return matrix @ latent if cap is None else cap * torch.tanh(matrix @ latent / cap)
+
+
 def document(reading: Reading) -> list[list[int]]:
-    return reading.restart.cumsum(1).tolist()
+    """By row and place in it the number of the document, and another below zero for each token of padding."""
+    batch = rows()
+    assert torch.equal(batch.tokens, reading.tokens)
+    padding = -1 - torch.arange(batch.tokens.shape[1]).expand_as(batch.tokens)
+    return torch.where(batch.source < 0, padding, batch.restart.cumsum(1)).tolist()
 
 
 def nats(scores: Tensor, token: int) -> float:
@@ -116,7 +127,7 @@ def test_a_token_is_named(setting: tuple, name: str, ahead: int) -> None:
             if not chosen[row, time] or last >= len(line) or line[last] != line[time] or min(reading.targets[row, time : last + 1]) < 0:
                 continue
             wanted = int(reading.tokens[row, time] if ahead == 0 else reading.targets[row, last])
-            total += nats(reading.output_weight @ head.network(reading.hidden[row, time]), wanted)
+            total += nats(scores_of(reading, head.network(reading.hidden[row, time])), wanted)
             count += 1
     taught = head(reading)
     assert float(taught.sums[name]) == pytest.approx(2 * total, rel=1e-6)
@@ -128,8 +139,8 @@ def test_the_policy_is_near_the_models_own_distribution(setting: tuple) -> None:
     head, total = learner.heads["policy"], 0.0
     chosen = every(5, 0, "policy", reading.row, 0, reading.tokens) & (reading.targets >= 0)
     for row, time in chosen.nonzero().tolist():
-        teacher = torch.distributions.Categorical(logits=reading.output_weight @ reading.hidden[row, time])
-        student = torch.distributions.Categorical(logits=head.scores(reading.hidden[row, time], reading.output_weight))
+        teacher = torch.distributions.Categorical(logits=scores_of(reading, reading.hidden[row, time]))
+        student = torch.distributions.Categorical(logits=head.scores(reading.hidden[row, time], reading.readout))
         total += float(torch.distributions.kl_divergence(teacher, student))
     assert float(head(reading).sums["policy"]) == pytest.approx(5 * total, rel=1e-4)
 
@@ -150,7 +161,7 @@ def test_the_dynamics_go_from_latent_to_latent(setting: tuple) -> None:
             latent = head.step(latent, reading.embedding[reading.tokens[row, at]])
             near += float(F.smooth_l1_loss(latent, reading.hidden[row, at]))
             if compared:
-                scores = [torch.distributions.Categorical(logits=reading.output_weight @ h) for h in (reading.hidden[row, at], latent)]
+                scores = [torch.distributions.Categorical(logits=scores_of(reading, h)) for h in (reading.hidden[row, at], latent)]
                 kl += float(torch.distributions.kl_divergence(*scores))
             if known[row, at]:
                 guesses.append(value.estimate(latent))
@@ -162,6 +173,18 @@ def test_the_dynamics_go_from_latent_to_latent(setting: tuple) -> None:
     assert float(sums["dynamics"]) == pytest.approx(near * 3 / 3, rel=1e-9)  # one in three tokens, three steps
     assert float(sums["dynamics_kl"]) == pytest.approx(kl * 6 / 3, rel=1e-4)
     assert float(sums["dynamics_value"]) == pytest.approx(judged * 3, rel=1e-9)
+
+
+def test_no_latent_of_padding_is_foretold() -> None:
+    """The third row ends in padding that no restart parts from the text; what is read and not scored, a question, is text."""
+    batch = rows()
+    learner = learner_of(preset_of(ALL | {"latent_every": 1, "consistency_every": 3}))
+    for source, ends in ((batch.source, True), (torch.zeros_like(batch.source), False)):
+        reading = read(learner, replace(batch, source=source))[0]
+        chains, rollouts = learner.heads["dynamics"], learner.heads["latent_consistency"]
+        foretold = [link.place for link in chains.links(reading, chains.chains(reading)[0])]
+        foretold.append(rollouts.beginnings(reading) + rollouts.depth)
+        assert bool((batch.source.flatten()[torch.cat(foretold)] >= 0).all()) == ends
 
 
 def test_the_teacher_of_latent_consistency_is_the_mean_end_of_rollouts(setting: tuple) -> None:
@@ -178,7 +201,7 @@ def test_the_teacher_of_latent_consistency_is_the_mean_end_of_rollouts(setting: 
             for step in range(2):
                 hidden = reading.again(tokens)[row, time + step]
                 lot = uniform(0, f"rollout {rollout} {step}", reading.row, 0, reading.tokens)[row, time]
-                tokens[row, time + step + 1] = drawn((reading.output_weight @ hidden)[None], lot[None])[0]
+                tokens[row, time + step + 1] = drawn(scores_of(reading, hidden)[None], lot[None])[0]
             ends[place] = ends.get(place, 0) + reading.again(tokens)[row, time + 2] / 2
     assert len(alone) > 4
     for place, end in ends.items():
@@ -202,7 +225,7 @@ def test_spans_are_told_from_those_of_other_lanes(setting: tuple) -> None:
         scores = [query @ key] + [query @ head.keys[slot] for slot in range(len(head.keys)) if head.lane[slot] not in (-1, row)]
         total += nats(torch.stack(scores) / 0.5, 0)
         assert len({document(reading)[row][place % 16] for place in (places[0] - 1, *places)}) == 1, "what stands before is of the same document"
-    assert len(spans.place) > 5 and (head.masked(reading, spans) == V - 1).sum() >= spans.place.numel()
+    assert len(spans.place) > 5 and (head.masked(reading, spans) == PAD).sum() >= spans.place.numel()
     assert float(head(reading).sums["span_contrastive"]) == pytest.approx(5 * total, rel=1e-6)
 
 
@@ -258,7 +281,7 @@ def predictions(learner, reading: Reading) -> dict[str, Tensor]:
         "second_next": heads["second_next"].network(hidden),
         "reconstruction": heads["reconstruction"].network(hidden),
         "value": heads["value"].estimate(hidden),
-        "policy": heads["policy"].scores(hidden, reading.output_weight),
+        "policy": heads["policy"].scores(hidden, reading.readout),
         "latent_consistency": heads["latent_consistency"].foretold(hidden),
         "dynamics": heads["dynamics"].step(hidden[:, :-1], following[:, :-1]),
         "span_contrastive": reading.again(heads["span_contrastive"].masked(reading, spans))[:, :-1],

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from data_sources.special_tokens import PAD
 from lm.auxiliary.heads import HEADS, build_heads
 from lm.export.contents import config
 from lm.model import build_model
@@ -16,9 +17,9 @@ from lm.training.change import change_of
 from lm.training.growth import Fit, fit, fitted, fitted_moments
 from lm.training.headers import read_header
 from lm.training.learner import Learner
+from lm.training.setup import open_session
 from lm.training.snapshots import Snapshot, Snapshots
 from tests.auxiliary.small import ALL, learner_of, preset_of
-from tests.training.ranks import V
 
 STEP = 4 * 64
 Tiny = Callable[..., Preset]
@@ -55,7 +56,7 @@ def test_heads_travel_by_names_of_their_own(lived: tuple[Path, Preset]) -> None:
     folder, preset = lived
     snapshot = newest(folder)
     vocabulary = len(snapshot.model_weights["embedding.weight"])
-    heads = build_heads(snapshot.preset, vocabulary)
+    heads = build_heads(snapshot.preset, pad=0)
     heads.load_state_dict(snapshot.head_weights)
     assert {name.split(".")[0] for name in snapshot.head_weights} == set(HEADS)
     build_model(preset, vocabulary).load_state_dict(snapshot.model_weights)
@@ -130,7 +131,20 @@ def test_carried_states_stay_when_heads_change(tiny: Tiny, tmp_path: Path) -> No
     assert "other heads on the same model" in told and "the states of the snapshot are of another model" not in told
 
 
+def test_what_masks_spans_is_no_word_and_stays_when_the_tokenizer_grows(tiny: Tiny, tmp_path: Path) -> None:
+    """Also for a model that was born without the tokens of objectives and gets them."""
+    sizes = []
+    for sections in ({}, {"ul2": {"enabled": True}}):
+        preset = tiny(auxiliary={"enable_span_contrastive": True}, train={"eval_tokens": 0}, **sections)
+        with open_session(preset, tmp_path, STEP, ()) as session:
+            sizes.append(len(session.tokenizer))
+            mask = session.run.learner.heads["span_contrastive"].mask
+            assert mask == session.tokenizer.pad_token_id and session.tokenizer.convert_ids_to_tokens(mask) == PAD
+        train(preset, tmp_path, budget_tokens=STEP)
+    assert sizes[1] > sizes[0]
+
+
 def test_every_shipped_preset_has_weights_for_the_heads_it_names() -> None:
     for path in sorted(Path("configs").glob("[0-9]*.json")):
         preset = load_preset(path)
-        assert set(build_heads(preset, V)) == set(preset.auxiliary.heads)
+        assert set(build_heads(preset, pad=0)) == set(preset.auxiliary.heads)

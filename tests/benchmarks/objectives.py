@@ -44,7 +44,8 @@ from lm.preset import Preset
 from lm.preset.generation import GenerationConfig
 from lm.training import train
 from lm.training.evaluation import encoded, evaluate
-from lm.training.snapshots import Snapshots
+from lm.training.run import taught
+from lm.training.snapshots import Snapshot, Snapshots
 from tests.benchmarks.text import LOCAL
 
 TOKENS = int(os.environ.get("OBJECTIVES_TOKENS", 2_000_000))
@@ -153,9 +154,10 @@ def gaps_of(texts: Sequence[str]) -> list[Gap]:
     return found
 
 
-def filled(model: Model, tokenizer: Any, preset: Preset, gaps: Sequence[Gap]) -> dict[str, float]:
+def filled(model: Model, tokenizer: Any, snapshot: Snapshot, gaps: Sequence[Gap]) -> dict[str, float]:
     """How often the likeliest words are those that stood in the gap, and bits per byte of these, where the model writes from left to right."""
-    filler, hits, nats, size = filler_of(model, tokenizer, preset), 0, 0.0, 0
+    preset, hits, nats, size = snapshot.preset, 0, 0.0, 0
+    filler = filler_of(model, tokenizer, preset, taught(snapshot))
     for gap in gaps:
         if filler is None:
             written = "".join(generate(model, tokenizer, gap.before, SURE))
@@ -181,7 +183,7 @@ def gap_nats(model: Model, tokenizer: Any, filler: Any, gap: Gap) -> float:
         prompt = [filler.tokens.modes[filler.mode], *prompt, name, *after, name]
     row = torch.tensor([*prompt, *words])
     hidden = model(row[None, :-1]).hidden[0, len(prompt) - 1 :]
-    return float(linear_cross_entropy(hidden, model.output_weight, row[len(prompt) :])[0])
+    return float(linear_cross_entropy(hidden, model.readout, row[len(prompt) :])[0])
 
 
 def quality() -> None:
@@ -214,7 +216,7 @@ def measured(preset: Preset) -> dict[str, Any]:
     texts = held_out()
     found, gaps = evaluate(model, tokenizer, {"held out": texts}, preset), gaps_of(texts)
     about = {"seconds": round(took), "pseudo": found.get("pseudo", False), "bits_per_byte": found["bits_per_byte"], "denoisers": found.get("denoisers", {})}
-    return about | filled(model, tokenizer, preset, gaps)
+    return about | filled(model, tokenizer, snapshot, gaps)
 
 
 def told(lines: Sequence[Mapping[str, Any]]) -> None:

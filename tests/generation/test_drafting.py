@@ -184,6 +184,23 @@ def test_going_on_as_one_longer_writing_and_with_other_settings() -> None:
         holds_all_it_wrote(model, more)
 
 
+def test_a_soft_cap_is_on_all_scores_that_are_written_by() -> None:
+    """What the model says, what drafts are drawn from, and the policy."""
+    preset = tiny_preset()
+    model, heads = randomised(preset.model_copy(update={"model": preset.model.model_copy(update={"logit_soft_cap": 0.2})}), std=0.5)
+    out = model(torch.tensor([PROMPT]))
+    latent = out.hidden[0, -1]
+    products = model.embedding.weight @ latent
+    expected = 0.2 * torch.tanh(products / 0.2)
+    assert (products - expected).abs().max() > 0.1
+    torch.testing.assert_close(out.logits[0, -1], expected)
+    torch.testing.assert_close(begun(model, heads, GREEDY)._prompt_read().ahead.rows.scores[0], expected)
+    foresight = Foresight(model, heads)
+    torch.testing.assert_close(foresight.scores(latent, 5), expected[:5])
+    policy = model.embedding.weight @ heads["policy"].network(latent)
+    torch.testing.assert_close(foresight.policy(latent), (0.2 * torch.tanh(policy / 0.2)).log_softmax(-1))
+
+
 @pytest.mark.parametrize("length", [1, 2, 3, 5, 8])
 def test_the_longest_answer_is_kept_to(length: int) -> None:
     model, heads = randomised(tiny_preset())

@@ -8,12 +8,14 @@ import torch
 
 from data_sources.special_tokens import ObjectiveTokens, with_objective_tokens
 from lm.generation.chat import PLAIN, Conversation
-from lm.generation.infilling import FillingConversation, filler_of
+from lm.generation.infilling import NOT_YET, FillingConversation, conversation_of, filler_of
 from lm.model import Model, build_model
+from lm.ops.readout import Readout
 from lm.preset import Preset
 from lm.preset.generation import GenerationConfig
 from tests.generation.test_chat import answered
 
+TAUGHT = {"S": 900, "R": 500, "X": 100}
 SURE = GenerationConfig(temperature=0, max_new_tokens=12, repetition_penalty=1)
 
 
@@ -52,8 +54,8 @@ class Scripted(torch.nn.Module):
         return out
 
     @property
-    def output_weight(self) -> torch.Tensor:
-        return torch.eye(self.size, dtype=torch.float64)
+    def readout(self) -> Readout:
+        return Readout(torch.eye(self.size, dtype=torch.float64))
 
 
 def test_the_prompt_and_the_gaps_are_read_as_in_training(preset: Preset, gapped: Any, random_model: Model) -> None:
@@ -62,7 +64,7 @@ def test_the_prompt_and_the_gaps_are_read_as_in_training(preset: Preset, gapped:
     first, second, third = tokens.gaps[:3]
     script = {first: [*ids(" plant lives"), second], second: [*ids(" years"), gapped.eos_token_id]}
     scripted = Scripted(random_model, script, len(gapped))
-    filling = filler_of(scripted, gapped, preset).filling("The perennial ___ for ____; an annual one dies.", SURE)
+    filling = filler_of(scripted, gapped, preset, TAUGHT).filling("The perennial ___ for ____; an annual one dies.", SURE)
     pieces = list(filling)
     assert "".join(pieces) == "The perennial plant lives for years; an annual one dies."
     assert filling.filled == [" plant lives", " years"] and filling.finished_by == "end"
@@ -75,12 +77,12 @@ def test_a_gap_that_does_not_end_is_cut(preset: Preset, gapped: Any, random_mode
     word = gapped.encode("x", add_special_tokens=False)
     first, second = ObjectiveTokens.of(gapped).gaps[:2]
     scripted = Scripted(random_model, {first: word * 40, second: word * 3}, len(gapped))
-    filling = filler_of(scripted, gapped, preset).filling("a ___ b ___ c", SURE)
+    filling = filler_of(scripted, gapped, preset, TAUGHT).filling("a ___ b ___ c", SURE)
     assert "".join(filling) == f"a{'x' * 12} b{'x' * 3} c"
 
 
 def test_a_gap_is_no_turn(preset: Preset, gapped: Any, random_model: Model) -> None:
-    conversation = FillingConversation(filler_of(random_model, gapped, preset), random_model, gapped, PLAIN, SURE)
+    conversation = FillingConversation(filler_of(random_model, gapped, preset, TAUGHT), random_model, gapped, PLAIN, SURE)
     plain = Conversation(random_model, gapped, PLAIN, SURE)
     assert answered(conversation, "The plant") == answered(plain, "The plant")
     before = conversation.tokens
@@ -90,10 +92,27 @@ def test_a_gap_is_no_turn(preset: Preset, gapped: Any, random_model: Model) -> N
     assert "___ is filled in" in conversation.in_words
 
 
+def test_a_gap_is_asked_for_as_it_was_taught(preset: Preset, gapped: Any, random_model: Model) -> None:
+    modes = ObjectiveTokens.of(gapped).modes
+    for taught, mode in (({"R": 3, "X": 9}, "R"), ({"S": 9, "X": 3}, "X")):
+        scripted = Scripted(random_model, {}, len(gapped))
+        "".join(filler_of(scripted, gapped, preset, taught).filling("a ___", SURE))
+        assert scripted.read[0] == modes[mode]
+
+
+@pytest.mark.parametrize("taught", [{}, {"S": 900}, {"S": 900, "R": 0}])
+def test_gaps_are_not_offered_before_they_are_taught(taught: dict[str, int], preset: Preset, gapped: Any, random_model: Model) -> None:
+    assert filler_of(random_model, gapped, preset, taught) is None
+    conversation = conversation_of(random_model, gapped, preset, taught, PLAIN, SURE)
+    assert conversation.in_words == PLAIN.in_words
+    assert answered(conversation, "An ___ dies.") == NOT_YET and conversation.turns == []
+    assert answered(conversation, "An") == answered(Conversation(random_model, gapped, PLAIN, SURE), "An")
+
+
 def test_a_model_without_the_tokens_fills_nothing(preset: Preset, tokenizer: Any, model: Model) -> None:
-    assert filler_of(model, tokenizer, preset) is None
+    assert filler_of(model, tokenizer, preset, TAUGHT) is None
 
 
 def test_more_gaps_than_tokens(preset: Preset, gapped: Any, random_model: Model) -> None:
     with pytest.raises(ValueError, match="101 gaps, and the model knows 100"):
-        filler_of(random_model, gapped, preset).filling("a ___ " * 101, SURE)
+        filler_of(random_model, gapped, preset, TAUGHT).filling("a ___ " * 101, SURE)

@@ -48,7 +48,7 @@ class Setting:
         sampler, latent, scores, total, path = Sampler(GenerationConfig(**RULES)), self.latent, self.scores, 0.0, []
         for number, token in enumerate(piece):
             logs = sampler.ruled(scores, [*HISTORY, *piece[:number]]).log_softmax(-1)
-            policy = self.heads["policy"].scores(latent, self.model.output_weight).log_softmax(-1)
+            policy = self.heads["policy"].scores(latent, self.model.readout).log_softmax(-1)
             total += float(logs[token]) + config.policy_weight * float(policy[token])
             latent = self.heads["dynamics"].step(latent, self.model.embedding.weight[token])
             scores = self.model.output_weight @ latent
@@ -140,7 +140,7 @@ def test_drafts_leave_what_a_planner_writes_as_it_is(setting: Setting) -> None:
 @torch.no_grad()
 def test_the_policy_steers_plain_sampling(setting: Setting) -> None:
     def expected(weight: float) -> Tensor:
-        policy = setting.heads["policy"].scores(setting.latent, setting.model.output_weight).log_softmax(-1)
+        policy = setting.heads["policy"].scores(setting.latent, setting.model.readout).log_softmax(-1)
         return (setting.scores + weight * policy).float().softmax(-1)
 
     tokens = set()

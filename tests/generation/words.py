@@ -33,7 +33,7 @@ def words_tokenizer(ends: bool = True) -> PreTrainedTokenizerFast:
 def randomised(preset: Preset, seed: int = 3, std: float = 0.3) -> tuple[Model, nn.ModuleDict]:
     """A model and its heads with every parameter random, in float64."""
     torch.manual_seed(seed)
-    model, heads = build_model(preset, len(WORDS)).double(), build_heads(preset, len(WORDS)).double()
+    model, heads = build_model(preset, len(WORDS)).double(), build_heads(preset, pad=0).double()
     for parameter in [*model.parameters(), *heads.parameters()]:
         nn.init.normal_(parameter, std=std)
     return model, heads

@@ -31,7 +31,7 @@ def of_two_words() -> Batch:
 def taught(preset: Preset, batch: Batch, ranks: Ranks) -> dict[str, Any]:
     """Stats of some steps, and what the learner is after them."""
     torch.manual_seed(3)
-    learner = Learner(build_model(preset, V), build_heads(preset, V))
+    learner = Learner(build_model(preset, V), build_heads(preset, pad=0))
     teacher = Teacher(ranks, learner, build_optimizer(learner, preset.train), preset.train, preset.loss_weights)
     steps = [teacher.step(batch, 1, 0, 100_000) for _ in range(STEPS)]
     unused = [name for name, parameter in learner.named_parameters() if "exp_avg" not in teacher.optimizer.moments(parameter)]

@@ -48,7 +48,7 @@ def part_of(batch: Batch, rank: int, size: int) -> Batch:
 def gradients(preset: Preset, batch: Batch, micro_rows: int, ranks: Ranks) -> dict[str, torch.Tensor]:
     """Gradients after summing over ranks, before they are clipped."""
     torch.manual_seed(ranks.rank)  # DDP gives all ranks the weights of rank 0
-    learner = Learner(build_model(preset, V), build_heads(preset, V))
+    learner = Learner(build_model(preset, V), build_heads(preset, pad=0))
     teacher = Teacher(ranks, learner, build_optimizer(learner, preset.train), preset.train, {})
     torch.manual_seed(9)
     for parameter in learner.parameters():

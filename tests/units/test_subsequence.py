@@ -22,6 +22,7 @@ SECTIONS: dict[str, dict[str, Any]] = {
     "rwkv": {"rwkv": {"mix_rank": 5, "decay_rank": 7}},
     "hyena": {"hyena": {"filter_order": 7, "embedding_dim": 5, "filter_length": 4}},
     "swiglu": {},
+    "relu2": {},
 }
 
 
