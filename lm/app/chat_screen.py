@@ -36,6 +36,12 @@ class Talk(NamedTuple):
     which: str
     partner: Partner
     conversation: "Conversation"
+    draft_length: int  # as the person wants it, whether this snapshot can draft or not
+
+    @property
+    def wanted(self) -> GenerationConfig:
+        """The settings, as the person wants them."""
+        return self.conversation.settings.model_copy(update={"draft_length": self.draft_length})
 
 
 def chat() -> str:
@@ -66,7 +72,7 @@ def _newest_talk(said: list[str]) -> Talk | None:
         return None
     which = next((which for which, name in NAMES.items() if name == snapshot.path.name), "newest")
     partner = awoken(snapshot, CHECKPOINTS)
-    return Talk(which, partner, partner.conversation())
+    return Talk(which, partner, partner.conversation(), partner.preset.generation.draft_length)
 
 
 def talk_with(which: str, settings: GenerationConfig) -> Talk:
@@ -78,7 +84,7 @@ def talk_with(which: str, settings: GenerationConfig) -> Talk:
         partner = load(Snapshots(CHECKPOINTS).path_of(which))
     except SnapshotError as error:
         raise CommandError(one_line(str(error))) from None
-    return Talk(which, partner, partner.conversation(settings))
+    return Talk(which, partner, partner.conversation(settings), settings.draft_length)
 
 
 def passage_lines(passage: "Passage", text: str, width: int, lines: int) -> Lines:
@@ -124,10 +130,12 @@ class Chat(Sitting):
                 self.console.print()
 
     def _greet(self) -> None:
-        which, partner, conversation = self.talk
+        which, partner, conversation, wanted = self.talk
         about = f"{one_line(partner.preset.name)} · {which} snapshot · {counted(partner.tokens)} tokens read"
         self.console.print(Text.assemble(("Perennial", f"bold {ACCENT}"), ("  chat   ", "bold"), (about, QUIET)))
         self.note(f"A turn: {one_line(conversation.in_words)} · /help for commands, Ctrl-D to leave")
+        if wanted and not partner.drafts:
+            self.note("without drafts: this snapshot has no dynamics head to draft with", "yellow")
         self._told = ""
         self._tell_trouble()
 
@@ -199,6 +207,8 @@ class Chat(Sitting):
             self.note("The conversation is forgotten.")
         elif name == "/settings":
             conversation.settings = self.settings(self.talk.partner.preset, conversation.settings, words)
+            if self.talk.partner.drafts or "draft_length" in words:
+                self.talk = self.talk._replace(draft_length=conversation.settings.draft_length)
         elif name == "/memory":
             self._remember(words)
         else:
@@ -206,7 +216,7 @@ class Chat(Sitting):
 
     def _change_snapshot(self, which: str) -> None:
         with self.console.status(Text("loading the snapshot", style=QUIET), spinner_style=ACCENT), quieted():
-            before, self.talk = self.talk, talk_with(which, self.talk.conversation.settings)
+            before, self.talk = self.talk, talk_with(which, self.talk.wanted)
         if before.partner.memory and self.talk.partner.memory:
             self.talk.partner.memory.is_on = before.partner.memory.is_on
         self._greet()

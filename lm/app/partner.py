@@ -38,6 +38,11 @@ class Partner(NamedTuple):
     lost: str = ""  # why there is no memory, where there should be one
     taught: "Mapping[str, int]" = {}  # tokens by denoiser, and under masks
 
+    @property
+    def drafts(self) -> bool:
+        """Whether it can draft what it writes."""
+        return "dynamics" in self.heads
+
     def conversation(self, settings: "GenerationConfig | None" = None, seed: int | None = None) -> "Conversation":
         """A new one, in the form of the snapshot's own sources. CommandError, one line, for settings that ask for a head it does not have; but
         drafts, which change speed alone, are then left out."""
@@ -47,7 +52,7 @@ class Partner(NamedTuple):
 
         attends = self.preset.retro.add_cross_attention
         settings = settings or self.preset.generation
-        if "dynamics" not in self.heads:
+        if not self.drafts:
             settings = settings.model_copy(update={"draft_length": 0})
         if lacking := settings.without_head(set(self.heads)):
             raise CommandError(lacking)
