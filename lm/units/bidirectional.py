@@ -52,9 +52,9 @@ def reversed_context(x: Tensor, context: Context) -> Context:
     assert context.position is not None
     first = torch.zeros_like(context.position[:, :1], dtype=torch.bool)
     restart = None if context.restart is None else torch.cat([first, context.restart[:, 1:].flip(1)], 1)[:, : x.shape[1]]
-    scored = None if context.scored is None else context.scored.flip(1)
+    is_text = None if context.is_text is None else context.is_text.flip(1)
     start = torch.zeros(len(x), dtype=torch.int64, device=x.device)
-    return Context(restart=restart, scored=scored, any_restart=context.any_restart).derived(x[..., 0], start, carry=False)
+    return Context(restart=restart, is_text=is_text, any_restart=context.any_restart).derived(x[..., 0], start, carry=False)
 
 
 def two_way(name: str, make: Callable[[], Unit], ways: str) -> Unit:
