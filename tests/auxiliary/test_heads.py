@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from data_sources import Batch
+from data_sources.batch import Arrivals
 from lm.auxiliary.choice import coming_mean, every, goes_on, uniform
 from lm.auxiliary.head import Reading
 from lm.auxiliary.heads import HEADS
@@ -283,6 +284,17 @@ def test_no_key_knows_what_stands_around_its_span(setting: tuple) -> None:
     del head.losses
     torch.testing.assert_close(heard[1], heard[0])
     assert (heard[2] != heard[0]).any(1).all()
+
+
+def test_no_neighbours_tell_of_what_is_masked() -> None:
+    """They were found by the true words of the chunk before, which in another reading may be masked, or other ones."""
+    retro = {"enabled": True, "layers": [1], "num_neighbors": 1, "chunk_size": 4, "add_cross_attention": True}
+    learner, batch = learner_of(preset_of(ALL, retro=retro)), rows()
+    found = torch.arange(8)[:, None, None] + torch.zeros(8, 1, 8, dtype=torch.int64)
+    one, other = (Arrivals(16 * torch.arange(8) + 4, tokens, torch.full((8, 1), 8)) for tokens in (found, found + 9))
+    readings = [read(learner, replace(batch, answers=answers))[0] for answers in (one, other)]
+    assert not torch.equal(readings[0].hidden, readings[1].hidden), "the text as it is is read with them"
+    assert torch.equal(*(reading.again(batch.tokens.flip(1)) for reading in readings))
 
 
 # What is looked at depends on the row alone.
