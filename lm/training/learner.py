@@ -1,6 +1,7 @@
 """What is wrapped for training: trunk, output loss and auxiliary heads in one module, from a batch to named losses."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -67,7 +68,8 @@ class Learner(nn.Module):
             begins = piece.restart | ~piece.is_text  # padding goes on with nothing, though the trunk reads it as what comes next
             about = (piece.tokens, piece.targets, begins, nll, piece.row, piece.lane, piece.column)
             tables = (self.model.embedding.weight, self.model.readout)
-            reading = Reading(out.hidden, *about, *tables, lambda tokens: self.model(tokens, state, context).hidden, self.heads)
+            blind = replace(context, memory=None)  # neighbours were found by the very words that a head takes away
+            reading = Reading(out.hidden, *about, *tables, lambda tokens: self.model(tokens, state, blind).hidden, self.heads)
             for name, head in self.heads.items():
                 taught = head(reading)
                 losses |= {loss: value / max(piece.valid, 1) for loss, value in taught.sums.items()}

@@ -8,11 +8,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from data_sources import Batch
+from data_sources.batch import Arrivals
 from lm.auxiliary.choice import coming_mean, every, goes_on, uniform
 from lm.auxiliary.head import Reading
 from lm.auxiliary.heads import HEADS
 from lm.auxiliary.latent_consistency import drawn
-from lm.preset import PresetError, preset_from_json
+from lm.preset import Preset, PresetError, preset_from_json
 from lm.training.learner import weighted_sum
 from tests.auxiliary.small import ALL, PAD, learner_of, preset_of, read
 from tests.training.ranks import V, rows
@@ -292,6 +293,17 @@ def test_no_key_knows_what_stands_around_its_span(setting: tuple) -> None:
     assert (heard[2] != heard[0]).any(1).all()
 
 
+def test_no_neighbours_tell_of_what_is_masked() -> None:
+    """They were found by the true words of the chunk before, which in another reading may be masked, or other ones."""
+    retro = {"enabled": True, "layers": [1], "num_neighbors": 1, "chunk_size": 4, "add_cross_attention": True}
+    learner, batch = learner_of(preset_of(ALL, retro=retro)), rows()
+    found = torch.arange(8)[:, None, None] + torch.zeros(8, 1, 8, dtype=torch.int64)
+    one, other = (Arrivals(16 * torch.arange(8) + 4, tokens, torch.full((8, 1), 8)) for tokens in (found, found + 9))
+    readings = [read(learner, replace(batch, answers=answers))[0] for answers in (one, other)]
+    assert not torch.equal(readings[0].hidden, readings[1].hidden), "the text as it is is read with them"
+    assert torch.equal(*(reading.again(batch.tokens.flip(1)) for reading in readings))
+
+
 # What is looked at depends on the row alone.
 
 
@@ -378,9 +390,40 @@ def test_pieces_that_are_read_again_on_the_way_back_teach_the_same(recompute: bo
         ('{"enable_latent_consistency": true, "consistency_every": 3, "consistency_depth": 3}', "make consistency_every larger"),
         ('{"enable_span_contrastive": true, "span_mask_fraction": 0.6}', "at most half"),
         ('{"stop_gradients": ["valeu"]}', 'did you mean "value"'),
+        ('{"stop_gradients": ["value", "policy", "value"]}', '"value" is there twice'),
+        ('{"enable_span_contrastive": true, "span_length": 256}', r"never seen together in 256 \(model.seq_length\); make span_length smaller"),
     ],
 )
 def test_what_cannot_be_is_refused_in_a_line(switches: str, words: str) -> None:
     with pytest.raises(PresetError, match=words) as error:
         preset_from_json(f'{{"data": {{"sources": ["c4"]}}, "auxiliary": {switches}}}', "here.json")
     assert "\n" not in str(error.value)
+
+
+def laid_over(auxiliary: dict[str, object], length: int, chunk: int | None = None) -> Preset:
+    long = {"long_context": {"enabled": True, "chunk_length": chunk, "backprop_chunks": 1}} if chunk else {}
+    raw = {"name": "here", "model": {"seq_length": length}, "data": {"sources": ["c4"]}, "s5": {"enabled": True}, "train": long}
+    return Preset.model_validate(raw | {"auxiliary": auxiliary})
+
+
+@pytest.mark.parametrize(
+    ("head", "switch", "ahead"), [("dynamics", "dynamics_steps", 9), ("latent_consistency", "consistency_depth", 9), ("span_contrastive", "span_length", 9)]
+)
+def test_what_no_row_is_long_enough_for_is_refused(head: str, switch: str, ahead: int) -> None:
+    """Or no chunk of one, where rows are read in chunks; of a head that is off nothing is asked."""
+    on = {f"enable_{head}": True, switch: ahead}
+    for length, chunk in ((ahead, None), (64, ahead)):
+        with pytest.raises(ValueError, match=f"make {switch} smaller"):
+            laid_over(on, length, chunk)
+        laid_over({switch: ahead}, length, chunk)
+    laid_over(on, ahead + 1)
+    laid_over(on, 64, ahead + 1)
+
+
+def test_what_is_on_for_nothing_is_said() -> None:
+    weights = {"dynamics_weight": 0, "dynamics_kl_weight": 0, "policy_kl_weight": 0}
+    on = {"enable_dynamics": True, "enable_policy": True, "stop_gradients": ["value", "policy"]}
+    nothing, off = laid_over(on | weights, 64).notices[:-1], laid_over(on | weights, 64).notices[-1]
+    assert [line.split()[1] for line in nothing] == ["auxiliary.enable_dynamics", "auxiliary.enable_policy"] and off.endswith("that are off: value")
+    assert len(laid_over(on | weights | {"enable_value": True}, 64).notices) == 1, "the dynamics learn by what the value head says of them"
+    assert not laid_over(on | {"stop_gradients": []}, 64).notices
