@@ -14,13 +14,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from data_sources.special_tokens import MODES, ObjectiveTokens, special_ids
 from lm.generation.chat import Conversation
 from lm.generation.drafting import Paces
 from lm.generation.writing import Writing, at_rest, beginning, prompt_tokens
-from lm.model import Model
+from lm.model import Context, Model
 from lm.preset import Preset
 from lm.preset.generation import GenerationConfig
 
@@ -29,6 +31,7 @@ GAP = re.compile(r" ?_{3,}(?:[ \t]+_{3,})*")
 SHOWN = "___"
 OF_THE_MODEL_ALONE = ("temperature", "top_p", "no_repeat_ngram", "repetition_penalty", "max_new_tokens")  # no heads look at a gap
 LONGEST = 4  # tokens that a masked model puts into a gap
+NEAR = 2  # tokens on each side of it, by which it finds how many
 WHAT_INSTEAD = (
     "This model reads a text from both ends at once, so it can't go on from where your words stop. "
     f"It can tell what is missing: write a sentence with {SHOWN} in it, and it fills the gap."
@@ -122,14 +125,16 @@ class Filler(NamedTuple):
 
 
 class MaskedFiller(NamedTuple):
-    """A model that reads from both ends, trained with masks: each gap gets the number of words, up to LONGEST, that the model finds likeliest.
+    """A model that reads from both ends, trained with masks: each gap gets the number of tokens, up to LONGEST, that its surroundings go with best.
 
-    Of the words of a gap the surest is put in first, and the rest is predicted again (as mask-predict does, Ghazvininejad et al. 2019).
+    Of the tokens of a gap the surest is put in first, and the rest is predicted again (as mask-predict does, Ghazvininejad et al. 2019). No more
+    is read at a time than a row of training holds: what stands nearest to the gap.
     """
 
     model: Model
     tokenizer: PreTrainedTokenizerBase
     mask: int
+    row: int  # tokens of a row of training
 
     def filling(self, text: str, settings: GenerationConfig, seed: int | None = None) -> Filling:
         """`text` with its gaps filled, always in the likeliest way."""
@@ -141,24 +146,54 @@ class MaskedFiller(NamedTuple):
         before = [beginning(self.tokenizer), *parts[0]]
         for number, part in enumerate(parts[1:]):
             behind = [token for later in parts[number + 2 :] for token in (self.mask, *later)]
-            tries = (self._best(before, length, [*part, *behind]) for length in range(1, LONGEST + 1))
-            words, _ = max(tries, key=lambda found: found[1])
+            words = self._likeliest(*nearest(before, [*part, *behind], self.row - LONGEST))
             yield Piece(number, self.tokenizer.decode(words, clean_up_tokenization_spaces=False))
             before += [*words, *part]
 
-    def _best(self, before: Sequence[int], length: int, behind: Sequence[int]) -> tuple[list[int], float]:
-        """The words of a gap of `length` tokens, and the mean of their log-likelihoods, each as it was when it was put in."""
-        words, start, total = [self.mask] * length, len(before), 0.0
-        specials = sorted(special_ids(self.tokenizer))
-        for _ in range(length):
-            row = torch.tensor([[*before, *words, *behind]], device=self.model.embedding.weight.device)
-            with torch.no_grad(), at_rest(self.model):
-                scores = self.model(row).logits[0, start : start + length].log_softmax(-1)
-            scores[:, specials] = -torch.inf
-            scores[[place for place, word in enumerate(words) if word != self.mask]] = -torch.inf
+    def _likeliest(self, before: Sequence[int], behind: Sequence[int]) -> list[int]:
+        """The tokens of a gap."""
+        words = [self.mask] * self._length(before, behind)
+        for _ in words:
+            places = [len(before) + place for place, word in enumerate(words) if word == self.mask]
+            scores = self._scores([[*before, *words, *behind]], [places])[0]
+            scores[:, sorted(special_ids(self.tokenizer))] = -torch.inf
             place, word = divmod(int(scores.argmax()), scores.shape[1])
-            words[place], total = word, total + float(scores[place, word])
-        return words, total / length
+            words[places[place] - len(before)] = word
+        return words
+
+    def _length(self, before: Sequence[int], behind: Sequence[int]) -> int:
+        """The one with which up to NEAR tokens on each side of the gap are likeliest, each masked in turn (as in pseudo-likelihood, Salazar et al.
+        2020) while the gap is masks: so that the same tokens are compared for all lengths, whichever words will stand between them."""
+        around, near = [*before, *behind], range(max(len(before) - NEAR, 0), min(len(before) + NEAR, len(before) + len(behind)))
+        rows, places = [], []
+        for length in range(1, LONGEST + 1):
+            for place in near:
+                row = [*around[:place], self.mask, *around[place + 1 :]]
+                rows.append([*row[: len(before)], *[self.mask] * length, *row[len(before) :]])
+                places.append([place + length * (place >= len(before))])
+        if not rows:
+            return 1
+        scores = self._scores(rows, places)[:, 0]
+        stood = torch.tensor([around[place] for place in near] * LONGEST, device=scores.device)
+        return 1 + int(scores.gather(1, stood[:, None]).view(LONGEST, -1).sum(1).argmax())
+
+    def _scores(self, rows: Sequence[list[int]], places: Sequence[list[int]]) -> Tensor:
+        """Log-likelihoods (R, P, V) of what stands at some places of each of `rows`, which are read at once: where one ends, filling begins anew."""
+        longest = max(map(len, rows))
+        device, fill = self.model.embedding.weight.device, self.tokenizer.pad_token_id
+        tokens = torch.tensor([[*row, *[fill] * (longest - len(row))] for row in rows], device=device)
+        ends = torch.tensor([len(row) for row in rows], device=device)
+        restart = torch.arange(longest, device=device) == ends[:, None]
+        with torch.no_grad(), at_rest(self.model):
+            hidden = self.model(tokens, context=Context(restart=restart)).hidden
+            chosen = hidden[torch.arange(len(rows), device=device)[:, None], torch.tensor(places, device=device)]
+            return F.linear(chosen, self.model.output_weight).float().log_softmax(-1)
+
+
+def nearest(before: Sequence[int], behind: Sequence[int], room: int) -> tuple[Sequence[int], Sequence[int]]:
+    """Of what stands before a gap and behind it the tokens next to it, `room` in all: half on each side, or more where the other has less."""
+    left = min(len(before), max(room - len(behind), room // 2))
+    return before[len(before) - left :], behind[: room - left]
 
 
 class FillingOnly(Conversation):
@@ -214,6 +249,6 @@ def filler_of(model: Model, tokenizer: PreTrainedTokenizerBase, preset: Preset, 
     """What fills gaps with a model, None where it was never taught to. taught: tokens by denoiser; gaps are asked for in a mode that has some."""
     tokens = ObjectiveTokens.of(tokenizer)
     if tokens and preset.model.bidirectional != "off":
-        return MaskedFiller(model, tokenizer, tokens.mask)
+        return MaskedFiller(model, tokenizer, tokens.mask, preset.model.seq_length)
     mode = next((mode for mode in MODES if taught.get(mode)), None)
     return Filler(model, tokenizer, tokens, mode) if tokens and mode else None
