@@ -14,7 +14,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -187,7 +186,7 @@ class MaskedFiller(NamedTuple):
         with torch.no_grad(), at_rest(self.model):
             hidden = self.model(tokens, context=Context(restart=restart)).hidden
             chosen = hidden[torch.arange(len(rows), device=device)[:, None], torch.tensor(places, device=device)]
-            return F.linear(chosen, self.model.output_weight).float().log_softmax(-1)
+            return self.model.readout.logits(chosen).float().log_softmax(-1)
 
 
 def nearest(before: Sequence[int], behind: Sequence[int], room: int) -> tuple[Sequence[int], Sequence[int]]:

@@ -176,10 +176,10 @@ class Known(torch.nn.Module):
     def __init__(self, size: int, says: Callable[[list[int], int], dict[int, float]]) -> None:
         super().__init__()
         self.says, self.rows = says, []
-        self.embedding, self.output_weight = torch.nn.Embedding(1, 1), torch.eye(size)
+        self.embedding, self.readout = torch.nn.Embedding(1, 1), Readout(torch.eye(size))
 
     def forward(self, tokens: torch.Tensor, context: Context) -> Any:
-        hidden = torch.zeros(*tokens.shape, len(self.output_weight))
+        hidden = torch.zeros(*tokens.shape, len(self.readout.weight))
         for number, (row, restart) in enumerate(zip(tokens.tolist(), context.restart.tolist(), strict=True)):
             own = row[: restart.index(True)] if True in restart else row
             self.rows.append(own)
