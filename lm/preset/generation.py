@@ -53,7 +53,7 @@ class GenerationConfig(Config):
         planner = self.planner
         asked = {
             "draft_length": "dynamics" if self.draft_length else None,
-            "planner.enabled": "dynamics" if planner.enabled else None,
+            "planner.enabled": "dynamics" if planner.enabled and (planner.value_weight or planner.commit == "piece") else None,
             "planner.value_weight": "value" if planner.enabled and planner.value_weight else None,
             "planner.policy_weight": "policy" if planner.enabled and planner.policy_weight else None,
             "policy_weight": "policy" if self.policy_weight else None,
