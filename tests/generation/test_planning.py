@@ -109,8 +109,11 @@ def test_a_piece_ends_where_its_document_does(setting: Setting, plan: dict[str, 
     for ends in ((), (0,), (2, 5), (1, 3, 4, 6), range(EVERY)):
         pieces = [(token,) if token in ends else (token, other) for token in range(EVERY) for other in range(EVERY)]
         scores = {piece: setting.by_hand(piece, settings.planner, ends) for piece in pieces}
-        chosen = setting.chooser(settings, ends=ends).chosen(setting.ahead, HISTORY)
+        chooser, seen = setting.chooser(settings, ends=ends), []
+        chooser._sampler.tempered = lambda merit, warmth, seen=seen: seen.append(merit) or merit.softmax(-1) == merit.softmax(-1).max()
+        chosen = chooser.chosen(setting.ahead, HISTORY)
         assert (chosen.token, *chosen.planned) == max(scores, key=scores.get)
+        torch.testing.assert_close(seen[0].sort().values, torch.tensor(sorted(scores.values())), rtol=1e-5, atol=1e-5)
         lengths.add(1 + len(chosen.planned))
         token = settings_of({"candidates": EVERY, **plan})
         routed = Planner(token, Sampler(token), setting.foresight, ends).routed(Sampler(token).ruled(setting.scores, HISTORY), setting.latent)
@@ -226,7 +229,9 @@ def test_difficulty_sets_the_temperature_within_bounds(setting: Setting, strengt
     ],
 )
 def test_what_a_model_has_no_head_for_is_refused_in_one_line(generation: str, heads: str, said: str) -> None:
-    with pytest.raises(PresetError, match=said) as caught:
+    switch, head = said.split(" needs the ")
+    cause = rf"{said}, and auxiliary.enable_{head.split()[0]} is off: train with it on, or set {switch} to {'false' if 'enabled' in switch else '0'}"
+    with pytest.raises(PresetError, match=cause) as caught:
         preset_from_json(f'{{"generation": {{{generation}}}, "auxiliary": {{{heads}}}, "data": {{"sources": ["c4"]}}}}', "test")
     assert "\n" not in str(caught.value)
     preset_from_json(f'{{"generation": {{{generation}}}, {HEADS}, "data": {{"sources": ["c4"]}}}}', "test")
