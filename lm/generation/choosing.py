@@ -10,7 +10,7 @@ Sizes: V vocabulary, D hidden.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -34,10 +34,11 @@ class Chosen(NamedTuple):
 class Chooser:
     """Chooses by `settings`. ValueError, one line, where they ask for a head that is not among `heads`."""
 
-    def __init__(self, settings: GenerationConfig, seed: int | None, model: Model, heads: Mapping[str, nn.Module]) -> None:
+    def __init__(self, settings: GenerationConfig, seed: int | None, model: Model, heads: Mapping[str, nn.Module], ends: Collection[int] = ()) -> None:
+        """ends: tokens that a document ends at."""
         self._settings, self._sampler = settings, Sampler(settings, seed)
         self._foresight = foresight(model, heads, settings)
-        self._planner = Planner(settings, self._sampler, self._foresight) if settings.planner.enabled else None
+        self._planner = Planner(settings, self._sampler, self._foresight, ends) if settings.planner.enabled else None
         self._drafter = Drafter(settings, self._sampler, self._foresight) if settings.draft_length else None
 
     def drafts(self, latent: Tensor, history: list[int], limit: int) -> tuple[Draft, ...]:

@@ -23,9 +23,10 @@ class Foresight(NamedTuple):
         """The latent (..., D) after `token` (...)."""
         return self.heads["dynamics"].step(latent, self.model.embedding(token))
 
-    def scores(self, latent: Tensor, vocabulary: int) -> Tensor:
-        """Of the first entries of the vocabulary as the next token (..., N)."""
-        return self.model.readout.first(vocabulary).logits(latent)
+    def scores(self, latent: Tensor, vocabulary: int | None = None) -> Tensor:
+        """Of the first entries of the vocabulary as the next token (..., N), or of all (..., V)."""
+        readout = self.model.readout
+        return (readout if vocabulary is None else readout.first(vocabulary)).logits(latent)
 
     def policy(self, latent: Tensor) -> Tensor:
         """Log-probabilities of the next token (..., V)."""

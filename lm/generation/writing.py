@@ -119,9 +119,9 @@ class Writing(Iterator[str]):
         self._start = state
         self._now: Read | None = None
         self._heads = heads or {}
-        self._chooser = Chooser(settings, seed, model, self._heads)
-        self._paces, self._pace = Paces(), Pace()
         self._specials = special_ids(tokenizer)
+        self._chooser = Chooser(settings, seed, model, self._heads, self._specials)
+        self._paces, self._pace = Paces(), Pace()
         self._history = [token for token in self.read if token not in self._specials]
         self._before = len(self._history)
         self._flow = self._pieces_written()

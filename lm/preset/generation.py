@@ -53,7 +53,7 @@ class GenerationConfig(Config):
         planner = self.planner
         asked = {
             "draft_length": "dynamics" if self.draft_length else None,
-            "planner.enabled": "dynamics" if planner.enabled else None,
+            "planner.enabled": "dynamics" if planner.enabled and (planner.value_weight or planner.commit == "piece") else None,
             "planner.value_weight": "value" if planner.enabled and planner.value_weight else None,
             "planner.policy_weight": "policy" if planner.enabled and planner.policy_weight else None,
             "policy_weight": "policy" if self.policy_weight else None,
@@ -65,9 +65,8 @@ class GenerationConfig(Config):
         """Why it can't be done with `heads`, in one line; empty where it can."""
         for head, switch in self.needs.items():
             if head not in heads:
-                return (
-                    f"generation.{switch} needs the {head} head, which this model does not have; train with auxiliary.enable_{head}, or set it to its default"
-                )
+                off = "false" if switch.endswith("enabled") else "0"
+                return f"generation.{switch} needs the {head} head, and auxiliary.enable_{head} is off: train with it on, or set {switch} to {off}"
         return ""
 
     @model_validator(mode="after")
