@@ -87,21 +87,27 @@ def check_probabilities(probabilities: Mapping[str, float] | None, types: tuple[
     for denoiser in probabilities or ():
         if denoiser not in types:
             raise ValueError(f'{name}: "{denoiser}" is not among denoiser_types; allowed: {", ".join(types)}')
-    if probabilities is not None and not sum(probabilities.values()):
+    if probabilities == {}:
+        raise ValueError(f"{name}: none is given; give one, of {', '.join(types)}")
+    if probabilities and not sum(probabilities.values()):
         raise ValueError(f"{name}: all are 0; give one of {', '.join(types)} more")
 
 
 class MlmConfig(Config):
     """Masked tokens (Devlin et al. 2019), for models that read from both ends."""
 
-    rate: float = Field(0.15, gt=0, le=0.9, description="Share of the tokens that is predicted.")
-    mask_share: Share = Field(0.8, description="Of these, the share that the mask stands for; 1 for all.")
+    rate: float = Field(0.15, ge=0.01, le=0.9, description="Share of the tokens that is predicted. Held-out text is read 1 / rate times, as little each time.")
+    mask_share: float = Field(
+        0.8, gt=0, le=1, description="Of these, the share that the mask stands for; 1 for all. Never none: evaluation and chat ask with the mask."
+    )
     random_share: Share = Field(0.1, description="And the share that another word stands for; the rest stay as they are.")
 
     @model_validator(mode="after")
     def _shares_fit(self) -> "MlmConfig":
         if self.mask_share + self.random_share > 1:
-            raise ValueError(f"mask_share {self.mask_share} and random_share {self.random_share} are more than all together")
+            most = round(1 - self.mask_share, 6)
+            remedy = f"set random_share to {most:g}{' or less' * (most > 0)}"
+            raise ValueError(f"mask_share {self.mask_share} and random_share {self.random_share} are more than all together; {remedy}")
         return self
 
 

@@ -47,7 +47,7 @@ ROW = {"until_tokens": 10, "objective": "clm"}
     ("sections", "said"),
     [
         ({"ul2": {"objective_probabilities": {"S": 1.0}, "denoiser_types": ["R"]}}, '"S" is not among denoiser_types; allowed: R'),
-        ({"ul2": {"objective_probabilities": {"R": 0.0}}}, "all are 0"),
+        ({"ul2": {"objective_probabilities": {"R": 0.0}}}, "all are 0; give one of R, S, X more$"),
         ({"ul2": {"example_length": 1024}}, "171 gaps of 3 tokens in an example of 1024 .*, and there are tokens for 100"),
         ({"ul2": {"enabled": True}, "train": {"objective": "custom"}}, 'ul2.enabled asks for train.objective "ul2", and that is "custom"; keep one'),
         ({"train": {"objectives": [ROW, ROW]}}, "each stage must end after the one before"),
@@ -56,7 +56,11 @@ ROW = {"until_tokens": 10, "objective": "clm"}
         ({"train": {"objective": "ul2", "seq_length_curriculum": [{"until_tokens": 9, "seq_length": 8}]}}, "there are some of 8"),
         ({"train": {"objective": "ul2"}, "retro": {"enabled": True}}, "set retro.add_cross_attention to false"),
         ({"train": {"objective": "custom"}}, "learns targets that sources give, and wikipedia gives none; give it input_field and target_field"),
-        ({"mlm": {"mask_share": 0.8, "random_share": 0.3}}, "more than all together"),
+        ({"mlm": {"mask_share": 0.8, "random_share": 0.3}}, "more than all together; set random_share to 0.2 or less$"),
+        ({"mlm": {"mask_share": 1.0}}, "more than all together; set random_share to 0$"),
+        ({"mlm": {"mask_share": 0.0}}, "mlm.mask_share: found 0"),
+        ({"mlm": {"rate": 1e-300}}, "mlm.rate: found 1e-300"),
+        ({"ul2": {"objective_probabilities": {}}}, "objective_probabilities: none is given; give one, of R, S, X$"),
     ],
 )
 def test_what_can_not_be_is_refused_in_a_line(sections: dict[str, Any], said: str) -> None:
