@@ -17,6 +17,7 @@ MEANING: dict[str, str] = {"R": "R", "S": "S", "X": "X", "prefix": "S", "suffix"
 MOST_GAPS = 100  # tokens for gaps in one example
 ADDED_TOKENS = MOST_GAPS + 3  # with those of two modes and the mask: data_sources.special_tokens.OF_OBJECTIVES
 SHORTEST_ROW = 32  # positions
+_TWO_OBJECTIVES = 'ul2.enabled asks for train.objective "ul2", and that is "{}"; keep one'
 
 
 class ObjectiveStage(Config):
@@ -131,6 +132,12 @@ def needs_tokens(preset: "Preset") -> bool:
     return bool(objectives_of(preset) & {"ul2", "mlm"})
 
 
+def check_written(preset: "Preset") -> None:
+    """ValueError, one line, for an objective that another switch overrules. Of what a person wrote: a preset in full always names one."""
+    if preset.ul2.enabled and "objective" in preset.train.model_fields_set and preset.train.objective == "clm":
+        raise ValueError(_TWO_OBJECTIVES.format("clm"))
+
+
 def check_objectives(preset: "Preset") -> None:
     """ValueError, one line, for objectives that the model or the sources can't be trained with."""
     stages, learned = preset.train.objectives, objectives_of(preset)
@@ -138,7 +145,7 @@ def check_objectives(preset: "Preset") -> None:
     if ends != sorted(set(ends)):
         raise ValueError("train.objectives: each stage must end after the one before (until_tokens)")
     if preset.ul2.enabled and preset.train.objective not in ("clm", "ul2"):
-        raise ValueError(f'ul2.enabled asks for train.objective "ul2", and that is "{preset.train.objective}"; keep one')
+        raise ValueError(_TWO_OBJECTIVES.format(preset.train.objective))
     for stage in stages:
         check_probabilities(stage.probabilities, preset.ul2.denoiser_types, "train.objectives")
         if stage.probabilities and stage.objective != "ul2":

@@ -1,11 +1,13 @@
 """Switches of objectives: what names mean, what is refused, and in which words."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from data_sources.special_tokens import GAPS, OF_OBJECTIVES
-from lm.preset import Preset, PresetError, preset_from_json
+from lm.preset import Preset, PresetError, load_preset, preset_from_json
 from lm.preset.objectives import ADDED_TOKENS, MOST_GAPS, Ul2Config, needs_tokens, objective_after
 from tests.preset.test_decode import decoded
 
@@ -67,6 +69,18 @@ def test_what_can_not_be_is_refused_in_a_line(sections: dict[str, Any], said: st
     with pytest.raises(PresetError, match=said) as caught:
         decoded(**sections)
     assert "\n" not in str(caught.value)
+
+
+def test_a_written_objective_is_not_overruled_in_silence(tmp_path: Path) -> None:
+    """In a file; a snapshot's preset has every default written out, and is what it was."""
+    file, sources = tmp_path / "mine.json", {"sources": ["wikipedia"]}
+    file.write_text(json.dumps({"data": sources, "ul2": {"enabled": True}, "train": {"objective": "clm"}}))
+    with pytest.raises(PresetError, match='mine.json: ul2.enabled asks for train.objective "ul2", and that is "clm"; keep one$'):
+        load_preset(file)
+    for train in ({}, {"objective": "ul2"}):
+        file.write_text(json.dumps({"data": sources, "ul2": {"enabled": True}, "train": train}))
+        loaded = load_preset(file)
+        assert objective_after(loaded) == "ul2" and preset_from_json(loaded.model_dump_json(), "a snapshot") == loaded
 
 
 def test_a_preset_with_everything_written_out_is_the_same() -> None:
