@@ -1,7 +1,7 @@
 """The switches of what is learned from a text: denoisers, masks, and objectives that follow one another."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from pydantic import Field, model_validator
 
@@ -24,8 +24,21 @@ class ObjectiveStage(Config):
     """What is learned until the model's life stands at so many tokens."""
 
     until_tokens: int = Field(ge=1, description="Tokens of the model's life until which this is learned.")
-    objective: Objective = Field(description="As train.objective.")
+    objective: Objective | None = Field(None, description="As train.objective; ul2 when null and probabilities are given.")
     probabilities: dict[Denoiser, Share] | None = Field(None, description="How often each denoiser is drawn, for ul2; as its section says when null.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_denoisers(cls, row: Any) -> Any:
+        """Probabilities alone mean ul2: who gives them need not name it."""
+        named = isinstance(row, dict) and row.get("probabilities") is not None and row.get("objective") is None
+        return {**row, "objective": "ul2"} if named else row
+
+    @model_validator(mode="after")
+    def _says_what(self) -> "ObjectiveStage":
+        if self.objective is None:
+            raise ValueError(f"what is learned until {self.until_tokens} tokens? give objective ({', '.join(get_args(Objective))}) or probabilities")
+        return self
 
 
 class SpanConfig(Config):

@@ -4,11 +4,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 
 from data_sources.special_tokens import GAPS, OF_OBJECTIVES
 from lm.preset import Preset, PresetError, load_preset, preset_from_json
 from lm.preset.objectives import ADDED_TOKENS, MOST_GAPS, Ul2Config, needs_tokens, objective_after
+from lm.preset.schema import preset_schema
 from tests.preset.test_decode import decoded
 
 
@@ -42,6 +44,7 @@ def test_each_example_has_tokens_for_its_gaps() -> None:
         assert Ul2Config().example_length * way.rate / way.mean_span <= MOST_GAPS
 
 
+STAGE = {"until_tokens": 9, "objective": "ul2", "probabilities": {"S": 1}}
 ROW = {"until_tokens": 10, "objective": "clm"}
 
 
@@ -52,6 +55,8 @@ ROW = {"until_tokens": 10, "objective": "clm"}
         ({"ul2": {"objective_probabilities": {"R": 0.0}}}, "all are 0; give one of R, S, X more$"),
         ({"ul2": {"example_length": 1024}}, "171 gaps of 3 tokens in an example of 1024 .*, and there are tokens for 100"),
         ({"ul2": {"enabled": True}, "train": {"objective": "custom"}}, 'ul2.enabled asks for train.objective "ul2", and that is "custom"; keep one'),
+        ({"train": {"objectives": [{"until_tokens": 10}]}}, r"what is learned until 10 tokens\? give objective \(clm, ul2, mlm, custom\) or probabilities"),
+        ({"train": {"objectives": [{"until_tokens": 10, "probabilities": {}}]}}, "train.objectives: none is given"),
         ({"train": {"objectives": [ROW, ROW]}}, "each stage must end after the one before"),
         ({"train": {"objectives": [{**ROW, "probabilities": {"R": 1.0}}]}}, 'probabilities are of denoisers, and the objective is "clm"'),
         ({"train": {"objective": "ul2"}, "model": {"seq_length": 16}}, "needs rows of 32 tokens or more, and there are some of 16"),
@@ -69,6 +74,12 @@ def test_what_can_not_be_is_refused_in_a_line(sections: dict[str, Any], said: st
     with pytest.raises(PresetError, match=said) as caught:
         decoded(**sections)
     assert "\n" not in str(caught.value)
+
+
+def test_a_stage_of_denoisers_need_not_name_their_objective() -> None:
+    short, long = (decoded(train={"objectives": [row]}) for row in ({"until_tokens": 9, "probabilities": {"S": 1}}, STAGE))
+    assert short == long and needs_tokens(short) and short.train.objectives[0].objective == "ul2"
+    jsonschema.validate(json.loads(Preset.model_validate(short).model_dump_json()), preset_schema())
 
 
 def test_a_written_objective_is_not_overruled_in_silence(tmp_path: Path) -> None:
