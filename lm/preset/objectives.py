@@ -15,6 +15,7 @@ Objective = Literal["clm", "ul2", "mlm", "custom"]
 Denoiser = Literal["R", "S", "X", "prefix", "suffix", "mask"]
 MEANING: dict[str, str] = {"R": "R", "S": "S", "X": "X", "prefix": "S", "suffix": "S", "mask": "R"}
 IN_WORDS = {"clm": "the next token", "mlm": "words under masks", "custom": "the targets that sources give"}
+UL2R = {"R": 0.25, "S": 0.5, "X": 0.25}
 MOST_GAPS = 100  # tokens for gaps in one example
 ADDED_TOKENS = MOST_GAPS + 3  # with those of two modes and the mask: data_sources.special_tokens.OF_OBJECTIVES
 SHORTEST_ROW = 32  # positions
@@ -57,15 +58,24 @@ def _spans(*pairs: tuple[float, float]) -> tuple[SpanConfig, ...]:
 
 
 class Ul2Config(Config):
-    """Mixture of denoisers (Tay et al. 2022): a text with gaps, then what stood in them."""
+    """Mixture of denoisers (Tay et al. 2022): a text with gaps, then what stood in them.
+
+    As by default it is UL2R's, for models that are causal (Tay et al. 2022, "Transcending scaling laws with 0.1 % extra compute"): half S, a quarter
+    each R and X. R has the gaps of UL2's table 1, of 3 and 8 tokens at a rate of 0.15 (UL2R names those of 3 alone). X has that table's, with UL2R's
+    mean of 32 in the place of 64: gaps of 32, or half of the text, or both, each as likely as the others. UL2R says "32 or a rate of half", and gives
+    no shares among them.
+    """
 
     enabled: bool = Field(False, description='Learn by it; the same as train.objective "ul2".')
     denoiser_types: Annotated[tuple[Denoiser, ...], Field(strict=False, min_length=1)] = Field(
         ("R", "S", "X"),
         description="R: short gaps, few (mask: the usual span corruption); S: from a place on to the end (prefix: it is given, suffix: it is learned); "
-        "X: long gaps, or half of the text.",
+        "X: long gaps, or half of the text. prefix and suffix are one denoiser.",
     )
-    objective_probabilities: dict[Denoiser, Share] | None = Field(None, description="How often each is drawn; equal when null. They need not add up to one.")
+    objective_probabilities: dict[Denoiser, Share] | None = Field(
+        None,
+        description="How often each is drawn; they need not add up to one. As in UL2R when null: R 0.25, S 0.5, X 0.25, of those among denoiser_types.",
+    )
     regular_spans: Spans = Field(_spans((3, 0.15), (8, 0.15)), description="Gaps of R; each way is as likely as the others.")
     extreme_spans: Spans = Field(
         _spans((3, 0.5), (8, 0.5), (32, 0.15), (32, 0.5)), description="Gaps of X; UL2 has long ones of 64 tokens, UL2R of 32, as by default."
@@ -92,7 +102,7 @@ class Ul2Config(Config):
 
     def shares(self, probabilities: Mapping[str, float] | None = None) -> tuple[float, float, float]:
         """Of R, S and X, adding up to one."""
-        asked = probabilities or self.objective_probabilities or dict.fromkeys(self.denoiser_types, 1.0)
+        asked = probabilities or self.objective_probabilities or {kind: UL2R[kind] for kind in {MEANING[name] for name in self.denoiser_types}}
         by_kind = [sum(share for name, share in asked.items() if MEANING[name] == kind) for kind in "RSX"]
         return tuple(share / sum(by_kind) for share in by_kind)
 

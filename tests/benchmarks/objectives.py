@@ -53,10 +53,11 @@ MODEL = {"hidden_size": 64, "num_layers": 4, "num_heads": 4, "seq_length": 256}
 LENGTH, ROWS, BATCHES, ROUNDS = 1024, 8, 60, 3  # of cost
 HELD_OUT, LONGEST, GAPS_A_TEXT, AROUND = 50, 6_000, 3, 400  # texts, their characters, gaps in each, and characters on each side of one
 SURE = GenerationConfig(temperature=0, repetition_penalty=1, max_new_tokens=8)
+THIRDS = {"objective_probabilities": {"R": 1, "S": 1, "X": 1}}
 ARMS: dict[str, dict[str, Any]] = {
     "clm": {},
-    "ul2": {"train": {"objective": "ul2"}},
-    "clm, then 5 % ul2": {"train": {"objective": "ul2", "objectives": [{"until_tokens": TOKENS * 19 // 20, "objective": "clm"}]}},
+    "ul2": {"train": {"objective": "ul2"}, "ul2": THIRDS},
+    "clm, then 5 % ul2": {"train": {"objective": "ul2", "objectives": [{"until_tokens": TOKENS * 19 // 20, "objective": "clm"}]}, "ul2": THIRDS},
     "mlm, own weights": {"train": {"objective": "mlm"}, "model": {"bidirectional": "own"}},
     "mlm, shared weights": {"train": {"objective": "mlm"}, "model": {"bidirectional": "shared"}},
 }
@@ -93,6 +94,7 @@ def preset_of(arm: str, seed: int = 0, **model: Any) -> Preset:
     sections = ARMS[arm]
     habits = {"per_gpu_batch_size": 8, "eval_tokens": 0, "evaluate_every_tokens": 10**9, "sample_every_tokens": 10**9, "snapshot_every_minutes": 3}
     raw = {"name": arm, "model": MODEL | sections.get("model", {}) | model, "train": habits | sections.get("train", {}) | {"seed": seed}}
+    raw |= {"ul2": sections.get("ul2", {})}
     return Preset.model_validate({**raw, "data": DATA.model_copy(update={"vocab_size": 4096}).model_dump()})
 
 

@@ -17,9 +17,12 @@ from tests.preset.test_decode import decoded
 @pytest.mark.parametrize(
     ("switches", "shares"),
     [
-        ({}, (1 / 3, 1 / 3, 1 / 3)),
+        ({}, (0.25, 0.5, 0.25)),
         ({"denoiser_types": ["R", "X"]}, (0.5, 0, 0.5)),
         ({"denoiser_types": ["prefix", "suffix", "mask"]}, (1 / 3, 2 / 3, 0)),
+        ({"denoiser_types": ["suffix", "R"]}, (1 / 3, 2 / 3, 0)),
+        ({"denoiser_types": ["prefix", "suffix", "S", "X", "mask", "R"]}, (0.25, 0.5, 0.25)),
+        ({"denoiser_types": ["prefix", "suffix", "R"], "objective_probabilities": {"prefix": 0.5, "suffix": 0.5, "R": 1.0}}, (0.5, 0.5, 0)),
         ({"denoiser_types": ["mask", "X"], "objective_probabilities": {"mask": 0.2, "X": 0.6}}, (0.25, 0, 0.75)),
         ({"objective_probabilities": {"R": 0.25, "S": 0.5, "X": 0.25}}, (0.25, 0.5, 0.25)),
     ],
