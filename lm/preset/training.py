@@ -99,6 +99,9 @@ class TrainConfig(Config):
         le=10**12,
         description="Half-life, in tokens, of a moving average of the weights, which evaluation, samples, chat and exports then use; 0: none.",
     )
+    compile: Literal["auto", "on", "off"] = Field(
+        "auto", description="Whether torch compiles parts of the layers: the first step then takes longer, the others less. auto: on GPUs."
+    )
     precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 matrix products where the device is faster with them.")
 
     @model_validator(mode="after")
