@@ -98,6 +98,7 @@ class Loop:
         self.saved_at, self.saved_tokens = time.monotonic(), self.run.tokens
         self.skipped = self.bad_in_a_row = 0
         self.foreseen = False  # whether it was told how long the run will take
+        self.told_short = False  # whether it was told that there is no memory for looks at the losses' shares
         self.smooth_loss = float("nan")
         self.watch, self.stage = Watch(len(session.tokenizer)), self.stage_now()
         self.evaluation: dict[str, Any] = {}
@@ -230,6 +231,9 @@ class Loop:
         """The step's event."""
         if step.loss == step.loss and step.sound:
             self.smooth_loss = step.loss if self.smooth_loss != self.smooth_loss else 0.9 * self.smooth_loss + 0.1 * step.loss
+        if step.shares is None and not self.told_short:
+            self.told_short = True
+            self.session.report.notice("there is no memory to measure what share of the gradient each loss makes; training goes on as it would")
         self.stepped_at = time.monotonic()
         self.pace = [*self.pace[-20:], (self.stepped_at, self.pace[-1][1] + step.tokens)]
         (since, had), (until, have) = self.pace[0], self.pace[-1]

@@ -3,8 +3,8 @@
     share_i = |w_i g_i| / sum_j |w_j g_j|,   g_i: the gradient of loss i with respect to every weight of the model, the heads' aside
 
 Weights rather than hidden states, since some heads have the trunk read other tokens. The gradients are those of the first rows of a step, as
-many for any number of ranks; training sees nothing of them. The norms of gradients that
-point apart add up to more than the norm of their sum: shares say who pulls how strongly, not who wins.
+many for any number of ranks; training sees nothing of them. The norms of gradients that point apart add up to more than the norm of their
+sum: shares say who pulls how strongly, not who wins.
 """
 
 import math
@@ -30,8 +30,8 @@ class Window(NamedTuple):
     recompute: bool
 
 
-def gradient_shares(learner: Learner, windows: Sequence[Window], weights: Mapping[str, float], ranks: Ranks) -> dict[str, float]:
-    """Of each loss that has a weight, and of the next token's. Empty where memory is short or a gradient is not finite. All ranks together."""
+def gradient_shares(learner: Learner, windows: Sequence[Window], weights: Mapping[str, float], ranks: Ranks) -> dict[str, float] | None:
+    """Of each loss that has a weight, and of the next token's. Empty where a gradient is not finite, None where memory is short. All ranks together."""
     pieces = [piece for window in windows for piece in window.pieces]
     scored, text = ranks.summed([float(sum(piece.valid for piece in pieces)), float(sum(int(piece.is_text.sum()) for piece in pieces))])
     lengths, is_short = {}, False
@@ -41,7 +41,9 @@ def gradient_shares(learner: Learner, windows: Sequence[Window], weights: Mappin
         ranks.sum_tensors(gradient)
         lengths[name] = math.sqrt(sum(float(part.square().sum(dtype=torch.float64)) for part in gradient))
     total = sum(lengths.values())
-    if ranks.highest([float(is_short)])[0] or not math.isfinite(total) or not total:
+    if ranks.highest([float(is_short)])[0]:
+        return None
+    if not math.isfinite(total) or not total:
         return {}
     return {name: length / total for name, length in lengths.items()}
 

@@ -44,7 +44,7 @@ class Step(NamedTuple):
     gradient_norm: float
     learning_rate: float
     stats: dict[str, Tensor]  # of the units and heads
-    shares: dict[str, float]  # of the trunk's gradient, by loss (lm/training/shares.py); empty in most steps
+    shares: dict[str, float] | None  # of the trunk's gradient, by loss (lm/training/shares.py); empty in most steps, None where memory was short
     taught: dict[str, int]  # scored tokens by denoiser, where there are some
 
 
@@ -126,7 +126,9 @@ class Teacher:
         readout = self.alone.model.readout
         of_a_chunk = 3 + (readout.soft_cap is not None)  # matrices
         of_loss = readout.weight.nbytes + of_a_chunk * 4 * CHUNK_ELEMENTS * (1 if self.ranks.device.type == "cpu" else DEVICE_FACTOR)
-        return lasting_bytes(self.alone, lambda parameter: bool(self.optimizer.moments(parameter))) + of_loss
+        trunk = sum(parameter.nbytes for parameter in self.alone.model.parameters() if parameter.requires_grad)
+        of_shares = 2 * trunk if self.alone.heads and self.share_every else 0  # a loss's gradient, and the sum over the rows
+        return lasting_bytes(self.alone, lambda parameter: bool(self.optimizer.moments(parameter))) + of_loss + of_shares
 
     def _row(self, batch: Batch, at_once: int) -> int:
         """Bytes that reading `at_once` tokens of a row keeps; 0 where this rank has no row."""

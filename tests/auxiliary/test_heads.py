@@ -89,8 +89,11 @@ def test_without_heads_the_learner_gives_what_it_gave() -> None:
 # What each predicts, against a loop over tokens.
 
 
-def test_the_value_of_a_token_is_what_the_tokens_after_it_cost(setting: tuple) -> None:
-    learner, reading = setting
+@pytest.mark.parametrize("span", [5, 1000])
+def test_the_value_of_a_token_is_what_the_tokens_after_it_cost(span: int) -> None:
+    """Of a span longer than the row, all that the row has left."""
+    learner = learner_of(preset_of(ALL | {"value_span": span}), torch.float64)
+    (reading,) = read(learner, rows())
     head, documents, spent = learner.heads["value"], document(reading), []
     found, known = head.wanted(reading)
     for row, line in enumerate(documents):
@@ -209,9 +212,11 @@ def test_the_teacher_of_latent_consistency_is_the_mean_end_of_rollouts(setting: 
         torch.testing.assert_close(found[first.tolist().index(place)], end)
 
 
-def test_spans_are_told_from_those_of_other_lanes(setting: tuple) -> None:
-    learner, reading = setting
-    head = learner.heads["span_contrastive"]
+@pytest.mark.parametrize("normalises", [True, False])
+def test_spans_are_told_from_those_of_other_lanes(normalises: bool) -> None:
+    learner = learner_of(preset_of(ALL | {"span_l2_normalize": normalises}), torch.float64)
+    (reading,) = read(learner, rows())
+    head, norm = learner.heads["span_contrastive"], (lambda vector: vector / vector.norm()) if normalises else (lambda vector: vector)
     head.lane[:40] = torch.arange(40) % 8
     head.lane[20:30] = -1
     spans = head.spans(reading)
@@ -219,9 +224,9 @@ def test_spans_are_told_from_those_of_other_lanes(setting: tuple) -> None:
     total = 0.0
     for places in spans.place.tolist():
         row = places[0] // 16
-        query = F.normalize(head.query(torch.stack([masked.flatten(0, 1)[place - 1] for place in places]).mean(0)), dim=0)
+        query = norm(head.query(torch.stack([masked.flatten(0, 1)[place - 1] for place in places]).mean(0)))
         held = [reading.tokens.flatten()[places], *(head.left[slot] for slot in range(len(head.left)) if head.lane[slot] not in (-1, row))]
-        scores = [query @ F.normalize(head.key(torch.stack([reading.embedding[token] for token in span.tolist()]).mean(0)), dim=0) for span in held]
+        scores = [query @ norm(head.key(torch.stack([reading.embedding[token] for token in span.tolist()]).mean(0))) for span in held]
         total += nats(torch.stack(scores) / 0.5, 0)
         assert len({document(reading)[row][place % 16] for place in (places[0] - 1, *places)}) == 1, "what stands before is of the same document"
     assert len(spans.place) > 5 and (head.masked(reading, spans) == PAD).sum() >= spans.place.numel()
@@ -302,6 +307,27 @@ def test_no_neighbours_tell_of_what_is_masked() -> None:
     readings = [read(learner, replace(batch, answers=answers))[0] for answers in (one, other)]
     assert not torch.equal(readings[0].hidden, readings[1].hidden), "the text as it is is read with them"
     assert torch.equal(*(reading.again(batch.tokens.flip(1)) for reading in readings))
+
+
+@pytest.mark.parametrize("time", [1, 2, 16])
+@pytest.mark.parametrize(
+    "switches", [{"value_span": 1000, "span_length": 20, "dynamics_steps": 16, "consistency_depth": 3}, {"span_l2_normalize": False}], ids=str
+)
+def test_steps_are_sound_where_rows_are_shorter_than_what_heads_look_at(switches: dict[str, object], time: int) -> None:
+    """As the first stages of a curriculum may be; and where spans are compared by more than directions."""
+    learner = learner_of(preset_of(ALL | switches))
+    batch = rows()._part(slice(None), slice(0, time))
+    for _ in range(3):
+        learned = learner([batch])
+        weighted_sum(learned.losses, {}).backward()
+        learner.after_step(learned.stats)
+    assert all(torch.isfinite(tensor).all() for tensor in (*learned.losses.values(), *learner.buffers()))
+    for name, parameter in learner.named_parameters():
+        assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), name
+    depth, length = switches.get("consistency_depth", 2), switches.get("span_length", 2)
+    for name, ahead in {"second_next": 1, "dynamics": 1, "latent_consistency": depth, "span_contrastive": length}.items():
+        assert bool(learned.counts[name]) <= (time > ahead), name
+        assert bool(learned.counts[name]) or time < 16 or time <= ahead, name
 
 
 # What is looked at depends on the row alone.

@@ -66,6 +66,30 @@ def test_what_is_not_a_number_is_not_told() -> None:
     assert not step.sound and step.shares == {}
 
 
+def test_memory_for_looking_is_counted() -> None:
+    """The trunk's gradient of one loss, and the sum of those over the rows."""
+    lasting = {}
+    for every in (0, 5):
+        preset = preset_of(ALL | {"share_every": every})
+        learner = learner_of(preset)
+        optimizer = build_optimizer(learner, preset.train)
+        lasting[every] = Teacher(Ranks(preset.train), learner, optimizer, preset.train, preset.loss_weights, None, every).fit(rows()).lasting
+    assert lasting[5] - lasting[0] == 2 * sum(parameter.nbytes for parameter in learner.model.parameters())
+
+
+def test_where_there_is_no_memory_to_look_it_is_said_once(tiny: Callable[..., Preset], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*given: object, **more: object) -> None:
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr("lm.training.shares.torch.autograd.grad", full)
+    events: list[Any] = []
+    preset = tiny(auxiliary={"enable_value": True, "share_every": 2}, train={"eval_tokens": 0})
+    train(preset, tmp_path, budget_tokens=4 * 64 * 5, observers=(events.append,))
+    assert sum("what share of the gradient" in event.get("text", "") for event in events if event["event"] == "notice") == 1
+    steps = [event for event in events if event["event"] == "step"]
+    assert len(steps) == 5 and not any("gradient_shares" in event for event in steps)
+
+
 def test_a_run_tells_them_and_its_losses_by_name(tiny: Callable[..., Preset], tmp_path: Path) -> None:
     """Also where states are carried from row to row; in run.jsonl, and without what heads keep for themselves."""
     preset = tiny(
