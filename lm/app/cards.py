@@ -44,7 +44,7 @@ class Card(BaseModel):
     def words(self) -> str:
         """In a line: "-0.011 bits/byte, 0.93x speed, 1.02x memory; 64 wide, 1M tokens, 2 seeds"."""
         which = [json.dumps(self.value)] * (self.value is not True) + [self.note] * bool(self.note)
-        found = [f"{self.bits:+.3f} bits/byte", f"{self.speed:.2f}x speed", f"{self.memory:.2f}x memory"]
+        found = [f"{self.bits:+z.3f} bits/byte", f"{self.speed:.2f}x speed", f"{self.memory:.2f}x memory"]
         found += [f"{self.parameters:.2f}x parameters"] * (abs(self.parameters - 1) >= WORTH_TELLING)
         where = f"{self.hidden_size} wide, {counted(self.tokens)} tokens, {self.seeds} seed{'s' * (self.seeds > 1)}"
         return one_line(f"{', '.join(which)}{': ' * bool(which)}{', '.join(found)}; {where}")

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, NamedTuple
 from rich.console import Console
 from rich.text import Text
 
-from lm.app.commands import COMMANDS, CommandError, command_in, named_snapshot
+from lm.app.commands import COMMANDS, GAPS, CommandError, command_in, named_snapshot
 from lm.app.flow import flow
 from lm.app.life import NO_MODEL
 from lm.app.partner import Partner, awoken, load
 from lm.app.sitting import Sitting, terminal_size
 from lm.app.terminal import CHECKPOINTS, quieted, unechoed, uninterrupted
-from lm.app.text import ACCENT, LABEL, QUIET, Lines, spans, wrapped
+from lm.app.text import ACCENT, ACCENTED, LABEL, QUIET, Lines, spans, wrapped
 from lm.app.words import counted, one_line
 from lm.preset.generation import GenerationConfig
 from lm.training.headers import NAMES, SnapshotError
@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
 PASSAGES = 4  # shown under an answer
 INDENT = 2  # cells, of their text
-ENDINGS = {"length": "(max_new_tokens reached; an empty line lets it go on)", "stopped": "(stopped; an empty line lets it go on)"}
+ENDINGS = {"length": "max_new_tokens reached", "stopped": "stopped"}
+GOES_ON = "; an empty line lets it go on"
 
 
 class Talk(NamedTuple):
@@ -154,11 +155,12 @@ class Chat(Sitting):
         """Stream an answer. Ctrl-C breaks it off; what was written until then is kept."""
         conversation = self.talk.conversation
         with unechoed():  # what is typed meanwhile stands at the next prompt, not in the answer
-            started = flow(answer, sys.stdout, lambda: terminal_size().columns)
+            accented = ACCENTED if self.console.color_system else ("", "")
+            started = flow(answer, sys.stdout, lambda: terminal_size().columns, lambda: answer.fills, accented)
         conversation.settle(answer)
         self.console.print("" if started else Text("(no words)", style=QUIET))
         if answer.finished_by in ENDINGS:
-            self.note(ENDINGS[answer.finished_by])
+            self.note(f"({ENDINGS[answer.finished_by]}{GOES_ON * answer.begun})")
         self._show(self.talk.partner.used(conversation)[:PASSAGES])
         if answer.paces.drafted.passes:
             self.note(paces_in_words(answer.paces))
@@ -199,7 +201,7 @@ class Chat(Sitting):
     def _obey(self, name: str, words: tuple[str, ...]) -> None:
         conversation = self.talk.conversation
         if name == "/help":
-            self.table(list(COMMANDS.items()))
+            self.table([*COMMANDS.items(), GAPS])
         elif name == "/reset":
             conversation.reset()
             self.note("The conversation is forgotten.")

@@ -25,6 +25,7 @@ COMPARING = {
     "/help": "these lines",
     "/quit": "back to the menu, as Esc and Ctrl-D do; while they write, Esc and Ctrl-C stop them",
 }
+GAPS = ("___", "a gap in a message: a model that was taught gaps fills it, and that is no turn")
 SNAPSHOTS = ("current", "prev", "prev2")
 
 

@@ -18,7 +18,7 @@ from rich.live import Live
 from rich.text import Text
 
 from lm.app.columns import Answer, in_columns, per_row
-from lm.app.commands import COMPARING, CommandError, command_in, numbered, seed_in
+from lm.app.commands import COMPARING, GAPS, CommandError, command_in, numbered, seed_in
 from lm.app.earlier import ago, heading
 from lm.app.flow import flow
 from lm.app.partner import Cast, Partner
@@ -96,7 +96,7 @@ class Comparison(Sitting):
 
     def _obey(self, name: str, words: tuple[str, ...]) -> None:
         if name == "/help":
-            self.table(list(COMPARING.items()))
+            self.table([*COMPARING.items(), GAPS])
         elif name == "/seed":
             self.seed = seed_in(words)
         elif name == "/settings":

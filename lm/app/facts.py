@@ -83,6 +83,7 @@ class Facts:
             "weights": self._on_weights,
             "forecast": self._on_forecast,
             "step": self._on_step,
+            "stage": self._on_stage,
             "source": self._on_source,
             "notice": self._on_notice,
             "evaluation": self._on_evaluation,
@@ -175,6 +176,10 @@ class Facts:
             known = self.sources[name]
             known.loss = _smoothed(known.loss, told["loss"])
             known.share, known.tokens, known.epoch, known.documents = told["share"], told["tokens"], told["epoch"], told["documents"]
+
+    def _on_stage(self, event: Event) -> None:
+        self.denoisers = {}  # of what was learned until now
+        self.say(event["text"])
 
     def _source(self, name: str, told: Event) -> None:
         known = self.sources.setdefault(name, SourceFacts(one_line(name)))

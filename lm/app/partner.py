@@ -105,7 +105,7 @@ def awoken(snapshot: "Snapshot", folder: Path) -> Partner:
         import torch
 
         from data_sources.tokenizer import tokenizer_from_json
-        from lm.auxiliary.heads import build_heads
+        from lm.auxiliary.heads import build_heads, load_heads
         from lm.memory.layout import MemoryFault
         from lm.memory.lookup import Heard
         from lm.model import build_model
@@ -116,7 +116,7 @@ def awoken(snapshot: "Snapshot", folder: Path) -> Partner:
     model = build_model(snapshot.preset, len(tokenizer))
     model.load_state_dict(snapshot.model_weights)
     heads = build_heads(snapshot.preset, tokenizer.pad_token_id)
-    heads.load_state_dict(snapshot.head_weights)
+    load_heads(heads, snapshot.head_weights)
     for part in (model, heads):
         part.to("cuda" if torch.cuda.is_available() else "cpu").eval()
     lookup, lost = None, ""

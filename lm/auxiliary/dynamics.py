@@ -78,7 +78,7 @@ class Dynamics(Head):
         if "value" in reading.heads:
             total, count = self.value_along(links, len(first), reading.heads["value"], reading)
             sums["dynamics_value"], counts["dynamics_value"] = total * self.stride, count * self.stride
-        return Taught(sums, {name: torch.tensor(float(count)) for name, count in counts.items()})
+        return Taught(sums, {name: reading.hidden.new_tensor(float(count)) for name, count in counts.items()})
 
     def value_along(self, links: list[Link], chains: int, value: Value, reading: Reading) -> tuple[Tensor, int]:
         """The value head on foretold latents: summed loss of the mean estimate of each chain, and how many chains have one."""

@@ -30,7 +30,7 @@ class Reading(NamedTuple):
     start: int  # place in the row of the first column
     embedding: Tensor  # (V, D)
     readout: Readout  # of V entries
-    again: Callable[[Tensor], Tensor]  # the trunk on other tokens (B, T) in the place of these: their hidden states (B, T, D)
+    again: Callable[[Tensor], Tensor]  # the trunk on other tokens (B, T) in the place of these, without neighbours: their hidden states (B, T, D)
     heads: Mapping[str, Any]  # all that are on, by name
 
     def cut_off(self) -> "Reading":

@@ -1,8 +1,8 @@
 """All heads, by the name of their switch. Adding one: a file here, its switches in lm/preset/auxiliary.py, a line in HEADS and in lm/preset/counting.py."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
-from torch import nn
+from torch import Tensor, nn
 
 from lm.auxiliary.dynamics import Dynamics
 from lm.auxiliary.head import Head
@@ -32,3 +32,11 @@ def build_heads(preset: Preset, pad: int) -> nn.ModuleDict:
     pad: the tokenizer's padding, which stands for what a head masks: no text holds it, and a tokenizer that gets tokens keeps its id.
     """
     return nn.ModuleDict({name: HEADS[name](preset, *[pad] * (name in MASK)) for name in preset.auxiliary.heads})
+
+
+def load_heads(heads: nn.ModuleDict, weights: Mapping[str, Tensor]) -> None:
+    """Give each of `heads` what `weights` has of it. A head whose tensors were others when they were saved stays as it is."""
+    for name, head in heads.items():
+        saved = {path.removeprefix(f"{name}."): tensor for path, tensor in weights.items() if path.startswith(f"{name}.")}
+        if {path: tensor.shape for path, tensor in saved.items()} == {path: tensor.shape for path, tensor in head.state_dict().items()}:
+            head.load_state_dict(saved)

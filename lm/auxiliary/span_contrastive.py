@@ -1,12 +1,15 @@
 """Span contrastive: spans are masked before the trunk reads them, and from what stands before it must be known which span it was.
 
-    q = norm(Q mean h'_s),  k = norm(K mean h_s),   loss: -log exp(q k / tau) / (exp(q k / tau) + sum_j exp(q k_j / tau))
+    q = norm(Q mean h'_{s-1}),  k = norm(K mean e_s),   loss: -log exp(q k / tau) / (exp(q k / tau) + sum_j exp(q k_j / tau))
 
-h'_s are the trunk's latents over the span on the masked row, h_s those on the row as it is, which learn nothing (InfoNCE, van den Oord et
-al. 2018; masking as in Baevski et al. 2020, "wav2vec 2.0"; norm: L2, where span_l2_normalize is on).
+h'_{s-1} are the trunk's latents on the masked row, each before a token of the span, e_s the embeddings of what it holds, which learn nothing
+of it (InfoNCE, van den Oord et al. 2018; masking as in Baevski et al. 2020, "wav2vec 2.0"; norm: L2, where span_l2_normalize is on). No key
+knows what stood before its span: latents of the row as it is would be known again by that alone, whatever the span holds. Q and K begin
+alike, since a latent lies near the embeddings of what follows it, where the tables are one.
 
-The negatives k_j are keys of other lanes, so of other documents, from the optimizer step before: the same for every row of a step,
-however it is cut into micro-batches and ranks. Each row leaves the keys of its first spans in slots of its own.
+The negatives k_j are of spans of other lanes, so of other documents, that rows of the optimizer steps before left in a queue (as in He et al.
+2020, "Momentum contrast"): the same for every row of a step, however it is cut into micro-batches and ranks. The queue holds their tokens, of
+which keys are made anew each time: keys of earlier weights would be known by their age.
 
 The mask is the tokenizer's padding, which no text holds.
 
@@ -26,7 +29,7 @@ from lm.auxiliary.head import Head, Reading, Taught
 from lm.ops.picking import index_of
 from lm.preset import Preset
 
-KEPT_OF_A_ROW = 4  # spans whose keys are negatives in the next step
+LEFT_BY_A_ROW = 4  # spans that are negatives in the next steps
 
 
 class Spans(NamedTuple):
@@ -47,9 +50,11 @@ class SpanContrastive(Head):
         self.stride = max(round(config.span_length / config.span_mask_fraction), config.span_length + 1)
         self.mask = pad
         self.query, self.key = nn.Linear(size, config.span_size, bias=False), nn.Linear(size, config.span_size, bias=False)
-        self.rows = LANES * -(-config.span_negatives // (KEPT_OF_A_ROW * LANES))  # rows that far apart share slots, and are of one lane
-        self.register_buffer("keys", torch.zeros(self.rows * KEPT_OF_A_ROW, config.span_size))
-        self.register_buffer("lane", torch.full((self.rows * KEPT_OF_A_ROW,), -1.0))  # of each key; -1: there is none
+        self.key.weight.data.copy_(self.query.weight.data)
+        self.rows = LANES * -(-config.span_negatives // (LEFT_BY_A_ROW * LANES))  # rows that far apart share slots, and are of one lane
+        self.register_buffer("left", torch.zeros(self.rows * LEFT_BY_A_ROW, self.length, dtype=torch.int64))  # tokens of spans
+        self.register_buffer("lane", torch.full((self.rows * LEFT_BY_A_ROW,), -1))  # of each; -1: there is none
+        self.register_buffer("rounds", torch.ones((), dtype=torch.int64))  # times that a step goes round the slots: only one round's rows leave spans
 
     def spans(self, reading: Reading) -> Spans:
         """Every stride-th place begins a span, where L scored tokens of one document follow one that is seen."""
@@ -65,37 +70,42 @@ class SpanContrastive(Head):
         """The rows (B, T) without what the spans hold."""
         return reading.tokens.flatten().index_fill(0, spans.place.flatten(), self.mask).view_as(reading.tokens)
 
-    def compared(self, latents: Tensor, spans: Spans, to: nn.Linear) -> Tensor:
-        """Each span's mean latent (N, P) as it is compared."""
-        projected = to(latents.flatten(0, 1)[spans.place].mean(1)).float()
+    def compared(self, mean: Tensor, to: nn.Linear) -> Tensor:
+        """Mean vectors (N, D) of spans as they are compared: (N, P)."""
+        projected = to(mean).float()
         return F.normalize(projected, dim=-1) if self.normalises else projected
+
+    def keys(self, tokens: Tensor, reading: Reading) -> Tensor:
+        """Of spans by what they hold: (N, L) int64 -> (N, P)."""
+        return self.compared(F.embedding(tokens, reading.embedding.detach()).mean(1), self.key)
 
     def taught(self, reading: Reading) -> Taught:
         spans = self.spans(reading)
-        query = self.compared(reading.again(self.masked(reading, spans)), spans, self.query)
-        key = self.compared(reading.hidden.detach(), spans, self.key)
+        held = reading.tokens.flatten()[spans.place]
+        before = reading.again(self.masked(reading, spans)).flatten(0, 1)[spans.place - 1]
+        query = self.compared(before.mean(1), self.query)
         lane = reading.lane.to(query.device)[spans.row]
-        total = self.losses(query, key, lane).sum()
+        total = self.losses(query, self.keys(held, reading), self.keys(self.left, reading), lane).sum()
         count = total.new_tensor(len(query) * self.stride)
-        return Taught({"span_contrastive": total * self.stride}, {"span_contrastive": count}, self.left(key.detach(), lane, spans, reading))
+        return Taught({"span_contrastive": total * self.stride}, {"span_contrastive": count}, self.leaves(held, lane, spans, reading))
 
-    def losses(self, query: Tensor, key: Tensor, lane: Tensor) -> Tensor:
-        """InfoNCE of each span (N,), told from the spans of other lanes that are kept."""
-        others = (query @ self.keys.to(query).T / self.temperature).masked_fill((self.lane < 0) | (self.lane == lane[:, None]), -torch.inf)
+    def losses(self, query: Tensor, key: Tensor, others: Tensor, lane: Tensor) -> Tensor:
+        """InfoNCE of each span (N,), told from those `others` (S, P) that are of other lanes."""
+        other = (query @ others.T / self.temperature).masked_fill((self.lane < 0) | (self.lane == lane[:, None]), -torch.inf)
         own = (query * key).sum(-1, keepdim=True) / self.temperature
-        return torch.cat([own, others], 1).logsumexp(1) - own[:, 0]
+        return torch.cat([own, other], 1).logsumexp(1) - own[:, 0]
 
-    def left(self, key: Tensor, lane: Tensor, spans: Spans, reading: Reading) -> dict[str, Tensor]:
-        """What this reading leaves for the next step: sums by slot."""
-        kept = index_of((spans.number < KEPT_OF_A_ROW)[None])
-        row = reading.row.to(key.device)[spans.row[kept]]
-        slot = row % self.rows * KEPT_OF_A_ROW + spans.number[kept]
-        keys = torch.zeros_like(self.keys, dtype=key.dtype).index_add(0, slot, key[kept])
-        lanes, count = (key.new_zeros(len(keys)).index_add(0, slot, values.to(key.dtype)) for values in (lane[kept], torch.ones_like(slot)))
-        return {"keys": keys, "lanes": lanes, "count": count}
+    def leaves(self, held: Tensor, lane: Tensor, spans: Spans, reading: Reading) -> dict[str, Tensor]:
+        """What this reading leaves for the next steps: sums by slot, and how many rows begin here."""
+        row = reading.row.to(held.device)[spans.row]
+        kept = index_of(((spans.number < LEFT_BY_A_ROW) & (row // self.rows % self.rounds == 0))[None])
+        slot = row[kept] % self.rows * LEFT_BY_A_ROW + spans.number[kept]
+        tokens = torch.zeros_like(self.left).index_add(0, slot, held[kept])
+        lanes, count = (torch.zeros_like(self.lane).index_add(0, slot, values) for values in (lane[kept], torch.ones_like(slot)))
+        return {"tokens": tokens, "lanes": lanes, "count": count, "rows": count.new_tensor(len(reading.row) * (reading.start == 0))}
 
     def after_step(self, stats: Mapping[str, Tensor]) -> None:
-        count = stats["count"].to(self.keys)
-        keys = stats["keys"].to(self.keys) / count.clamp(min=1)[:, None]
-        self.keys.copy_(F.normalize(keys, dim=-1) if self.normalises else keys)
-        self.lane.copy_(torch.where(count > 0, stats["lanes"].to(self.keys) / count.clamp(min=1), -1))
+        written = (stats["count"] == 1).to(self.lane.device)  # two rows in one slot: the step has more rows than were expected
+        self.left.copy_(torch.where(written[:, None], stats["tokens"].to(self.left), self.left))
+        self.lane.copy_(torch.where(written, stats["lanes"].to(self.lane), self.lane))
+        self.rounds.fill_(max(1, -(-int(stats["rows"]) // self.rows)))

@@ -93,6 +93,8 @@ class Writing(Iterator[str]):
     (not finished).
     """
 
+    fills = False  # whether the newest piece stands in a gap of a text that was given
+
     def __init__(
         self,
         model: Model,

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from data_sources.config import Config
 from lm.preset.fields import Share, Weight
@@ -45,7 +45,9 @@ class AuxiliaryConfig(Config):
     span_length: int = Field(8, ge=1, le=4096, description="Tokens of a masked span.")
     span_mask_fraction: Share = Field(0.15, description="Share of tokens in masked spans.")
     span_size: int = Field(64, ge=1, le=4096, description="Width in which spans are compared.")
-    span_negatives: int = Field(256, ge=1, le=65_536, description="Spans of the step before that a span is told from; one a row.")
+    span_negatives: int = Field(
+        256, ge=1, le=65_536, description="Spans of the last rows, up to four of each, that a span is told from; rounded up to a multiple of 192."
+    )
     span_contrastive_temperature: float = Field(0.07, gt=0, le=100, description="Temperature of InfoNCE.")
     span_l2_normalize: bool = Field(True, description="Compare directions only.")
     share_every: int = Field(200, ge=0, le=1_000_000_000, description="Steps between looks at each loss's share of the trunk's gradient; 0: never.")
@@ -63,11 +65,32 @@ class AuxiliaryConfig(Config):
     @property
     def loss_weights(self) -> dict[str, float]:
         """What each named loss of the heads that are on counts."""
-        weights = {name: {name: getattr(self, f"{name}_weight")} for name in HEAD_NAMES if name != "policy"}
-        weights["policy"] = {"policy": self.policy_kl_weight}
-        weights["dynamics"] |= {"dynamics_kl": self.dynamics_kl_weight}
-        weights["dynamics"] |= {"dynamics_value": self.dynamics_value_weight} if self.enable_value else {}
-        return {loss: weight for head in self.heads for loss, weight in weights[head].items()}
+        return {loss: weight for head in self.heads for loss, weight in self._weights(head).items()}
+
+    @property
+    def weightless(self) -> tuple[str, ...]:
+        """Names of the heads that are on and learn nothing, since none of their losses counts."""
+        return tuple(head for head in self.heads if not any(self._weights(head).values()))
+
+    @property
+    def reach(self) -> dict[str, int]:
+        """By switch, how many tokens the heads that are on look ahead within a row at the most."""
+        reach = {"dynamics": "dynamics_steps", "latent_consistency": "consistency_depth", "span_contrastive": "span_length"}
+        return {switch: getattr(self, switch) for head, switch in reach.items() if head in self.heads}
+
+    def _weights(self, head: str) -> dict[str, float]:
+        """Of its losses."""
+        if head == "policy":
+            return {"policy": self.policy_kl_weight}
+        others = {"dynamics_kl": self.dynamics_kl_weight} | ({"dynamics_value": self.dynamics_value_weight} if self.enable_value else {})
+        return {head: getattr(self, f"{head}_weight")} | (others if head == "dynamics" else {})
+
+    @field_validator("stop_gradients")
+    @classmethod
+    def _each_once(cls, names: tuple[HeadName, ...]) -> tuple[HeadName, ...]:
+        if twice := [name for number, name in enumerate(names) if name in names[:number]]:
+            raise ValueError(f'"{twice[0]}" is there twice; name each head once')
+        return names
 
     @model_validator(mode="after")
     def _rollouts_are_apart(self) -> "AuxiliaryConfig":

@@ -146,6 +146,15 @@ class Preset(Config):
         return self
 
     @model_validator(mode="after")
+    def _heads_see_far_enough(self) -> "Preset":
+        long = self.train.long_context
+        length, switch = (long.chunk_length, "train.long_context.chunk_length") if long.enabled else (self.model.seq_length, "model.seq_length")
+        for name, ahead in self.auxiliary.reach.items():
+            if ahead >= length:
+                raise ValueError(f"auxiliary.{name}: {ahead} tokens behind another are never seen together in {length} ({switch}); make {name} smaller")
+        return self
+
+    @model_validator(mode="after")
     def _weights_can_adapt(self) -> "Preset":
         if self.auxiliary.enable_adaptive_sources and self.data.mix_strategy == "sequential":
             raise ValueError('enable_adaptive_sources weighs sources that are mixed, but mix_strategy is "sequential"; use "weighted" or "round_robin"')
@@ -198,6 +207,10 @@ class Preset(Config):
             lines.append(f"{self.name}: train_tokens {self.train.train_tokens:,} is overridden: every run reads {RUN_TOKENS:,} tokens")
         if self.auxiliary.enable_adaptive_sources and self.data.mix_strategy == "round_robin":
             lines.append(f"{self.name}: with enable_adaptive_sources sources are read by weights, equal ones at first, and not round_robin")
+        for head in self.auxiliary.weightless:
+            lines.append(f"{self.name}: auxiliary.enable_{head} is on, but its losses weigh 0, so that it learns nothing; give them weight or switch it off")
+        if off := [name for name in self.auxiliary.stop_gradients if name not in self.auxiliary.heads]:
+            lines.append(f"{self.name}: auxiliary.stop_gradients names heads that are off: {', '.join(off)}")
         return lines
 
     @property

@@ -16,7 +16,7 @@ from data_sources.rewriting import Rewriter, Source
 from lm.objectives.table import tokens_of, ul2_of
 from lm.objectives.ul2 import KINDS
 from lm.preset import Preset
-from lm.preset.objectives import objectives_of
+from lm.preset.objectives import objective_after
 
 SEED = 0  # of the gaps: the same in every evaluation of a life
 
@@ -30,8 +30,10 @@ class Corrupted(NamedTuple):
 
 
 def denoisers_of(preset: Preset) -> list[str]:
-    """The denoisers that a model is trained with at some time."""
-    return [kind for kind, share in zip(KINDS, preset.ul2.shares(), strict=True) if share and "ul2" in objectives_of(preset)]
+    """The denoisers that a model is trained with at some time: in a stage of train.objectives, or after the last."""
+    asked = [stage.probabilities for stage in preset.train.objectives if stage.objective == "ul2"]
+    asked += [None] * (objective_after(preset) == "ul2")
+    return [kind for number, kind in enumerate(KINDS) if any(preset.ul2.shares(probabilities)[number] for probabilities in asked)]
 
 
 def with_gaps(kind: str, documents: Sequence[Source], tokenizer: Any, preset: Preset) -> Corrupted | None:

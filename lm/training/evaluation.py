@@ -35,7 +35,8 @@ from lm.units.neighbours import Neighbours
 
 HELD_OUT = "held_out"
 ROWS_AT_ONCE = 8
-DENOISED_TOKENS = 16_384  # read again with the gaps of each denoiser
+BRIEF_TOKENS = 8_192  # read from each source in the evaluations along the way; all of it at the end
+DENOISED_TOKENS = 16_384  # read again with the gaps of each denoiser, of all sources together
 
 
 class Tally(NamedTuple):
@@ -264,7 +265,8 @@ def evaluate(
     with torch.inference_mode(), autocast():
         try:
             own = {name: tally_of(model, kept, tokenizer, preset, place, stopped, find) for name, kept in texts.items() if kept}
-            denoised = tallies_by_denoiser(model, [text for kept in texts.values() for text in kept], tokenizer, preset, place, stopped)
+            mixed = [kept for name, kept in texts.items() if kept and (mix is None or name in mix)]
+            denoised = tallies_by_denoiser(model, mixed, tokenizer, preset, place, stopped)
         finally:
             model.train(was_training)
     everywhere = iter(summed([number for tally in (*own.values(), *denoised.values()) for number in tally]))
@@ -287,14 +289,19 @@ def in_all(measures: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in measures.items() if name != "sources"}
 
 
-def tallies_by_denoiser(model: Model, texts: Sequence[str], tokenizer: Any, preset: Preset, place: Place, stopped: Callable[[], bool]) -> dict[str, Tally]:
-    """The first of the texts again, with the gaps of each denoiser that the model is trained with, and what stood in them predicted."""
-    kinds = denoisers_of(preset)
-    documents = [document_of(text, tokenizer) for text in (first_texts(texts, tokenizer, DENOISED_TOKENS) if kinds else ())]
+def tallies_by_denoiser(
+    model: Model, texts: Sequence[Sequence[str]], tokenizer: Any, preset: Preset, place: Place, stopped: Callable[[], bool]
+) -> dict[str, Tally]:
+    """The first texts of each source again, with the gaps of each denoiser that the model is trained with, and what stood in them predicted.
+
+    As much of each source, each by itself, and no more than a brief evaluation knows: the measure is the same in brief and in full, and in any order.
+    """
+    kinds, share = denoisers_of(preset), min(BRIEF_TOKENS, DENOISED_TOKENS // max(len(texts), 1))
+    sources = [[document_of(text, tokenizer) for text in first_texts(kept, tokenizer, share)] for kept in (texts if kinds else ())]
     found = {}
     for kind in kinds:
-        rows = with_gaps(kind, documents, tokenizer, preset)
-        groups = in_groups(Rows(*rows)) if rows else []
+        rows = [with_gaps(kind, documents, tokenizer, preset) for documents in sources]
+        groups = [group for each in rows if each for group in in_groups(Rows(*each))]
         found[kind] = tally_of_groups(model, groups, tokenizer.eos_token_id, preset, place, stopped)
     return found
 

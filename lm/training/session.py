@@ -23,7 +23,7 @@ from lm.generation.infilling import filler_of, with_a_gap
 from lm.training.carried import together
 from lm.training.certificate import PROBE_TOKENS, certified
 from lm.training.distribution import Ranks
-from lm.training.evaluation import Place, encoded, evaluate, first_texts, in_all
+from lm.training.evaluation import BRIEF_TOKENS, Place, encoded, evaluate, first_texts, in_all
 from lm.training.forgetting import FULL, note_measures, remedy
 from lm.training.headers import listed
 from lm.training.journal import life_in_numbers, write_life
@@ -34,7 +34,6 @@ from lm.training.saving import Saved, Saver
 from lm.training.snapshots import NAMES, Snapshot, SnapshotError, Snapshots
 from lm.training.step import Step, Teacher
 
-BRIEF_TOKENS = 8_192  # read from each source in the evaluations along the way; all of it at the end
 SAMPLE_TOKENS, PROMPT_WORDS = 60, 8
 GLANCE = 0.2  # seconds between looks at whether to stop
 LONGEST_PEEK = 1.0  # seconds that a snapshot waits to know at least one batch that comes next

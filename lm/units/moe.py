@@ -136,7 +136,7 @@ class Moe(Unit):
         return losses
 
     def load(self, assignment: Assignment, context: Context) -> Tensor:
-        """(G,): scored tokens by expert."""
+        """(G,): tokens of the text by expert."""
         return context.total(torch.zeros_like(assignment.probability).scatter_(-1, assignment.chosen, 1))
 
     def after_step(self, stats: Mapping[str, Tensor]) -> None:

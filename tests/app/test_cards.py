@@ -33,6 +33,7 @@ def test_a_card_in_words():
     assert Card.model_validate(S5).words == S5_WORDS
     assert Card.model_validate(QK).words == QK_WORDS
     assert Card.model_validate(S5 | {"value": 2}).words == f"2: {S5_WORDS}"
+    assert Card.model_validate(S5 | {"bits": -0.0001}).words.startswith("+0.000 bits")
 
 
 def test_a_file_is_read(tmp_path):

@@ -155,11 +155,17 @@ def other_rollouts(head: Any, reading: Reading) -> Reading:
     return reading._replace(again=lambda tokens: reading.again(tokens).roll(1, 0))
 
 
+def other_spans(head: Any, reading: Reading) -> Reading:
+    place = head.spans(reading).place.flatten()
+    others = reading.tokens.roll(1, 0).flatten()[place]
+    return reading._replace(tokens=reading.tokens.flatten().index_copy(0, place, others).view_as(reading.tokens))
+
+
 FUTURES_OF_OTHERS: dict[str, Callable[[Any, Reading], Reading]] = {
     "second_next": other_text,
     "reconstruction": other_text,
     "value": other_text,
     "dynamics": other_latents,
     "latent_consistency": other_rollouts,
-    "span_contrastive": other_rollouts,
+    "span_contrastive": other_spans,
 }

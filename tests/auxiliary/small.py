@@ -15,6 +15,7 @@ from tests.training.ranks import V
 
 ALL = {f"enable_{name}": True for name in HEADS}
 PAD = 29
+HEARD = {"left": lambda left: torch.randint_like(left, V), "lane": lambda lane: torch.full_like(lane, 47), "rounds": torch.ones_like}
 SIZES = {"token_every": 2, "latent_every": 3, "distribution_every": 5, "consistency_every": 4, "consistency_depth": 2, "dynamics_steps": 3, "value_span": 5}
 SIZES |= {"span_length": 2, "span_mask_fraction": 0.4, "span_size": 7, "span_contrastive_temperature": 0.5, "policy_size": 9, "value_size": 11}
 
@@ -33,7 +34,7 @@ def learner_of(preset: Preset, dtype: torch.dtype = torch.float32) -> Learner:
         if "norm" in name:
             parameter.data.add_(1)
     for name, buffer in learner.heads.named_buffers():
-        buffer.data = torch.full_like(buffer, 47.0) if name.endswith("lane") else torch.rand_like(buffer)
+        buffer.data = HEARD.get(name.removeprefix("span_contrastive."), torch.rand_like)(buffer)
     return learner
 
 

@@ -55,6 +55,6 @@ def test_steps_on_two_ranks_are_those_of_one(two: list[dict[str, Any]], preset: 
     assert found["sound"] and together["sound"] and found["unused"] == together["unused"] == []
     assert all(torch.equal(tensor, other["weights"][name]) for name, tensor in found["weights"].items())
     assert found["losses"] == [pytest.approx(losses, rel=1e-3) for losses in together["losses"]]
-    for name in ("heads.value.mean", "heads.span_contrastive.keys", "heads.span_contrastive.lane"):
+    for name in ("heads.value.mean", "heads.span_contrastive.left", "heads.span_contrastive.lane"):
         assert together["weights"][name].any()
         torch.testing.assert_close(found["weights"][name], together["weights"][name], rtol=1e-3, atol=1e-3)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from data_sources.special_tokens import PAD
-from lm.auxiliary.heads import HEADS, build_heads
+from lm.auxiliary.heads import HEADS, build_heads, load_heads
 from lm.export.contents import config
 from lm.model import build_model
 from lm.preset import Preset, load_preset
@@ -115,6 +115,20 @@ def test_a_head_of_another_width_begins_anew_as_a_whole() -> None:
     assert {path.split(".")[1] for path in how.new} == {"dynamics", "span_contrastive"} == {path.split(".")[1] for path in how.left}
     assert any(path.endswith("dynamics.norm.weight") for path in how.new) and not any("dynamics" in path for path in moments)
     assert how.is_same_model and "other heads" in how.in_words()
+
+
+def test_a_head_that_kept_other_things_begins_anew_and_the_others_go_on() -> None:
+    """What spans were told from was once their keys: in training and in chat."""
+    before = learner_of(preset_of(ALL)).state_dict()
+    old = {path: tensor for path, tensor in before.items() if path != "heads.span_contrastive.left"} | {"heads.span_contrastive.keys": torch.ones(384, 7)}
+    after = learner_of(preset_of(ALL))
+    how = fit(after.model, after.state_dict(), preset_of(ALL), old)
+    assert {path.split(".")[1] for path in (*how.new, *how.left)} == {"span_contrastive"} and how.is_same_model
+    heads = build_heads(preset_of(ALL), pad=0)
+    first = heads["span_contrastive"].key.weight.clone()
+    load_heads(heads, {path.removeprefix("heads."): tensor for path, tensor in old.items() if path.startswith("heads.")})
+    assert torch.equal(heads["span_contrastive"].key.weight, first)
+    assert all(torch.equal(tensor, old[f"heads.{path}"]) for path, tensor in heads.state_dict().items() if not path.startswith("span_contrastive"))
 
 
 def test_another_trunk_under_the_same_heads_is_another_model() -> None:

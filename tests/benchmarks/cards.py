@@ -210,7 +210,7 @@ def table(bench: Bench, cards: list[dict[str, Any]]) -> Iterator[str]:
     yield "|---|---|---|---|---|"
     for each in cards:
         name = Arm(each["switch"], each["value"], note=each["note"]).name
-        spread = f"{each['bits']:+.4f} ({each['bits_from']:+.4f} to {each['bits_to']:+.4f})"
+        spread = f"{each['bits']:+z.4f} ({each['bits_from']:+z.4f} to {each['bits_to']:+z.4f})"
         yield f"| `{each['switch']}`{name.removeprefix(each['switch'])} | {spread} | {each['speed']:.2f} | {each['memory']:.2f} | {each['parameters']:.2f} |"
 
 

@@ -11,7 +11,6 @@ belong to quality: lives and results.jsonl stay there, and started again it goes
 installed documentation.
 """
 
-import contextlib
 import json
 import os
 import re
@@ -27,11 +26,9 @@ import torch
 
 from data_sources import open_stream
 from data_sources.config import DataConfig
-from data_sources.lane import Lane, Mix
 from data_sources.lengths import RowLengths
-from data_sources.order import LANES, draw
+from data_sources.order import draw
 from data_sources.rewriting import Example, Rewriter, Source
-from data_sources.sources import Sources
 from data_sources.special_tokens import with_objective_tokens
 from data_sources.stream import Options
 from data_sources.tokenizer import build_tokenizer, tokenizer_from_json
@@ -46,7 +43,7 @@ from lm.training import train
 from lm.training.evaluation import encoded, evaluate
 from lm.training.run import taught
 from lm.training.snapshots import Snapshot, Snapshots
-from tests.benchmarks.text import LOCAL
+from tests.benchmarks.text import LOCAL, held_out_texts
 
 TOKENS = int(os.environ.get("OBJECTIVES_TOKENS", 2_000_000))
 SEEDS = tuple(map(int, os.environ.get("OBJECTIVES_SEEDS", "0 1").split()))
@@ -132,16 +129,8 @@ class Gap(NamedTuple):
 
 
 def held_out() -> list[str]:
-    """The first texts of DATA that no life is trained on, the same for all arms and seeds."""
-    sources = Sources(DATA, 0, "held_out")
-    with contextlib.closing(sources):
-        while not sources.reached(0.1):
-            continue
-        mix, texts = Mix("round_robin", DATA.weights, False), []
-        for lane in (Lane(number, sources.feeds, mix, None) for number in range(LANES)):
-            while len(texts) < HELD_OUT and (text := lane.next_text()) is not None and not lane.is_round:
-                texts.append(text[:LONGEST])
-    return texts
+    """The same for all arms and seeds."""
+    return held_out_texts(DATA, HELD_OUT, LONGEST)
 
 
 def gaps_of(texts: Sequence[str]) -> list[Gap]:

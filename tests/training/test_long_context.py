@@ -25,7 +25,7 @@ from lm.training.evaluation import ALONE, encoded, tally_of
 from lm.training.learner import Learner
 from lm.training.setup import open_session
 from lm.training.snapshots import Snapshot, Snapshots
-from lm.training.step import Teacher, TooLarge
+from lm.training.step import Teacher, TooLarge, Total
 from tests.benchmarks.long_context import LONG, SHORT, apart
 from tests.data_sources.streams import byte_tokenizer
 from tests.training.elastic import taken_over
@@ -77,7 +77,7 @@ def text(batch: int, time: int, seed: int = 0) -> tuple[Tensor, Tensor]:
 def gradients_of(teacher: Teacher, batch: Batch, number: int = 0) -> dict[str, Tensor]:
     """What a step back-propagates."""
     assert teacher.carried is not None
-    teacher._gradients_in_memory(batch, batch.valid, 1, teacher._cut(number))
+    teacher._gradients_in_memory(batch, Total(batch.valid, int(batch.is_text.sum())), 1, teacher._cut(number))
     found = {name: parameter.grad.clone() for name, parameter in teacher.learner.named_parameters() if parameter.grad is not None}
     teacher.optimizer.zero_grad()
     teacher.carried.take_back()

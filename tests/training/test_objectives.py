@@ -99,10 +99,13 @@ def test_objectives_follow_one_another_and_a_resume_finds_the_one_that_is_due(ti
     """Causal until ten steps are dealt out, then mostly S, then all denoisers; stopped in each, on each side of an edge."""
     rows = [{"until_tokens": 10 * STEP, "objective": "clm"}, {"until_tokens": 15 * STEP, "objective": "ul2", "probabilities": {"S": 1.0}}]
     preset = tiny(train={**UL2, "objectives": rows, "snapshot_every_tokens": 4 * STEP, "eval_tokens": 0})
-    train(preset, tmp_path / "whole", 20 * STEP)
+    sittings = [trained(preset, tmp_path / "whole", 20)]
+    told = ["by denoisers (S 100%) until 3,840 tokens", "by denoisers (R 33%, S 33%, X 33%)"]
+    assert [event["text"] for event in sittings.pop().of("stage")] == [f"from now on it learns {words}" for words in told]
     for stop in (9, 10, 14, 17):
-        trained(preset, tmp_path / "halved", 20, stop_after=stop - len(steps(tmp_path / "halved")) if stop > 9 else stop)
-    train(preset, tmp_path / "halved", 20 * STEP)
+        sittings.append(trained(preset, tmp_path / "halved", 20, stop_after=stop - len(steps(tmp_path / "halved")) if stop > 9 else stop))
+    sittings.append(trained(preset, tmp_path / "halved", 20))
+    assert [len(sitting.of("stage")) for sitting in sittings] == [0, 1, 0, 1, 0], "once each, and never again after a stop"
     whole = steps(tmp_path / "whole")
     assert without_time(steps(tmp_path / "halved")) == without_time(whole)
     learned = [set(step["losses"]) - {"next_token"} for step in whole]

@@ -56,7 +56,7 @@ def restarts() -> Tensor:
 
 def context_of(restart: Tensor | None, start: Tensor, part: slice = slice(None), carry: bool = True, scored: Tensor | None = None) -> Context:
     piece = torch.zeros(B, T)[:, part]
-    return Context(restart=None if restart is None else restart[:, part], scored=scored).derived(piece, start, carry)
+    return Context(restart=None if restart is None else restart[:, part], is_text=scored).derived(piece, start, carry)
 
 
 def one_by_one(unit: Unit, x: Tensor, picked: Tensor, restart: Tensor) -> Tensor:
