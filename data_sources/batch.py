@@ -86,6 +86,11 @@ class Batch:
         )
 
     @property
+    def is_text(self) -> Tensor:
+        """(B, T) bool: what stands there is of a document, and no padding."""
+        return self.source >= 0
+
+    @property
     def any_restart(self) -> bool:
         """Whether a document begins anywhere but at a row's start."""
         return len(self.cu_seqlens) > len(self.lane) + 1

@@ -15,7 +15,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from data_sources.blocks import Block
-from data_sources.documents import Spans
+from data_sources.documents import Span, Spans
 from data_sources.feed import Feed, Found, Place
 from data_sources.order import LANES
 from data_sources.special_tokens import with_special_tokens
@@ -115,7 +115,7 @@ class Encoder:
             for piece in pieces_of(text):
                 part = next(encoded)
                 ids += part.ids
-                scored += [any(start + first < end and start + last > begin for begin, end in learned) for first, last in part.offsets]
+                scored += marked(part.offsets, learned, start)
                 start += len(piece)
             found.append(Tokens(np.array([*ids, self.eos], np.int32), np.array([*scored, True])))
         return found
@@ -124,6 +124,11 @@ class Encoder:
         if self._fast is not None:  # without offsets and word numbers, which nobody reads here
             return [piece.ids for piece in self._fast.encode_batch_fast(pieces, add_special_tokens=False)]
         return self._tokenizer(pieces, add_special_tokens=False)["input_ids"]
+
+
+def marked(offsets: Sequence[Span], learned: Spans, start: int = 0) -> list[bool]:
+    """Which tokens are learned: those any of whose characters is. offsets: of each in its piece of the text, which begins at `start`."""
+    return [any(start + first < end and start + last > begin for begin, end in learned) for first, last in offsets]
 
 
 def _plain(tokenizer: Any) -> Tokenizer:

@@ -13,9 +13,9 @@ from itertools import count, islice
 from typing import Any, NamedTuple, TypeVar
 
 from data_sources.blocks import Block, BlockCache, Key
-from data_sources.documents import GivenUp, PassingFault, Reader
+from data_sources.documents import GivenUp, PassingFault, Reader, Spans
 from data_sources.fingerprint import fingerprint
-from data_sources.held_out import SAMPLE, Choice, HeldOut, local_choice
+from data_sources.held_out import SAMPLE, Choice, Held, HeldOut, local_choice
 from data_sources.order import permutation
 
 PATIENCE = 60.0  # seconds a source that has been read before is waited for
@@ -155,14 +155,14 @@ class Feed:
         if known is None:
             text = block.text(index)
             long_enough = len(text) >= self.rules.shortest
-            held = long_enough and self._holds_out(text)
+            held = long_enough and self._holds_out(text, block.scored[index])
             known = block.chosen[index] = held if self.rules.part == "held_out" else long_enough and not held
         return known
 
-    def _holds_out(self, text: str) -> bool:
+    def _holds_out(self, text: str, learned: Spans | None) -> bool:
         held = self.rules.holds_out and self._choice.holds(text)
         if held and self.rules.part == "train":
-            self._held_out.add(self.name, text)
+            self._held_out.add(self.name, Held(text, learned))
         return held
 
     def _block(self, place: Place) -> Block | None:
@@ -229,13 +229,13 @@ class Feed:
         self._shards = len(names)
         self.fingerprint = fingerprint(names, self._reader.content())
         if self.rules.local:
-            texts = (block.text(index) for block in self._walk_unguarded() for index in range(len(block)))
-            sample = list(islice((text for text in texts if len(text) >= self.rules.shortest), SAMPLE))
+            documents = ((block.text(index), block.scored[index]) for block in self._walk_unguarded() for index in range(len(block)))
+            sample = list(islice((document for document in documents if len(document[0]) >= self.rules.shortest), SAMPLE))
             if not self._choice.extra:
-                self._choice = local_choice(sample)
-            for text in sample:  # a short run may not come by them
-                self._holds_out(text)
-            if len(set(sample)) == 1:
+                self._choice = local_choice(text for text, _ in sample)
+            for document in sample:  # a short run may not come by them
+                self._holds_out(*document)
+            if len({text for text, _ in sample}) == 1:
                 self._tell({"event": "notice", "source": self.name, "text": "one document only: nothing is held out"})
         self._opened = True
 

@@ -10,13 +10,43 @@ import os
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 from data_sources.disk import sync_folder
+from data_sources.documents import Spans
 from data_sources.order import content_hash, draw
 
 SHARE = 2**64 // 100
 SAMPLE = 200  # documents of a local source looked through for one that is held out by its hash
 UNTAKEN_CHARACTERS = 4_000_000  # of one source: what nobody asks for must not fill the memory
+
+
+class Held(str):
+    """A held-out document: a text, and the characters of it that are learned, None for all."""
+
+    learned: Spans | None
+
+    def __new__(cls, text: str, learned: Spans | None = None) -> "Held":
+        held = super().__new__(cls, text)
+        held.learned = learned
+        return held
+
+    @classmethod
+    def of(cls, text: str) -> "Held":
+        """`text`, which is learned as a whole where nothing else is known of it."""
+        return text if isinstance(text, cls) else cls(text)
+
+    def beginning(self, size: int) -> "Held":
+        """Its first `size` characters."""
+        if self.learned is None:
+            return Held(self[:size])
+        return Held(self[:size], tuple((first, min(last, size)) for first, last in self.learned if first < size))
+
+    @property
+    def learned_bytes(self) -> int:
+        """What a model is asked for, in UTF-8."""
+        learned = ((0, len(self)),) if self.learned is None else self.learned
+        return sum(len(self[first:last].encode()) for first, last in learned)
 
 
 class Choice:
@@ -40,11 +70,11 @@ class HeldOut:
     """Held-out documents met since the last `take_new`, each once."""
 
     def __init__(self) -> None:
-        self._new: list[tuple[str, str]] = []
+        self._new: list[tuple[str, Held]] = []
         self._met: set[tuple[str, int]] = set()
         self._characters: dict[str, int] = {}
 
-    def add(self, source: str, text: str) -> None:
+    def add(self, source: str, text: Held) -> None:
         key = (source, content_hash(text))
         if key in self._met or self._characters.get(source, 0) > UNTAKEN_CHARACTERS:
             return
@@ -52,7 +82,7 @@ class HeldOut:
         self._new.append((source, text))
         self._characters[source] = self._characters.get(source, 0) + len(text)
 
-    def take_new(self) -> list[tuple[str, str]]:
+    def take_new(self) -> list[tuple[str, Held]]:
         """(source, text) of each document met since the last call."""
         new, self._new, self._characters = self._new, [], {}
         return new
@@ -63,24 +93,24 @@ class HeldOutStore:
 
     def __init__(self, folder: str | os.PathLike[str], limit_tokens: int):
         self._folder, self._limit = Path(folder), limit_tokens
-        self._texts: dict[str, dict[str, int]] = {}  # source -> text -> tokens, in order
+        self._texts: dict[str, dict[Held, int]] = {}  # source -> text -> tokens, in order
         self._unwritten: set[str] = set()  # sources whose text is not yet all on disk
         self.load()
 
     def load(self) -> None:
-        """Read what the folder holds. A torn or foreign line is passed over."""
+        """Read what the folder holds. A torn or foreign line is passed over; one that says nothing of it is learned as a whole."""
         self._texts = {}
         for file in sorted(self._folder.glob("*.jsonl")) if self._folder.is_dir() else ():
             for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
                 with contextlib.suppress(ValueError, TypeError, KeyError):
                     row = json.loads(line)
-                    self._texts.setdefault(row["source"], {})[row["text"]] = int(row["tokens"])
+                    self._texts.setdefault(row["source"], {})[_held(row)] = int(row["tokens"])
 
     def sources(self) -> list[str]:
         """Names of the sources that text is held for."""
         return list(self._texts)
 
-    def texts(self, source: str) -> list[str]:
+    def texts(self, source: str) -> list[Held]:
         """Held-out documents of a source, in the order they came."""
         return list(self._texts.get(source, {}))
 
@@ -100,7 +130,7 @@ class HeldOutStore:
         for source, text in new:
             held = self._texts.setdefault(source, {})
             if text not in held and not self.frozen(source):
-                held[text] = count_tokens(text)
+                held[Held.of(text)] = count_tokens(text)
                 self._unwritten.add(source)
         for source in sorted(self._unwritten):
             self._write(source)
@@ -113,11 +143,17 @@ class HeldOutStore:
         aside = final.with_suffix(".tmp")
         with open(aside, "w", encoding="utf-8", errors="surrogatepass") as file:
             for text, tokens in self._texts[source].items():
-                file.write(json.dumps({"source": source, "text": text, "tokens": tokens}) + "\n")
+                learned = {} if text.learned is None else {"learned": text.learned}
+                file.write(json.dumps({"source": source, "text": text, "tokens": tokens, **learned}) + "\n")
             file.flush()
             os.fsync(file.fileno())
         os.replace(aside, final)
         sync_folder(self._folder)
+
+
+def _held(row: dict[str, Any]) -> Held:
+    """The text of a line, and what is learned of it."""
+    return Held(row["text"], tuple((int(first), int(last)) for first, last in row["learned"]) if "learned" in row else None)
 
 
 def file_name(source: str) -> str:

@@ -46,7 +46,6 @@ class Job:
     data: DataConfig
     lengths: RowLengths
     context_length: int | None  # documents begin anew after so many positions
-    global_rows: int
     rank: int
     world_size: int
     cursor: Cursor | None
@@ -154,7 +153,7 @@ class Reading:
     def __next__(self) -> tuple[Rows, Cursor]:
         while not self.reached(GLANCE):
             continue
-        first, stop = self._next_row, self._next_row + self._job.global_rows
+        first, stop = self._next_row, self._next_row + self._job.lengths.rows_at(self._next_row)
         self._tell_changes()
         self._weigh(first)
         replayed = self._record is not None and first < self._record.until

@@ -38,8 +38,8 @@ class Options(NamedTuple):
     `Stream.reached` tells when they are; so somebody can be heard in the meantime.
     global_rows: rows of a batch over all ranks, when they can't be shared out evenly or must stay what they were on another number
     of ranks; `batch_size` then says nothing, and a batch of this rank has a row more or less than the one before, or none.
-    lengths: rows of these lengths, in place of `seq_length`, which is then the longest. context_length: a document begins anew, as a
-    restart, after so many positions of it.
+    lengths: rows of these lengths, as many in a batch as they say, in place of `seq_length` and, in all stages but the last, of `global_rows`.
+    context_length: a document begins anew, as a restart, after so many positions of it.
     keep: have batches tell, as `begun`, which of their documents may belong to a sample of everything read (data_sources/past.py):
     its size in bytes, and the priority from which on it keeps nothing.
     chunk_size: have batches tell the chunks, of so many tokens, of the documents that stand in them (data_sources/chunks.py). recall, states:
@@ -82,13 +82,13 @@ def open_stream(
     global_rows = batch_size * world_size if options.global_rows is None else options.global_rows
     if min(seq_length, batch_size, global_rows) < 1:
         raise ValueError(f"seq_length {seq_length}, batch_size {batch_size} and global_rows {global_rows} must be at least 1")
-    lengths = options.lengths or RowLengths.constant(seq_length)
-    if lengths.rows != global_rows and len(set(lengths.all)) > 1:
+    lengths = options.lengths or RowLengths.constant(seq_length, global_rows)
+    if lengths.rows != global_rows:
         raise ValueError(f"lengths are of batches of {lengths.rows} rows, and these have {global_rows}")
     if part not in ("train", "held_out"):
         raise ValueError(f'part is "train" or "held_out", not "{part}"')
     which = (rank, world_size, cursor, part, seed, options.replay, options.keep, options.chunk_size, world_size > 1)
-    job = Job(data, lengths, options.context_length, global_rows, *which, rewrite=options.rewrite)
+    job = Job(data, lengths, options.context_length, *which, rewrite=options.rewrite)
     _check(job, options)
     if options.workers:
         return Stream(Workers(job, tokenizer, options.workers, options.schedule, options.recall, options.states))
@@ -125,8 +125,8 @@ def _check(job: Job, options: Options) -> None:
     if options.schedule is not None:
         if options.schedule.sources != len(job.data.sources):
             raise ValueError(f"the schedule has {options.schedule.sources} weights for {len(job.data.sources)} sources")
-        if options.schedule.interval_rows % job.global_rows:
-            raise ValueError(f"interval_rows {options.schedule.interval_rows} must be a multiple of the {job.global_rows} rows of a global batch")
+        if options.schedule.interval_rows % job.lengths.rows:
+            raise ValueError(f"interval_rows {options.schedule.interval_rows} must be a multiple of the {job.lengths.rows} rows of a global batch")
 
 
 class Stream:

@@ -21,6 +21,7 @@ from tokenizers import Tokenizer
 
 from data_sources.cursor import Cursor
 from data_sources.documents import SourcesFailed
+from data_sources.held_out import Held
 from data_sources.packed import Rows
 from data_sources.prefetch import Prefetch
 from data_sources.reading import Job, Reading
@@ -57,7 +58,7 @@ class Word(NamedTuple):
     batch: tuple[Rows | None, Cursor] | None = None  # the first one has no rows: its cursor is where the loader begins
     sources: Sequence[SourceState] = ()
     events: Sequence[dict[str, Any]] = ()
-    held_out: Sequence[tuple[str, str]] = ()
+    held_out: Sequence[tuple[str, Held]] = ()
     failure: tuple[str, Any, str] | None = None  # kind, message or reasons by source, and the whole story
 
 

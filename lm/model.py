@@ -1,6 +1,6 @@
 """The model: embed -> layers of residual units -> norm -> logits.
 
-    x = embedding[tokens];  for each unit of each layer: x = x + unit(norm(x));  logits = norm(x) @ output.T
+    x = embedding[tokens];  for each unit of each layer: x = x + unit(norm(x));  logits = norm(x) @ output.T, within a soft cap if one is set
 
 A layer may be for some tokens only (lm/units/mixture_of_depths.py), and may attend to neighbours (lm/units/neighbours.py).
 
@@ -13,16 +13,15 @@ from functools import partial
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lm.ops.readout import Readout
 from lm.preset import Options, Preset, at_layer, depths_layers, layer_options, layer_plan
 from lm.units import UNITS, Context, Mixed, State, Unit
 from lm.units.bidirectional import two_way
 from lm.units.mixture_of_depths import WRITTEN, MixtureOfDepths
 from lm.units.neighbours import NeighbourEncoder
-from lm.units.options import feed_forward, with_gates
-from lm.units.swiglu import SwiGLU
+from lm.units.options import feed_forward, with_gates, with_values
 
 __all__ = ["Context", "Model", "ModelState", "Output", "build_model"]
 
@@ -37,19 +36,19 @@ class ModelState(NamedTuple):
 class Output:
     """What one reading gives. `logits` (B, T, V) is computed when it is first read."""
 
-    def __init__(self, hidden: Tensor, state: ModelState | None, losses: Mapping[str, Tensor], stats: Mapping[str, Tensor], output_weight: Tensor) -> None:
+    def __init__(self, hidden: Tensor, state: ModelState | None, losses: Mapping[str, Tensor], stats: Mapping[str, Tensor], readout: Readout) -> None:
         self.hidden = hidden  # (B, T, D), after the last norm
         self.state = state  # None when none was given
         self.losses = losses  # named scalars of the units, summed over layers
         self.stats = stats  # by layer and unit, "3.moe.load"
-        self._output_weight = output_weight
+        self._readout = readout
         self._logits: Tensor | None = None
 
     @property
     def logits(self) -> Tensor:
         """Scores of every entry of the vocabulary as the next token."""
         if self._logits is None:
-            self._logits = F.linear(self.hidden, self._output_weight)
+            self._logits = self._readout.logits(self.hidden)
         return self._logits
 
 
@@ -106,7 +105,7 @@ class Model(nn.Module):
         self.positions = nn.Embedding(config.seq_length, config.hidden_size) if config.position == "learned" else None
         options = layer_options(preset)
         shared_width = max(option.shared_width for option in options)
-        self.shared_ffn = SwiGLU(preset, shared_width) if shared_width else None
+        self.shared_ffn = UNITS[config.activation](preset, shared_width) if shared_width else None
         self.depths = nn.ModuleDict({str(depth): MixtureOfDepths(preset) for depth in depths_layers(preset)})  # of layers that only some tokens read
         asked = {int(depth) - 1 for depth, router in self.depths.items() if router.by_previous}
         self.neighbour_encoder = NeighbourEncoder(preset) if any("retro" in names for names in self.plan) else None
@@ -115,19 +114,25 @@ class Model(nn.Module):
             for depth, names in enumerate(self.plan)
         )
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
+        self.logit_soft_cap = config.logit_soft_cap
         self.output = None if config.tie_embeddings else nn.Linear(config.hidden_size, vocab_size, bias=False)
 
     def _units(self, preset: Preset, names: Sequence[str], options: Options) -> Iterator[Unit]:
         """The units of one layer; `preset` as it is there."""
-        for name, gates in zip(names, options.gates, strict=True):
-            shares = options.shared_width and name == "swiglu"
+        for name, gates, values in zip(names, options.gates, options.values, strict=True):
+            shares = options.shared_width and name == preset.model.activation
             made = partial(feed_forward, preset, self.shared_ffn) if shares else partial(UNITS[name], preset)
-            yield with_gates(two_way(name, made, preset.model.bidirectional), gates)
+            yield with_values(with_gates(two_way(name, made, preset.model.bidirectional), gates), values)
 
     @property
     def output_weight(self) -> Tensor:
         """(V, D): a row for each entry of the vocabulary."""
         return self.embedding.weight if self.output is None else self.output.weight
+
+    @property
+    def readout(self) -> Readout:
+        """What makes scores of the vocabulary out of the last latents."""
+        return Readout(self.output_weight, self.logit_soft_cap)
 
     def initial_state(self, batch_size: int) -> ModelState:
         """The state before the first token."""
@@ -166,7 +171,7 @@ class Model(nn.Module):
             if mixed.shared:
                 context = replace(context, shared={**context.shared, **mixed.shared})
         position = context.position[:, -1] + 1 if tokens.shape[1] else before.position
-        return Output(self.norm(x), ModelState(position, tuple(after)) if state else None, losses, stats, self.output_weight)
+        return Output(self.norm(x), ModelState(position, tuple(after)) if state else None, losses, stats, self.readout)
 
     def _with_neighbours(self, context: Context) -> Context:
         """`context` with what was handed in encoded, for the layers that attend to it."""

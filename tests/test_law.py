@@ -48,6 +48,7 @@ VARIANTS: dict[str, list[Sections]] = {
         {"longformer": {"window": 7, "global_tokens": 29}, "model": {"position_interpolation": 3.0}},
     ],
     "swiglu": [{}],
+    "relu2": [{}, {"model": {"ffn_size": None}}],
     "rwkv": [{"rwkv": {"mix_rank": 5, "decay_rank": 7}}, {"rwkv": {"mix_rank": 1, "decay_rank": 2}, "model": {"num_heads": 1}}],
     "rwkv_channel": [{}, {"model": {"ffn_size": None}}],
     "s5": [{"s5": {"state_size": 10}}, {"s5": {"state_size": 12, "blocks": 3}}, {"s5": {"state_size": 2}}],
@@ -121,6 +122,9 @@ MODELS: dict[str, Sections] = {
     },
     "gates": {"head_gating": {"enabled": True, "ffn_groups": 7}, "s5": {"enabled": True, "layers": [1], "state_size": 6}},
     "feed-forwards that share": {"model": {"num_layers": 3}, "shared_ffn": {"enabled": True, "private_share": 0.3}},
+    "scores within a soft cap": {"model": {"logit_soft_cap": 1.5, "num_kv_heads": 1, "tie_embeddings": False}},
+    "squared ReLU": {"model": {"activation": "relu2"}, "s5": {"enabled": True, "layers": [1], "state_size": 6}},
+    "squared ReLUs that share": {"model": {"num_layers": 3, "activation": "relu2"}, "shared_ffn": {"enabled": True, "private_share": 0.3}},
     "feed-forwards that share all": {"model": {"num_layers": 3}, "shared_ffn": {"enabled": True, "private_share": 0.0, "layers": [0, 2]}},
     "gates, keys and feed-forwards that share": {
         "model": {"num_layers": 4, "ffn_size": 14},
@@ -128,6 +132,19 @@ MODELS: dict[str, Sections] = {
         "shared_ffn": {"enabled": True, "private_share": 0.3},
         "shared_attention": {"enabled": True, "layers": "last_half"},
         "rwkv_channel": {"enabled": True, "layers": [3]},
+    },
+    "values of the first attention": {"model": {"num_layers": 3, "num_kv_heads": 1, "value_residual": True}},
+    "values of the first attention, others between, windows": {
+        "model": {"num_layers": 5, "value_residual": True},
+        "s5": {"enabled": True, "layers": [0, 3], "state_size": 6},
+        "longformer": {"enabled": True, "layers": [2, 3], "window": 5, "global_tokens": 2},
+        "head_gating": {"enabled": True, "ffn_groups": 0},
+    },
+    "values of the first attention in windows alone": {
+        "model": {"num_layers": 3, "value_residual": True},
+        "longformer": {"enabled": True, "layers": "even", "window": 4, "global_tokens": 1},
+        "mixture_of_depths": {"enabled": True, "layers": [1], "router_type": "threshold"},
+        "s5": {"enabled": True, "layers": [1], "state_size": 6},
     },
     "heavy tokens": {"colt5": {"enabled": True}, "colt5_attention": {"enabled": True, "layers": "odd", "window": 4}},
     "depths: attention": {"mixture_of_depths": {"enabled": True, "router_size": 7}},
@@ -305,7 +322,7 @@ def close(a: Any, b: Any, dtype: torch.dtype) -> None:
 
 def test_every_unit_is_under_the_law() -> None:
     assert set(VARIANTS) == set(UNITS)
-    assert set(UNITS) == {"attention", "swiglu"} | {name for name, claim in MECHANISMS.items() if claim.built}
+    assert set(UNITS) == {"attention", "swiglu", "relu2"} | {name for name, claim in MECHANISMS.items() if claim.built}
 
 
 @under_the_law

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, NamedTuple
 from rich.console import Console
 from rich.text import Text
 
-from lm.app.commands import COMMANDS, CommandError, command_in, named_snapshot
+from lm.app.commands import COMMANDS, GAPS, CommandError, command_in, named_snapshot
 from lm.app.flow import flow
 from lm.app.life import NO_MODEL
 from lm.app.partner import Partner, awoken, load
 from lm.app.sitting import Sitting, terminal_size
 from lm.app.terminal import CHECKPOINTS, quieted, unechoed, uninterrupted
-from lm.app.text import ACCENT, LABEL, QUIET, Lines, spans, wrapped
+from lm.app.text import ACCENT, ACCENTED, LABEL, QUIET, Lines, spans, wrapped
 from lm.app.words import counted, one_line
 from lm.preset.generation import GenerationConfig
 from lm.training.headers import NAMES, SnapshotError
@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
 PASSAGES = 4  # shown under an answer
 INDENT = 2  # cells, of their text
-ENDINGS = {"length": "(max_new_tokens reached; an empty line lets it go on)", "stopped": "(stopped; an empty line lets it go on)"}
+ENDINGS = {"length": "max_new_tokens reached", "stopped": "stopped"}
+GOES_ON = "; an empty line lets it go on"
 
 
 class Talk(NamedTuple):
@@ -35,6 +36,12 @@ class Talk(NamedTuple):
     which: str
     partner: Partner
     conversation: "Conversation"
+    draft_length: int  # as the person wants it, whether this snapshot can draft or not
+
+    @property
+    def wanted(self) -> GenerationConfig:
+        """The settings, as the person wants them."""
+        return self.conversation.settings.model_copy(update={"draft_length": self.draft_length})
 
 
 def chat() -> str:
@@ -65,7 +72,7 @@ def _newest_talk(said: list[str]) -> Talk | None:
         return None
     which = next((which for which, name in NAMES.items() if name == snapshot.path.name), "newest")
     partner = awoken(snapshot, CHECKPOINTS)
-    return Talk(which, partner, partner.conversation())
+    return Talk(which, partner, partner.conversation(), partner.preset.generation.draft_length)
 
 
 def talk_with(which: str, settings: GenerationConfig) -> Talk:
@@ -77,7 +84,7 @@ def talk_with(which: str, settings: GenerationConfig) -> Talk:
         partner = load(Snapshots(CHECKPOINTS).path_of(which))
     except SnapshotError as error:
         raise CommandError(one_line(str(error))) from None
-    return Talk(which, partner, partner.conversation(settings))
+    return Talk(which, partner, partner.conversation(settings), settings.draft_length)
 
 
 def passage_lines(passage: "Passage", text: str, width: int, lines: int) -> Lines:
@@ -90,8 +97,10 @@ def passage_lines(passage: "Passage", text: str, width: int, lines: int) -> Line
 def paces_in_words(paces: "Paces") -> str:
     """What drafts came to: how many were kept, how many tokens a pass wrote, and how many times as fast that was."""
     drafted = paces.drafted
-    kept = f"drafts: {100 * drafted.kept / drafted.drafts:.0f} % of {drafted.drafts:,} kept · {drafted.tokens / drafted.passes:.1f} tokens a pass"
-    return kept + (f" · {paces.speed_up:.1f} times as fast as without" if paces.speed_up else "")
+    kept = f"{100 * drafted.kept / drafted.drafts:.0f} % of {drafted.drafts:,} kept" if drafted.drafts else "none was sure enough"
+    return f"drafts: {kept} · {drafted.tokens / drafted.passes:.1f} tokens a pass" + (
+        f" · {paces.speed_up:.1f} times as fast as without" if paces.speed_up else ""
+    )
 
 
 class Chat(Sitting):
@@ -121,10 +130,12 @@ class Chat(Sitting):
                 self.console.print()
 
     def _greet(self) -> None:
-        which, partner, conversation = self.talk
+        which, partner, conversation, wanted = self.talk
         about = f"{one_line(partner.preset.name)} · {which} snapshot · {counted(partner.tokens)} tokens read"
         self.console.print(Text.assemble(("Perennial", f"bold {ACCENT}"), ("  chat   ", "bold"), (about, QUIET)))
         self.note(f"A turn: {one_line(conversation.in_words)} · /help for commands, Ctrl-D to leave")
+        if wanted and not partner.drafts:
+            self.note("without drafts: this snapshot has no dynamics head to draft with", "yellow")
         self._told = ""
         self._tell_trouble()
 
@@ -144,11 +155,12 @@ class Chat(Sitting):
         """Stream an answer. Ctrl-C breaks it off; what was written until then is kept."""
         conversation = self.talk.conversation
         with unechoed():  # what is typed meanwhile stands at the next prompt, not in the answer
-            started = flow(answer, sys.stdout, lambda: terminal_size().columns)
+            accented = ACCENTED if self.console.color_system else ("", "")
+            started = flow(answer, sys.stdout, lambda: terminal_size().columns, lambda: answer.fills, accented)
         conversation.settle(answer)
         self.console.print("" if started else Text("(no words)", style=QUIET))
         if answer.finished_by in ENDINGS:
-            self.note(ENDINGS[answer.finished_by])
+            self.note(f"({ENDINGS[answer.finished_by]}{GOES_ON * answer.begun})")
         self._show(self.talk.partner.used(conversation)[:PASSAGES])
         if answer.paces.drafted.passes:
             self.note(paces_in_words(answer.paces))
@@ -189,12 +201,14 @@ class Chat(Sitting):
     def _obey(self, name: str, words: tuple[str, ...]) -> None:
         conversation = self.talk.conversation
         if name == "/help":
-            self.table(list(COMMANDS.items()))
+            self.table([*COMMANDS.items(), GAPS])
         elif name == "/reset":
             conversation.reset()
             self.note("The conversation is forgotten.")
         elif name == "/settings":
             conversation.settings = self.settings(self.talk.partner.preset, conversation.settings, words)
+            if self.talk.partner.drafts or "draft_length" in words:
+                self.talk = self.talk._replace(draft_length=conversation.settings.draft_length)
         elif name == "/memory":
             self._remember(words)
         else:
@@ -202,7 +216,7 @@ class Chat(Sitting):
 
     def _change_snapshot(self, which: str) -> None:
         with self.console.status(Text("loading the snapshot", style=QUIET), spinner_style=ACCENT), quieted():
-            before, self.talk = self.talk, talk_with(which, self.talk.conversation.settings)
+            before, self.talk = self.talk, talk_with(which, self.talk.wanted)
         if before.partner.memory and self.talk.partner.memory:
             self.talk.partner.memory.is_on = before.partner.memory.is_on
         self._greet()

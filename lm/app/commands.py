@@ -25,6 +25,7 @@ COMPARING = {
     "/help": "these lines",
     "/quit": "back to the menu, as Esc and Ctrl-D do; while they write, Esc and Ctrl-C stop them",
 }
+GAPS = ("___", "a gap in a message: a model that was taught gaps fills it, and that is no turn")
 SNAPSHOTS = ("current", "prev", "prev2")
 
 
@@ -68,9 +69,9 @@ def changed(preset: Preset, settings: GenerationConfig, words: tuple[str, ...]) 
         raise CommandError(str(error).removeprefix("settings: generation.")) from None
 
 
-def _value(text: str) -> bool | int | float | str:
-    if text in ("true", "false"):
-        return text == "true"
+def _value(text: str) -> bool | int | float | str | None:
+    if text in ("true", "false", "null"):
+        return json.loads(text)
     for kind in (int, float):
         try:
             number = kind(text)

@@ -18,7 +18,7 @@ from rich.live import Live
 from rich.text import Text
 
 from lm.app.columns import Answer, in_columns, per_row
-from lm.app.commands import COMPARING, CommandError, command_in, numbered, seed_in
+from lm.app.commands import COMPARING, GAPS, CommandError, command_in, numbered, seed_in
 from lm.app.earlier import ago, heading
 from lm.app.flow import flow
 from lm.app.partner import Cast, Partner
@@ -96,7 +96,7 @@ class Comparison(Sitting):
 
     def _obey(self, name: str, words: tuple[str, ...]) -> None:
         if name == "/help":
-            self.table(list(COMPARING.items()))
+            self.table([*COMPARING.items(), GAPS])
         elif name == "/seed":
             self.seed = seed_in(words)
         elif name == "/settings":
@@ -158,12 +158,12 @@ class Comparison(Sitting):
         try:
             with quieted():
                 partner = self._cast.partner(answer.header)
-            conversation = partner.conversation(self.write_by, self.seed)
-        except CommandError as error:
-            answer.note = str(error)
+            writing = partner.conversation(self.write_by, self.seed).say(prompt)
+        except ValueError as error:  # a CommandError, or more gaps than there are tokens for
+            answer.note = one_line(str(error))
             return ()
         answer.note = "(no words)"
-        return _watched(conversation.say(prompt), partner, answer)
+        return _watched(writing, partner, answer)
 
     def _pieces(self, answer: Answer, writing: Iterable[str], escape: Escape) -> Iterator[str]:
         """The pieces of `writing`, noted in its answer. KeyboardInterrupt when the person has had enough of them."""

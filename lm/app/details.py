@@ -7,7 +7,7 @@ from lm.app.shelf import Shelved
 from lm.app.words import counted, one_line
 from lm.preset import Preset, count_parameters, model_in_words
 from lm.preset.counting import count_heads
-from lm.preset.objectives import ADDED_TOKENS, needs_tokens
+from lm.preset.objectives import ADDED_TOKENS, learned_in_words, needs_tokens
 
 Fragments = list[tuple[str, str]]  # (style, text), as prompt_toolkit takes them
 
@@ -27,6 +27,7 @@ def details(shelved: Shelved, width: int, vocab_size: int | None) -> Fragments:
     out += [("", "\n")]
     out += row("model", _size(preset, vocab_size), width)
     out += row("layers", model_in_words(preset), width)
+    out += row("learns", ", then ".join(learned_in_words(preset)), width)
     out += _sources(preset.data, width)
     for notice in preset.notices:
         out += row("note", one_line(notice), width)

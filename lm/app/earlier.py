@@ -64,11 +64,12 @@ def held_out(header: Header, asked: Measures | None) -> str:
     if not found:
         return "not measured"
     figures = ", ".join(f"{one_line(name)} {bits:.3f}" for name, bits in found.items())
-    return f"{figures} bits per byte" + ("" if at == header.life_tokens else f", measured at {counted(at)} tokens")
+    return f"{figures} {'pseudo-' * header.is_pseudo}bits per byte" + ("" if at == header.life_tokens else f", measured at {counted(at)} tokens")
 
 
 def newest_measures(header: Header) -> tuple[int, dict[str, float]]:
-    """The newest measures that a snapshot holds: at how many tokens of its life, and the bits per byte by source."""
+    """The newest measures that a snapshot holds of a model like its own: at how many tokens of its life, and the bits per byte by source."""
     kinds: dict[str, dict[str, Any]] = header.life.get("measured", {})
-    at = max((held["at"] for known in kinds.values() for held in known.values()), default=0)
-    return at, {name: held["now"] for kind in ("brief", "full") for name, held in kinds.get(kind, {}).items() if held["at"] == at}
+    own = [(name, held) for kind in ("brief", "full") for name, held in kinds.get(kind, {}).items() if held.get("pseudo", False) == header.is_pseudo]
+    at = max((held["at"] for _, held in own), default=0)
+    return at, {name: held["now"] for name, held in own if held["at"] == at}

@@ -13,12 +13,15 @@ from lm.app.life import NO_MODEL
 from lm.app.pager import Pager
 from lm.app.terminal import CHECKPOINTS, quieted, uninterrupted
 from lm.app.text import ACCENT, LABEL, QUIET, spans, wrapped
-from lm.app.words import counted, figure, one_line
+from lm.app.words import AS_TRAINED, counted, denoisers_in_words, figure, one_line
 from lm.training.forgetting import keep_measures, kept_measures
 from lm.training.headers import Header, Listed, SnapshotError, listed, read_header
 
 MEANING = "cross entropy in nats a token; bits per byte do not depend on the tokenizer"
+PSEUDO = "each word by those on both sides: not to be held against a causal model"
+IN_GAPS = "what stood in the gaps of each denoiser, in nats a token"
 COLUMNS = ("cross entropy", "perplexity", "bits per byte", "held-out tokens")
+PSEUDO_COLUMNS = ("cross entropy", "pseudo-perplexity", "pseudo-bits/byte", "held-out tokens")
 WORTH = "bits per byte; overlap: the longest run of a text that its neighbours have, too; by chance: with chunks drawn by lot"
 MEASURE = {"m": "measure what is missing"}
 Texts = Mapping[str, Sequence[str]]  # by source
@@ -85,7 +88,7 @@ def _page(event: Mapping[str, Any], panel: Panel, notes: list[str]) -> Callable[
         said = [*([event["trouble"]] if "trouble" in event else []), *notes]
         lines = [*lines_of(panel, width), *(line for note in said for line in wrapped(spans((one_line(note), "yellow")), width, 3))]
         worth = [worth_table(event["memory"]), Text(WORTH, style=QUIET), Text("")] if event.get("memory") else []
-        return Group(table_of(event), Text(MEANING, style=QUIET), Text(""), *worth, Text("\n").join(lines))
+        return Group(table_of(event), Text(PSEUDO if event.get("pseudo") else MEANING, style=QUIET), *_gaps(event), Text(""), *worth, Text("\n").join(lines))
 
     return page
 
@@ -94,13 +97,22 @@ def table_of(event: Mapping[str, Any]) -> Table:
     """The measures by source, and over all of them."""
     table = Table(box=None, padding=(0, 2, 0, 0), header_style=LABEL)
     table.add_column("source")
-    for column in COLUMNS:
+    for column in PSEUDO_COLUMNS if event.get("pseudo") else COLUMNS:
         table.add_column(column, justify="right")
     for name, values in event["sources"].items():
         table.add_row(Text(one_line(name)), *_cells(values))
     if len(event["sources"]) > 1:
         table.add_row("all", *_cells({**event, "tokens": sum(each["tokens"] for each in event["sources"].values())}), style="bold")
+    if "without_average" in event:
+        table.add_row(AS_TRAINED, *_cells(event["without_average"]))
     return table
+
+
+def _gaps(event: Mapping[str, Any]) -> list[Text]:
+    """A line about each denoiser's gaps, where it was trained with some."""
+    if not event.get("denoisers"):
+        return []
+    return [Text.assemble(("gaps  ", LABEL), denoisers_in_words(event), (f"   {IN_GAPS}", QUIET))]
 
 
 def worth_table(memory: Sequence[Mapping[str, Any]]) -> Table:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from lm.app.curve import Curve, Point
-from lm.app.words import duration, one_line, size
+from lm.app.words import AS_TRAINED, denoisers_in_words, duration, one_line, size
 
 Event = Mapping[str, Any]
 SMOOTHING = 0.95  # of the losses shown as numbers
@@ -83,6 +83,7 @@ class Facts:
             "weights": self._on_weights,
             "forecast": self._on_forecast,
             "step": self._on_step,
+            "stage": self._on_stage,
             "source": self._on_source,
             "notice": self._on_notice,
             "evaluation": self._on_evaluation,
@@ -176,6 +177,10 @@ class Facts:
             known.loss = _smoothed(known.loss, told["loss"])
             known.share, known.tokens, known.epoch, known.documents = told["share"], told["tokens"], told["epoch"], told["documents"]
 
+    def _on_stage(self, event: Event) -> None:
+        self.denoisers = {}  # of what was learned until now
+        self.say(event["text"])
+
     def _source(self, name: str, told: Event) -> None:
         known = self.sources.setdefault(name, SourceFacts(one_line(name)))
         known.state, known.reason = one_line(told["state"] or ""), one_line(told["reason"] or "")
@@ -192,12 +197,11 @@ class Facts:
 
     def _on_evaluation(self, event: Event) -> None:
         self.evaluation = {**event, "after": self.tokens}
-        by_denoiser = "".join(f", {kind} {loss:.3f}" for kind, loss in event.get("denoisers", {}).items())
-        gaps = f"; gaps: {by_denoiser[2:]} nats a token" if by_denoiser else ""
-        self.say(
-            f"held-out text: {'pseudo-' * event.get('pseudo', False)}perplexity {event['perplexity']:,.1f}, {event['bits_per_byte']:.3f} bits per byte{gaps}",
-            "good",
-        )
+        more = f"; gaps: {by_denoiser} nats a token" if (by_denoiser := denoisers_in_words(event)) else ""
+        if itself := event.get("without_average"):
+            more = f" ({itself['bits_per_byte']:.3f} {AS_TRAINED}){more}"
+        pseudo = "pseudo-" * event.get("pseudo", False)
+        self.say(f"held-out text: {pseudo}perplexity {event['perplexity']:,.1f}, {event['bits_per_byte']:.3f} {pseudo}bits per byte{more}", "good")
 
     def _on_sample(self, event: Event) -> None:
         self.samples.appendleft({"tokens": event["tokens"], "prompt": one_line(event["prompt"]), "text": one_line(event["text"])})

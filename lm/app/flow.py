@@ -12,28 +12,38 @@ from rich.cells import cell_len, chop_cells
 from lm.app.words import clean
 
 TAB = " " * 4
+ON, OFF = "\x0e", "\x0f"  # stand in words where an accent begins and ends; they take no room, and no piece has them once it is harmless
 
 
-def flow(pieces: Iterable[str], out: TextIO, width: Callable[[], int]) -> bool:
+def flow(
+    pieces: Iterable[str], out: TextIO, width: Callable[[], int], accents: Callable[[], bool] = lambda: False, accented: tuple[str, str] = ("", "")
+) -> bool:
     """Write `pieces` to a terminal as they come, made harmless and without blanks before the first word. Whether there was any word.
 
-    Ctrl-C ends it early.
+    accents: whether the newest piece is to stand out; accented: what the terminal is told before and after. Ctrl-C ends it early.
     """
     lines, started = Lines(width), False
 
     def write(text: str) -> None:
-        out.write(text.encode(out.encoding, "replace").decode(out.encoding))
+        told = text.encode(out.encoding, "replace").decode(out.encoding).replace(ON, accented[0]).replace(OFF, accented[1])
+        out.write(told)
         out.flush()
 
     try:
         for piece in pieces:
             shown = clean(piece) if started else clean(piece).lstrip()
             started = started or bool(shown)
-            write(lines.add(shown))
+            write(lines.add(_marked(shown) if accents() else shown))
     except KeyboardInterrupt:
         pass
     write(lines.rest())
     return started
+
+
+def _marked(piece: str) -> str:
+    """`piece` with an accent on its words. Blanks at its ends have none, so that they are left out where a line ends."""
+    words = piece.strip()
+    return piece.replace(words, f"{ON}{words}{OFF}") if words else piece
 
 
 class Lines:

@@ -1,6 +1,6 @@
 """What the model still knows of every source it ever read: bits per byte on held-out text, now, at best, and in earlier snapshots.
 
-Only measures of the same text stand side by side, and only those that were taken of that very snapshot.
+Only measures of the same text, taken in the same way, stand side by side, and only those of that very snapshot.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ from data_sources.config import PAST
 from lm.app.earlier import KINDS
 from lm.app.text import LABEL, QUIET, Lines, fitted, spans, title, wrapped
 from lm.app.words import counted, figure, one_line
-from lm.training.forgetting import Measures, is_forgotten, remedy, warning
+from lm.training.forgetting import Measures, are_alike, is_forgotten, remedy, warning
 from lm.training.headers import Header, Listed
 
 COLUMN, LEAST_NAME, MOST_NAME = 8, 12, 40
@@ -50,7 +50,8 @@ def panel_of(measures: Measures, current: Header | None, snapshots: Sequence[Lis
     life = current.life if current else {}
     full = life.get("measured", {}).get("full", {})
     now = {name: found["bits_per_byte"] for name, found in measures.items()}
-    others = [each for each in snapshots if each.kind in SHOWN and each.header]
+    pseudo = any(found.get("pseudo") for found in measures.values())
+    others = [each for each in snapshots if each.kind in SHOWN and each.header and each.header.is_pseudo == pseudo]
     earlier = [(each, _same_text({**kept.get(each.header.identity, {}), **each.header.known()}, measures)) for each in others]
     bests = [_same_text({name: {**held, "bits_per_byte": held["best"]} for name, held in full.items()}, measures)]
     bests += [now, *(bits for each, bits in earlier if current and current.came_from(each.header))]  # what it never learned is not forgotten
@@ -62,8 +63,8 @@ def panel_of(measures: Measures, current: Header | None, snapshots: Sequence[Lis
 
 
 def _same_text(found: Measures, measures: Measures) -> dict[str, float]:
-    """The bits per byte of those measures that were taken of the same text."""
-    return {name: held["bits_per_byte"] for name, held in found.items() if name in measures and held["tokens"] == measures[name]["tokens"]}
+    """The bits per byte of those measures that were taken of the same text, in the same way."""
+    return {name: held["bits_per_byte"] for name, held in found.items() if name in measures and are_alike(held, measures[name])}
 
 
 def lines_of(panel: Panel, width: int) -> Lines:

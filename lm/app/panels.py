@@ -8,7 +8,7 @@ from rich.text import Text
 from lm.app.curve import draw
 from lm.app.facts import Facts, SourceFacts, over_mean
 from lm.app.text import ACCENT, LABEL, QUIET, TONES, Lines, apart, filled, fitted, spans, title, wrapped
-from lm.app.words import NOTHING, counted, duration, figure, milliseconds, one_line, rate, size
+from lm.app.words import AS_TRAINED, NOTHING, counted, denoisers_in_words, duration, figure, milliseconds, one_line, rate, size
 
 STATE_STYLES = {"reading": "green", "waiting": "yellow", "given up": "red", "finished": "dim"}
 BARS = "▁▂▃▄▅▆▇█"
@@ -154,14 +154,21 @@ def held_out_line(facts: Facts, width: int) -> Lines:
     if not facts.evaluation:
         return []
     by_source = [f"{one_line(name)} {figure(values['bits_per_byte'], 2)}" for name, values in facts.evaluation["sources"].items()]
+    pseudo = "pseudo-" * facts.evaluation.get("pseudo", False)
     return [
         spans(
             ("held-out", f"bold {ACCENT}"),
-            f"  {'pseudo-' * facts.evaluation.get('pseudo', False)}perplexity {figure(facts.evaluation['perplexity'], 1)}",
-            (f"  bits per byte {figure(facts.evaluation['bits_per_byte'], 3)}", ""),
+            f"  {pseudo}perplexity {figure(facts.evaluation['perplexity'], 1)}",
+            (f"  {pseudo}bits per byte {figure(facts.evaluation['bits_per_byte'], 3)}{_without_average(facts.evaluation)}", ""),
             (f" ({', '.join(by_source)})" if len(by_source) > 1 else "", QUIET),
         )
     ]
+
+
+def _without_average(measured: Mapping[str, Any]) -> str:
+    """What the weights come to by themselves, where their average was measured: " (2.346 not averaged)"."""
+    found = measured.get("without_average")
+    return f" ({figure(found['bits_per_byte'], 3)} {AS_TRAINED})" if found else ""
 
 
 def held_out_table(facts: Facts, width: int, height: int) -> Lines:
@@ -169,10 +176,14 @@ def held_out_table(facts: Facts, width: int, height: int) -> Lines:
     if not facts.evaluation:
         return []
     rows = [(one_line(name), values) for name, values in facts.evaluation["sources"].items()]
-    heading = title("held-out text", width, f"after {counted(facts.evaluation['after'])} tokens")
-    columns = spans((f"{'perplexity':>{width - 11}}{'bits/byte':>11}", LABEL))
+    pseudo = facts.evaluation.get("pseudo", False)
+    heading = title("held-out text" + ", pseudo" * pseudo, width, f"after {counted(facts.evaluation['after'])} tokens")
+    columns = spans((f"{'pseudo-' * pseudo + 'perplexity':>{width - 11}}{'bits/byte':>11}", LABEL))
     total = _measures("all", facts.evaluation, width, "bold")
-    return [heading, columns, *(_measures(name, values, width, "") for name, values in rows), total][:height]
+    beside, by_denoiser = facts.evaluation.get("without_average"), denoisers_in_words(facts.evaluation)
+    itself = [_measures(AS_TRAINED, beside, width, "")] if beside else []
+    gaps = [apart(spans(("gaps", LABEL)), spans(by_denoiser), width)] if by_denoiser else []
+    return [heading, columns, *(_measures(name, values, width, "") for name, values in rows), total, *itself, *gaps][:height]
 
 
 def _measures(name: str, values: Mapping[str, float], width: int, style: str) -> Text:

@@ -36,6 +36,12 @@ class Partner(NamedTuple):
     memory: "Heard | None" = None  # of what it read
     heads: "Mapping[str, nn.Module]" = {}  # trained with the model
     lost: str = ""  # why there is no memory, where there should be one
+    taught: "Mapping[str, int]" = {}  # tokens by denoiser, and under masks
+
+    @property
+    def drafts(self) -> bool:
+        """Whether it can draft what it writes."""
+        return "dynamics" in self.heads
 
     def conversation(self, settings: "GenerationConfig | None" = None, seed: int | None = None) -> "Conversation":
         """A new one, in the form of the snapshot's own sources. CommandError, one line, for settings that ask for a head it does not have; but
@@ -46,13 +52,13 @@ class Partner(NamedTuple):
 
         attends = self.preset.retro.add_cross_attention
         settings = settings or self.preset.generation
-        if "dynamics" not in self.heads:
+        if not self.drafts:
             settings = settings.model_copy(update={"draft_length": 0})
         if lacking := settings.without_head(set(self.heads)):
             raise CommandError(lacking)
         terms = (frame_of(self.preset), settings, seed, self.memory if attends else None)
         terms += (self._library() if self.memory and not attends else None, self.heads)
-        return conversation_of(self.model, self.tokenizer, self.preset, *terms)
+        return conversation_of(self.model, self.tokenizer, self.preset, self.taught, *terms)
 
     def _library(self) -> "Library":
         """Passages for a model that attends to no neighbours."""
@@ -104,6 +110,7 @@ def awoken(snapshot: "Snapshot", folder: Path) -> Partner:
         from lm.memory.lookup import Heard
         from lm.model import build_model
         from lm.training.remembering import lookup_of
+        from lm.training.run import taught
 
     tokenizer = tokenizer_from_json(snapshot.tokenizer)
     model = build_model(snapshot.preset, len(tokenizer))
@@ -117,7 +124,7 @@ def awoken(snapshot: "Snapshot", folder: Path) -> Partner:
         lookup = lookup_of(snapshot, folder, tokenizer)
     except (MemoryFault, ValueError) as error:
         lost = str(error)
-    return Partner(snapshot.preset, int(snapshot.life["tokens"]), model, tokenizer, Heard(lookup) if lookup else None, heads, lost)
+    return Partner(snapshot.preset, int(snapshot.life["tokens"]), model, tokenizer, Heard(lookup) if lookup else None, heads, lost, taught(snapshot))
 
 
 class Cast:

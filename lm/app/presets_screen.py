@@ -1,11 +1,13 @@
-"""Presets: look at one with every default written out, or open it in an editor and have it checked again."""
+"""Presets: look at one with every default written out, and with what its switches were measured to bring, or open it in an editor and have it
+checked again.
+"""
 
 import json
 import os
 import shlex
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from pygments import lex
 from pygments.lexers.data import JsonLexer
@@ -14,7 +16,8 @@ from rich.console import Group
 from rich.padding import Padding
 from rich.text import Text
 
-from lm.app.details import Fragments, details, paragraph
+from lm.app.cards import Card, cards_in_use, read_cards, switches
+from lm.app.details import Fragments, details, paragraph, row
 from lm.app.list_screen import BACK, Entry, ListScreen
 from lm.app.pager import Pager
 from lm.app.shelf import CONFIGS, Shelved, read_one, read_shelf
@@ -22,28 +25,35 @@ from lm.app.words import clean, one_line
 
 KEYS = "↑↓ choose  Enter view  e edit  q back"
 EDITORS = ("nano", "vi")
+MEASURED, GAP = "blue", 3
 COLOURS = ((Name.Tag, "green"), (String, ""), (Number, "yellow"), (Keyword, "yellow"), (Token, "dim"))
 
 
 def presets() -> str:
     """Until the person goes back."""
-    cursor, said = 0, ""
+    cursor, said, cards = 0, "", read_cards()
     while shelf := read_shelf():
-        entries = [Entry(one_line(each.path.name), _about(each), mark="" if each.can_be_picked else "✗") for each in shelf]
+        entries = [Entry(one_line(each.path.name), _about(each, cards), mark="" if each.can_be_picked else "✗") for each in shelf]
         picked = ListScreen(_head(said), entries, min(cursor, len(shelf) - 1), {"enter": "view", "e": "edit"}, [], KEYS).run()
         cursor, said = picked.index, ""
         if picked.action == BACK:
             return ""
         if picked.action == "view":
-            page = coloured(written_out(shelf[cursor]))
-            Pager(one_line(str(shelf[cursor].path)), lambda width, page=page: page).run()
+            page = coloured(written_out(shelf[cursor]), cards if shelf[cursor].preset else ())
+            Pager(one_line(str(shelf[cursor].path)), page).run()
         else:
             said = edit(shelf[cursor])
     return f"{CONFIGS}: there are no presets"
 
 
-def _about(shelved: Shelved) -> Callable[[int], Fragments]:
-    return lambda width: details(shelved, width, None)
+def _about(shelved: Shelved, cards: tuple[Card, ...]) -> Callable[[int], Fragments]:
+    used = list(cards_in_use(shelved.preset, cards)) if shelved.preset else []
+
+    def about(width: int) -> Fragments:
+        rows = [row("measured" if not number else "", one_line(f"{card.switch} {card.words}"), width) for number, card in enumerate(used)]
+        return [*details(shelved, width, None), *(fragment for lines in rows for fragment in lines)]
+
+    return about
 
 
 def _head(said: str) -> Callable[[int], Fragments]:
@@ -58,10 +68,22 @@ def written_out(shelved: Shelved) -> str:
     return json.dumps(shelved.preset.model_dump(mode="json"), indent=2, ensure_ascii=False)
 
 
-def coloured(text: str) -> Group:
-    """JSON in colours; what is longer than a line goes on below its own beginning."""
+def coloured(text: str, cards: tuple[Card, ...] = ()) -> Callable[[int], Group]:
+    """JSON in colours, for a width, each switch with its cards; what is longer than a line goes on below its own beginning."""
     whole = Text.assemble(*((part, next(colour for kind, colour in COLOURS if token in kind)) for token, part in lex(clean(text), JsonLexer())))
-    return Group(*(_indented(line) for line in whole.split("\n", allow_blank=True)))
+    lines = whole.split("\n", allow_blank=True)
+    known = [[card.words for card in cards if card.switch == path] for path in switches([line.plain for line in lines])]
+    return lambda width: Group(*(part for line, words in zip(lines, known, strict=True) for part in _told(line, words, width)))
+
+
+def _told(line: Text, words: list[str], width: int) -> Iterator[Padding]:
+    """A line, and words of cards: beside it where there is room for all that is one, else below it."""
+    if len(words) == 1 and line.cell_len + GAP + len(words[0]) <= width:
+        yield _indented(Text.assemble(line, " " * GAP, (words[0], MEASURED)))
+        return
+    yield _indented(line)
+    for each in words:
+        yield Padding(Text(each, MEASURED), (0, 0, 0, len(line.plain) - len(line.plain.lstrip()) + 2), expand=False)
 
 
 def _indented(line: Text) -> Padding:

@@ -1,5 +1,6 @@
 """A screen that is written on line by line: a prompt, and above it what came of what was typed."""
 
+import json
 import os
 import shutil
 import sys
@@ -69,15 +70,15 @@ class Sitting:
         """How the model writes, changed as `words` say, if there are any, and shown. CommandError says what is allowed."""
         if words:
             settings = changed(preset, settings, words)
-        self.table(list(_described(settings)))
+        self.table(list(described(settings)))
         return settings
 
 
-def _described(section: Config, prefix: str = "") -> Iterator[tuple[str, str, str]]:
+def described(section: Config, prefix: str = "") -> Iterator[tuple[str, str, str]]:
     """Each switch of a section and of those inside it: its name, its value, and what it means."""
     for name, field in type(section).model_fields.items():
         value = getattr(section, name)
         if isinstance(value, Config):
-            yield from _described(value, f"{prefix}{name}.")
+            yield from described(value, f"{prefix}{name}.")
         else:
-            yield f"{prefix}{name}", f"{value}".lower() if isinstance(value, bool) else f"{value}", field.description or ""
+            yield f"{prefix}{name}", value if isinstance(value, str) else json.dumps(value), field.description or ""

@@ -8,6 +8,7 @@ from rich.text import Text
 Lines = list[Text]
 
 ACCENT, QUIET, LABEL = "green", "dim", "dim"
+ACCENTED = ("\x1b[32m", "\x1b[39m")  # what begins and ends ACCENT in words that are not rich's
 TONES = {"quiet": QUIET, "good": "green", "warning": "yellow", "bad": "red"}
 
 

@@ -3,8 +3,11 @@
 import math
 import re
 import unicodedata
+from collections.abc import Mapping
+from typing import Any
 
 NOTHING = "–"
+AS_TRAINED = "not averaged"  # of measures of the weights themselves, beside those of their average
 
 ESCAPES = re.compile(
     r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]"  # colours, cursor moves
@@ -40,6 +43,11 @@ def figure(number: float | None, digits: int) -> str:
     if number is None or not math.isfinite(number):
         return NOTHING
     return f"{number:,.{digits}f}"
+
+
+def denoisers_in_words(evaluation: Mapping[str, Any]) -> str:
+    """An evaluation's losses by denoiser: "R 3.201, S 3.512"; empty where there are none."""
+    return ", ".join(f"{kind} {figure(loss, 3)}" for kind, loss in evaluation.get("denoisers", {}).items())
 
 
 def rate(number: float | None) -> str:

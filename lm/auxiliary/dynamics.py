@@ -65,20 +65,20 @@ class Dynamics(Head):
     def taught(self, reading: Reading) -> Taught:
         first, compares = self.chains(reading)
         links = self.links(reading, first)
-        weight = reading.output_weight.detach()
+        readout = reading.readout.detach()
         near, kl, near_count, kl_count = 0.0, 0.0, 0, 0
         for link in links:
             true = gathered(reading.hidden, link.place).detach()
             near = near + F.smooth_l1_loss(link.latent, true, reduction="none").mean(-1).sum()
             both = index_of(compares[link.chain][None])
-            kl = kl + divergence(F.linear(true[both], weight), F.linear(link.latent[both], weight)).sum()
+            kl = kl + divergence(readout.logits(true[both]), readout.logits(link.latent[both])).sum()
             near_count, kl_count = near_count + len(link.chain), kl_count + len(both)
         share, apart = self.stride / self.steps, self.stride * self.compared / self.steps
         sums, counts = {"dynamics": near * share, "dynamics_kl": kl * apart}, {"dynamics": near_count * share, "dynamics_kl": kl_count * apart}
         if "value" in reading.heads:
             total, count = self.value_along(links, len(first), reading.heads["value"], reading)
             sums["dynamics_value"], counts["dynamics_value"] = total * self.stride, count * self.stride
-        return Taught(sums, {name: torch.tensor(float(count)) for name, count in counts.items()})
+        return Taught(sums, {name: reading.hidden.new_tensor(float(count)) for name, count in counts.items()})
 
     def value_along(self, links: list[Link], chains: int, value: Value, reading: Reading) -> tuple[Tensor, int]:
         """The value head on foretold latents: summed loss of the mean estimate of each chain, and how many chains have one."""

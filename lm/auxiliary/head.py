@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lm.ops.readout import Readout
 from lm.preset import Preset
 
 
@@ -28,14 +29,14 @@ class Reading(NamedTuple):
     lane: Tensor  # (B,) int64 on the host
     start: int  # place in the row of the first column
     embedding: Tensor  # (V, D)
-    output_weight: Tensor  # (V, D)
+    readout: Readout  # of V entries
     again: Callable[[Tensor], Tensor]  # the trunk on other tokens (B, T) in the place of these, without neighbours: their hidden states (B, T, D)
     heads: Mapping[str, Any]  # all that are on, by name
 
     def cut_off(self) -> "Reading":
         """The same, through which no gradient reaches the trunk."""
-        hidden, embedding, output_weight = (part.detach() for part in (self.hidden, self.embedding, self.output_weight))
-        return self._replace(hidden=hidden, embedding=embedding, output_weight=output_weight, again=lambda tokens: self.again(tokens).detach())
+        hidden, embedding, readout = (part.detach() for part in (self.hidden, self.embedding, self.readout))
+        return self._replace(hidden=hidden, embedding=embedding, readout=readout, again=lambda tokens: self.again(tokens).detach())
 
 
 class Taught(NamedTuple):

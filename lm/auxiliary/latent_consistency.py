@@ -47,7 +47,7 @@ class LatentConsistency(Head):
             tokens, hidden = reading.tokens, reading.hidden
             for step in range(self.depth):
                 lot = uniform(self.seed, f"rollout {rollout} {step}", reading.row, reading.start, tokens)
-                written = drawn(F.linear(gathered(hidden, first + step), reading.output_weight), gathered(lot, first))
+                written = drawn(reading.readout.logits(gathered(hidden, first + step)), gathered(lot, first))
                 tokens = tokens.flatten().index_copy(0, first + step + 1, written).view_as(tokens)
                 hidden = reading.again(tokens)
             ends = ends + gathered(hidden, first + self.depth) / self.rollouts

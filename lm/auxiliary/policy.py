@@ -7,12 +7,12 @@ Nothing is handed past the network: it has to hold in policy_size numbers what t
 Sizes: D hidden, V vocabulary, N chosen tokens.
 """
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from lm.auxiliary.choice import every
 from lm.auxiliary.head import FeedForward, Head, Reading, Taught, divergence
 from lm.ops.picking import gathered, index_of
+from lm.ops.readout import Readout
 from lm.preset import Preset
 
 
@@ -25,9 +25,9 @@ class Policy(Head):
         self.stride = config.distribution_every
         self.network = FeedForward(size, config.policy_size or -(-size // 2), size)
 
-    def scores(self, latent: Tensor, output_weight: Tensor) -> Tensor:
-        """Of every entry of the vocabulary as the next token: latents (..., D) and the model's output matrix (V, D) -> (..., V)."""
-        return F.linear(self.network(latent), output_weight)
+    def scores(self, latent: Tensor, readout: Readout) -> Tensor:
+        """Of every entry of the vocabulary as the next token: latents (..., D), as the model's own are read -> (..., V)."""
+        return readout.logits(self.network(latent))
 
     def asked(self, reading: Reading) -> Tensor:
         """The latents (N, D) that are looked at."""
@@ -36,6 +36,6 @@ class Policy(Head):
 
     def taught(self, reading: Reading) -> Taught:
         latent = self.asked(reading)
-        weight = reading.output_weight.detach()  # it would otherwise be drawn to what is easy for the head
-        total = divergence(F.linear(latent.detach(), weight), self.scores(latent, weight)).sum()
+        readout = reading.readout.detach()  # it would otherwise be drawn to what is easy for the head
+        total = divergence(readout.logits(latent.detach()), self.scores(latent, readout)).sum()
         return Taught({"policy": total * self.stride}, {"policy": total.new_tensor(len(latent) * self.stride)})

@@ -26,5 +26,5 @@ class TokenHead(Head):
 
     def taught(self, reading: Reading) -> Taught:
         index, wanted = self.asked(reading)
-        total, _ = linear_cross_entropy(self.network(gathered(reading.hidden, index)), reading.output_weight, wanted)
+        total, _ = linear_cross_entropy(self.network(gathered(reading.hidden, index)), reading.readout, wanted)
         return Taught({self.name: total * self.stride}, {self.name: wanted.new_tensor(len(wanted) * self.stride)})

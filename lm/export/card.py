@@ -6,7 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from data_sources.config import HubSource
+from data_sources.special_tokens import GAPS as SENTINELS
+from data_sources.special_tokens import MODES
 from lm.preset import Preset, count_parameters, layer_plan, model_in_words
+from lm.training.run import taught
 from lm.training.snapshots import Snapshot
 
 IMPORTS = "from transformers import AutoModelForCausalLM, AutoTokenizer"
@@ -34,7 +37,7 @@ print(tokenizer.batch_decode(tokens, skip_special_tokens=True)[0])
 The code in this folder is the code that trained the model; `trust_remote_code=True` lets transformers run it. Text begins with
 `{begin}`, which the tokenizer puts there. Rows of different length are padded at the left.
 
-## What it has read
+{gaps}## What it has read
 
 {sources}
 
@@ -45,6 +48,30 @@ Bits per byte of text that was held out from training: lower is better, and the 
 {measures}
 """
 
+GAPS = """## Fill gaps
+
+It was taught to fill gaps. Each is a token in the text, `{first}` and so on, and behind the text each stands once more, followed by what is missing;
+`{mode}` comes before all. Typed out they would be read as text, so their ids are asked for.
+
+```python
+import torch
+
+texts = ["It was", " of", " and so on."]  # a gap between each two
+gaps = tokenizer.convert_tokens_to_ids([f"<|gap_{{number}}|>" for number in range(len(texts) - 1)])  # up to {most}
+read = [tokenizer.convert_tokens_to_ids("{mode}"), tokenizer.bos_token_id]
+for number, text in enumerate(texts):
+    read += tokenizer(text, add_special_tokens=False).input_ids + gaps[number : number + 1]
+filled = texts[0]
+for gap, text in zip(gaps, texts[1:]):
+    written = model.generate(torch.tensor([[*read, gap]]))[0, len(read) + 1 :].tolist()
+    words = [token for token in written if token not in model.generation_config.eos_token_id]
+    read += [gap, *words]
+    filled += tokenizer.decode(words) + text
+print(filled)
+```
+
+"""
+
 
 def model_card(snapshot: Snapshot, place: str, begin: str) -> str:
     """README.md of the folder that will be called `place`. `begin`: the token that begins a text."""
@@ -53,7 +80,13 @@ def model_card(snapshot: Snapshot, place: str, begin: str) -> str:
     words = {"name": plain(preset.name) or "A language model", "about": about, "tokens": life["tokens"], "begin": begin}
     words |= {"imports": IMPORTS, "opening": "\n".join(opening_lines(place))}
     tables = {"facts": _facts(snapshot), "sources": _sources(life["sources"]), "measures": _measures(life.get("measured", {}))}
-    return CARD.format(**words, **tables, datasets=_datasets(preset, life["sources"]))
+    return CARD.format(**words, **tables, datasets=_datasets(preset, life["sources"]), gaps=_gaps(taught(snapshot)))
+
+
+def _gaps(by_denoiser: Mapping[str, int]) -> str:
+    """How gaps are filled, in a mode that was taught; empty where none was."""
+    mode = next((token for mode, token in MODES.items() if by_denoiser.get(mode)), None)
+    return GAPS.format(mode=mode, first=SENTINELS[0], most=len(SENTINELS)) if mode else ""
 
 
 def _facts(snapshot: Snapshot) -> str:
@@ -65,6 +98,7 @@ def _facts(snapshot: Snapshot) -> str:
         ("parameters", f"{count.total:,}" + (f", of which a token uses {count.active:,}" if count.idle else "")),
         ("layers", model_in_words(preset)),
         *_memory(preset),
+        *_average(preset),
         ("tokens in a row of training", f"{preset.model.seq_length:,}"),
         ("vocabulary", f"{len(weights['embedding.weight']):,}"),
         ("tokens read", f"{snapshot.life['tokens']:,}"),
@@ -80,6 +114,12 @@ def _memory(preset: Preset) -> list[tuple[str, str]]:
     return [("memory", "not in this folder: its layers that attend to neighbours are given none here, and then add nothing")]
 
 
+def _average(preset: Preset) -> list[tuple[str, str]]:
+    """What the weights are, where they are not those that training left."""
+    half_life = preset.train.average_tokens
+    return [("weights", f"an average over training, in which weights of {half_life:,} tokens ago count half")] if half_life else []
+
+
 def _sources(tokens: Mapping[str, int]) -> str:
     total = sum(tokens.values())
     by_tokens = sorted(tokens.items(), key=lambda pair: -pair[1])
@@ -89,7 +129,8 @@ def _sources(tokens: Mapping[str, int]) -> str:
 def _measures(measured: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
     """The newest measure of each source, of all of its held-out text where there is one."""
     newest = {**measured.get("brief", {}), **measured.get("full", {})}
-    rows = [(plain(name), f"{each['now']:.4f}", f"{each['tokens']:,}", f"{each['at']:,}") for name, each in newest.items()]
+    causal = {name: each for name, each in newest.items() if not each.get("pseudo")}  # a causal model is exported, whatever it was before
+    rows = [(plain(name), f"{each['now']:.4f}", f"{each['tokens']:,}", f"{each['at']:,}") for name, each in causal.items()]
     return _table(("source", "bits per byte", "held-out tokens", "measured after tokens"), rows) if rows else "It has not been measured yet."
 
 

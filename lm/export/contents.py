@@ -68,8 +68,14 @@ def generation_config(settings: GenerationConfig, tokenizer: str) -> dict[str, A
     """generation_config.json: the preset's way of writing. `top_k` is switched off, which transformers would have at 50."""
     draws = {"temperature": settings.temperature, "top_p": settings.top_p, "top_k": 0} if settings.temperature else {}
     rules = {"repetition_penalty": settings.repetition_penalty, "no_repeat_ngram_size": settings.no_repeat_ngram}
-    ends = {"eos_token_id": sorted(set(_special_ids(tokenizer).values()))}  # as in chat, where each of them ends what is written
+    ends = {"eos_token_id": ends_of(tokenizer)}  # as in chat, where each of them ends what is written
     return {"do_sample": bool(settings.temperature), **draws, **rules, "max_new_tokens": settings.max_new_tokens, **special_ids(tokenizer), **ends}
+
+
+def ends_of(tokenizer: str) -> list[int]:
+    """Ids of all tokens that stand for no text, those of gaps and modes among them."""
+    added = Tokenizer.from_str(json.dumps(json.loads(tokenizer)["tokenizer"])).get_added_tokens_decoder()
+    return sorted({number for number, token in added.items() if token.special} | set(_special_ids(tokenizer).values()))
 
 
 def special_ids(tokenizer: str) -> dict[str, int]:

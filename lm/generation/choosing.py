@@ -2,15 +2,15 @@
 
     scores + policy_weight * log pi  ->  penalties and bans  ->  the planner, where it is on  ->  temperature, nucleus  ->  a draft is checked, or one drawn
 
-Difficulty: temperature * 2 ^ (difficulty_temperature * tanh(bits / difficulty_bits - 1)), bits being what the value head expects of a token to
-come. So hard text is written more boldly and easy text more carefully, as in Zhu et al. 2024 ("Hot or cold? Adaptive temperature sampling"),
-or the other way round below 0.
+Difficulty: temperature * 2 ^ (difficulty_temperature * tanh(bits / difficulty_bits - 1)), bits being what the value head expects of a token, the
+mean of the span to come, and difficulty_bits, unless it is set, that head's own running mean. So hard text is written more boldly and easy text more
+carefully, as in Zhu et al. 2024 ("Hot or cold? Adaptive temperature sampling"), or the other way round below 0.
 
 Sizes: V vocabulary, D hidden.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -34,10 +34,11 @@ class Chosen(NamedTuple):
 class Chooser:
     """Chooses by `settings`. ValueError, one line, where they ask for a head that is not among `heads`."""
 
-    def __init__(self, settings: GenerationConfig, seed: int | None, model: Model, heads: Mapping[str, nn.Module]) -> None:
+    def __init__(self, settings: GenerationConfig, seed: int | None, model: Model, heads: Mapping[str, nn.Module], ends: Collection[int] = ()) -> None:
+        """ends: tokens that a document ends at."""
         self._settings, self._sampler = settings, Sampler(settings, seed)
         self._foresight = foresight(model, heads, settings)
-        self._planner = Planner(settings, self._sampler, self._foresight) if settings.planner.enabled else None
+        self._planner = Planner(settings, self._sampler, self._foresight, ends) if settings.planner.enabled else None
         self._drafter = Drafter(settings, self._sampler, self._foresight) if settings.draft_length else None
 
     def drafts(self, latent: Tensor, history: list[int], limit: int) -> tuple[Draft, ...]:
@@ -63,8 +64,11 @@ class Chooser:
         """What the temperature is multiplied by after `latent` (D,): between a half and 2."""
         if not self._settings.difficulty_temperature:
             return 1.0
-        bits = float(self._foresight.value(latent)) / math.log(2)
-        return 2 ** (self._settings.difficulty_temperature * math.tanh(bits / self._settings.difficulty_bits - 1))
+        bits, fixed = float(self._foresight.value(latent)) / math.log(2), self._settings.difficulty_bits
+        usual = float(self._foresight.heads["value"].mean) / math.log(2) if fixed is None else fixed
+        if not usual:  # a head that was taught nothing yet
+            return 1.0
+        return 2 ** (self._settings.difficulty_temperature * math.tanh(bits / usual - 1))
 
     def _steered(self, scores: Tensor, latent: Tensor) -> Tensor:
         weight = self._settings.policy_weight

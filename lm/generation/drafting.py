@@ -12,7 +12,6 @@ next drafts.
 Sizes: K drafts, V vocabulary, N first entries of it, D hidden.
 """
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -24,7 +23,7 @@ from lm.model import ModelState
 from lm.preset.generation import GenerationConfig
 
 PENDING = 16  # tokens that are read again in front of drafts at most; past that a pass has no drafts, after which there are none
-SOUNDED = 16  # one pass in so many has no drafts, by which it is known what drafts are worth
+SOUNDED = 16  # one pass in so many has no drafts, and nothing to read that they left, by which it is known what drafts are worth
 
 
 class Draft(NamedTuple):
@@ -65,13 +64,14 @@ class Pace(NamedTuple):
     seconds: float = 0.0
     drafts: int = 0
     kept: int = 0
+    burdened: int = 0  # passes for which drafts were tried, or that read what drafts had left
 
     def plus(self, other: "Pace") -> "Pace":
         return Pace(*(a + b for a, b in zip(self, other, strict=True)))
 
 
 class Paces(NamedTuple):
-    """Passes without drafts, and with some."""
+    """Passes as they would be without drafts, and those that drafting had a part in."""
 
     plain: Pace = Pace()
     drafted: Pace = Pace()
@@ -81,7 +81,7 @@ class Paces(NamedTuple):
 
     def noted(self, pace: Pace) -> "Paces":
         """With one more pass."""
-        return self._replace(drafted=self.drafted.plus(pace)) if pace.drafts else self._replace(plain=self.plain.plus(pace))
+        return self._replace(drafted=self.drafted.plus(pace)) if pace.burdened else self._replace(plain=self.plain.plus(pace))
 
     @property
     def speed_up(self) -> float | None:
@@ -107,16 +107,17 @@ class Drafter:
             latent = self._foresight.next(latent, torch.tensor(token, device=latent.device))
             scores = self._foresight.scores(latent, size).to("cpu", torch.float32)
             ruled = self._sampler.ruled(scores, seen)
-            if ruled is None or (most < math.log(len(scores)) and float(entropy(scores)) > most):
+            if ruled is None:
                 break
             chances = self._sampler.tempered(ruled)  # a nucleus would cost more than the few drafts that it saves
+            if most is not None and float(entropy(chances)) > most:
+                break
             token = self._sampler.draw(chances)
             seen.append(token)
             drafts.append(Draft(token, chances))
         return tuple(drafts)
 
 
-def entropy(scores: Tensor) -> Tensor:
-    """Nats of softmax(scores) (..., N) -> (...)."""
-    logs = scores.log_softmax(-1)
-    return -(logs.exp() * logs).sum(-1)
+def entropy(chances: Tensor) -> Tensor:
+    """Nats of distributions (..., N) -> (...)."""
+    return torch.special.entr(chances).sum(-1)

@@ -7,7 +7,6 @@ Sizes: V vocabulary, N first entries of it, D hidden.
 from collections.abc import Mapping
 from typing import NamedTuple
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lm.model import Model
@@ -24,13 +23,14 @@ class Foresight(NamedTuple):
         """The latent (..., D) after `token` (...)."""
         return self.heads["dynamics"].step(latent, self.model.embedding(token))
 
-    def scores(self, latent: Tensor, vocabulary: int) -> Tensor:
-        """Of the first entries of the vocabulary as the next token (..., N)."""
-        return F.linear(latent, self.model.output_weight[:vocabulary])
+    def scores(self, latent: Tensor, vocabulary: int | None = None) -> Tensor:
+        """Of the first entries of the vocabulary as the next token (..., N), or of all (..., V)."""
+        readout = self.model.readout
+        return (readout if vocabulary is None else readout.first(vocabulary)).logits(latent)
 
     def policy(self, latent: Tensor) -> Tensor:
         """Log-probabilities of the next token (..., V)."""
-        return self.heads["policy"].scores(latent, self.model.output_weight).log_softmax(-1)
+        return self.heads["policy"].scores(latent, self.model.readout).log_softmax(-1)
 
     def value(self, latent: Tensor) -> Tensor:
         """Nats a token that are expected (...)."""

@@ -97,7 +97,8 @@ class Sampler:
             return draft, True
         more = chances.clone()
         more[: len(drafted_from)] -= drafted_from
-        return self.draw(more.clamp_(min=0)), False
+        more.clamp_(min=0)
+        return self.draw(more if more.any() else chances), False  # the two are one where the rest is nothing, but for rounding
 
     def _uniform(self) -> float:
         return float(torch.rand((), dtype=torch.float64, generator=self._random))

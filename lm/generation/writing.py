@@ -93,6 +93,8 @@ class Writing(Iterator[str]):
     (not finished).
     """
 
+    fills = False  # whether the newest piece stands in a gap of a text that was given
+
     def __init__(
         self,
         model: Model,
@@ -117,9 +119,9 @@ class Writing(Iterator[str]):
         self._start = state
         self._now: Read | None = None
         self._heads = heads or {}
-        self._chooser = Chooser(settings, seed, model, self._heads)
-        self._paces, self._pace = Paces(), Pace()
         self._specials = special_ids(tokenizer)
+        self._chooser = Chooser(settings, seed, model, self._heads, self._specials)
+        self._paces, self._pace = Paces(), Pace()
         self._history = [token for token in self.read if token not in self._specials]
         self._before = len(self._history)
         self._flow = self._pieces_written()
@@ -193,6 +195,7 @@ class Writing(Iterator[str]):
         with torch.no_grad():
             chosen = Chosen(now.planned[0], planned=now.planned[1:]) if now.planned else self._chooser.chosen(now.ahead, history)
         if chosen is None or chosen.token in self._specials:
+            self._now = undecided(now)
             return None
         self._history[:] = [*history, chosen.token]
         self._now = after(now, chosen)
@@ -201,17 +204,19 @@ class Writing(Iterator[str]):
 
     def _read_on(self, now: Read) -> Read:
         """What was written is read, and drafts behind it."""
+        room = self._room(now)
         with torch.no_grad():
-            drafts = self._chooser.drafts(now.latent, self._history[: self._before + now.written], self._room(now))
-        self._paces, self._pace = self.paces, Pace(passes=1, drafts=len(drafts))
+            drafts = self._chooser.drafts(now.latent, self._history[: self._before + now.written], room)
+        burdened = self._settings.draft_length and (room or len(now.unread) != 1)
+        self._paces, self._pace = self.paces, Pace(passes=1, drafts=len(drafts), burdened=int(bool(burdened)))
         state, rows = self._further(now, drafts)
         ahead = Ahead(rows.after(now.rows), drafts, state)
         return now._replace(ahead=ahead, rows=None) if drafts else now._replace(state=state, unread=(), ahead=ahead, rows=None)
 
     def _room(self, now: Read) -> int:
         """For how many drafts there is room in the pass that is due."""
-        passes = self._paces.plain.passes + self._paces.drafted.passes + self._pace.passes
-        if len(now.unread) > PENDING or passes % SOUNDED == SOUNDED // 2:
+        plain, drafted = (pace.passes for pace in self.paces)
+        if len(now.unread) > PENDING or (len(now.unread) == 1 and plain + drafted >= SOUNDED * plain + SOUNDED // 2):
             return 0
         asked = self._recall.before_next(len(self._prompt) + now.written)
         return min(asked, self._settings.max_new_tokens - now.written - 1)
@@ -257,9 +262,9 @@ class Writing(Iterator[str]):
         """Read `tokens` with what is handed in: the state after them, and what is said after the last `rows` of them."""
         with torch.no_grad(), at_rest(self._model):
             out = self._model(torch.tensor([tokens], dtype=torch.int64, device=state.position.device), state, Context(memory=memory))
-            latent = out.hidden[0, len(tokens) - rows :]
+            latent, readout = out.hidden[0, len(tokens) - rows :], self._model.readout
             # This way round it takes half the time of F.linear for a few rows on a CPU.
-            return out.state, Rows((self._model.output_weight @ latent.T).T.contiguous(), latent)
+            return out.state, Rows(readout.capped((readout.weight @ latent.T).T.contiguous()), latent)
 
 
 def after(now: Read, chosen: Chosen) -> Read:
@@ -270,6 +275,11 @@ def after(now: Read, chosen: Chosen) -> Read:
         return Read(now.state, written, unread, latent, None, planned=chosen.planned)
     rest = now.ahead.rest()
     return now._replace(written=written, ahead=rest, **({"unread": unread} if rest.drafts else {"state": rest.state, "unread": ()}))
+
+
+def undecided(now: Read) -> Read:
+    """Where a document ended: should it go on, nothing that led to its end counts, neither a draft that was looked at nor the rest of a plan."""
+    return now._replace(ahead=now.ahead and now.ahead._replace(drafts=()), planned=())
 
 
 @contextmanager

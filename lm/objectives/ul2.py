@@ -20,13 +20,13 @@ from typing import NamedTuple
 import numpy as np
 
 from data_sources.packed import NOT_SCORED
-from data_sources.rewriting import Example, Source
+from data_sources.rewriting import Example, Source, as_it_stands
 from lm.objectives.draws import Draws
 from lm.objectives.spans import Counts, Gaps, Setting, corrupted
 from lm.objectives.together import GapPlan, with_gaps
 
 KINDS = ("R", "S", "X")
-FEWEST = 4  # tokens that are worth a denoiser; fewer are read and learned as they stand
+FEWEST = 4  # tokens that are worth a denoiser; fewer are read and learned as they stand, and counted for none
 NOTHING = np.zeros(0, np.int64)
 LEAST_ROOM = 8  # positions at the end of a row that are worth an example
 
@@ -63,7 +63,9 @@ class Ul2:
         draws = Draws(seed, row, position, "ul2")
         lots = Lots(*draws.lots)
         kind = next(kind for kind, reached in self.ends if lots.kind < reached)
-        if kind == "S" or left < FEWEST:
+        if left < FEWEST:
+            return as_it_stands(source, room)._replace(begins=True)
+        if kind == "S":
             return self._sequential(source, min(longest, room), lots)
         settings = self.settings[kind]
         counts = Counts(settings[int(lots.setting * len(settings))], len(self.gaps), (lots.tokens, lots.gaps))
@@ -81,10 +83,8 @@ class Ul2:
 
     def _sequential(self, source: Source, length: int, lots: "Lots") -> Example:
         part = slice(source.offset, source.offset + length)
-        targets = source.targets[part]
-        if length >= FEWEST:
-            targets = targets.copy()
-            targets[: length - suffix_length(length, self.suffix_rate, lots.suffix)] = NOT_SCORED
+        targets = source.targets[part].copy()
+        targets[: length - suffix_length(length, self.suffix_rate, lots.suffix)] = NOT_SCORED
         return Example(length, source.tokens[part], targets, length, KINDS.index("S"), begins=True)
 
     @cached_property

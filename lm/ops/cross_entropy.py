@@ -1,6 +1,6 @@
 """Cross entropy of a linear output, without ever holding the logits of all tokens.
 
-    nll_n = logsumexp_v(h_n . w_v) - h_n . w_target(n)
+    nll_n = logsumexp_v(s_nv) - s_n,target(n),    s_nv = h_n . w_v,    with a soft cap c: s_nv = c tanh(h_n . w_v / c)
 
 A batch of logits is the largest tensor of a small model's training step. Here it exists for one chunk of tokens at a time: the
 gradients of the chunk are taken at once and only those are kept. torch 2.13 has F.linear_cross_entropy for this; older versions
@@ -15,26 +15,30 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lm.ops.readout import Readout
+
 IGNORED = -100
 CHUNK_ELEMENTS = 2**22  # logits held at a time on the host: 16 MiB in float32, which its caches like
 DEVICE_FACTOR = 16  # a GPU wants larger matrices
 
 
-def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+def linear_cross_entropy(hidden: Tensor, readout: Readout, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Sum of the negative log-likelihoods in nats, and each of them, detached.
 
-    `hidden` (N, D), `weight` (V, D), `targets` (N,) int64 where IGNORED is not scored -> scalar, (N,). Softmax in at least float32;
+    `hidden` (N, D), `readout` of V entries, `targets` (N,) int64 where IGNORED is not scored -> scalar, (N,). Softmax in at least float32;
     the matrix products in the autocast dtype where autocast is on. Can be differentiated once.
     """
-    device = hidden.device.type
+    device, weight = hidden.device.type, readout.weight
     product = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
     needs_gradient = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
-    return _LinearCrossEntropy.apply(hidden, weight, targets, product, needs_gradient)
+    return _LinearCrossEntropy.apply(hidden, weight, targets, readout.soft_cap, product, needs_gradient)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, product: torch.dtype, needs_gradient: bool) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, soft_cap: float | None, product: torch.dtype, needs_gradient: bool
+    ) -> tuple[Tensor, Tensor]:
         exact = torch.promote_types(hidden.dtype, torch.float32)
         nll = hidden.new_empty(len(targets), dtype=exact)
         matrix = weight.to(product)
@@ -47,13 +51,15 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 picked = targets[part, None].clamp(min=0)
                 # From here on one matrix is worked over in place: logits, exponentials, gradient of the logits.
                 logits = (inputs @ matrix.T).to(exact)
+                slope = None if soft_cap is None else _cap(logits, soft_cap)
                 highest = logits.amax(-1, keepdim=True)
                 target_logit = logits.gather(1, picked)
                 total = logits.sub_(highest).exp_().sum(-1, keepdim=True)
                 nll[part] = ((total.log() + highest - target_logit) * scored)[:, 0]
                 if grad_hidden is None:
                     continue
-                grad_logits = logits.mul_(scored / total).scatter_add_(1, picked, -scored.to(exact)).to(product)
+                grad_logits = logits.mul_(scored / total).scatter_add_(1, picked, -scored.to(exact))
+                grad_logits = (grad_logits if slope is None else grad_logits.mul_(slope)).to(product)
                 grad_hidden[part] = grad_logits @ matrix
                 _add_product(grad_weight, grad_logits.T, inputs)
         ctx.gradients = (grad_hidden, grad_weight)
@@ -64,7 +70,15 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, grad_total: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         grad_hidden, grad_weight = ctx.gradients
         ctx.gradients = ()  # scaled in place, so they serve once
-        return grad_hidden.mul_(grad_total.to(grad_hidden.dtype)), grad_weight.mul_(grad_total), None, None, None
+        return grad_hidden.mul_(grad_total.to(grad_hidden.dtype)), grad_weight.mul_(grad_total), None, None, None, None
+
+
+def _cap(logits: Tensor, soft_cap: float) -> Tensor:
+    """Put `logits` within the cap, in place: how they change with what they were."""
+    logits.div_(soft_cap).tanh_()
+    slope = 1 - logits.square()
+    logits.mul_(soft_cap)
+    return slope
 
 
 def _chunks(tokens: int, vocabulary: int, device: torch.device) -> Iterator[slice]:

@@ -40,6 +40,10 @@ def _swiglu(preset: Preset) -> int:
     return 3 * preset.model.hidden_size * preset.model.feed_forward_size
 
 
+def _relu2(preset: Preset) -> int:
+    return 2 * preset.model.hidden_size * preset.model.feed_forward_size
+
+
 def _rwkv(preset: Preset) -> int:
     size, section = preset.model.hidden_size, preset.rwkv
     vectors = 10  # six mixes, decay, bonus, and the norm's weight and bias
@@ -123,7 +127,7 @@ def _moe_idle(preset: Preset) -> int:
 
 def _moe_expert(preset: Preset) -> int:
     config = preset.moe
-    width = config.expert_size or -(-preset.model.feed_forward_size // (8 * (config.experts_per_token + config.shared_experts))) * 8
+    width = config.expert_size or -(-preset.model.swiglu_size // (8 * (config.experts_per_token + config.shared_experts))) * 8
     return 3 * preset.model.hidden_size * width
 
 
@@ -134,7 +138,7 @@ def _router(preset: Preset, section: RoutedMechanism) -> int:
 
 
 def _colt5(preset: Preset) -> int:
-    section, width = preset.colt5, preset.model.feed_forward_size
+    section, width = preset.colt5, preset.model.swiglu_size
     widths = (section.light_size or -(-width // 2)) + (section.heavy_size or 2 * width)
     return 3 * preset.model.hidden_size * widths + _router(preset, section)
 
@@ -161,6 +165,7 @@ UNIT_COUNTS: dict[str, Callable[[Preset], int]] = {
     "colt5_attention": _colt5_attention,
     "colt5": _colt5,
     "swiglu": _swiglu,
+    "relu2": _relu2,
 }
 IDLE_COUNTS: dict[str, Callable[[Preset], int]] = {"moe": _moe_idle}  # what a token leaves aside
 
@@ -212,7 +217,7 @@ def count_heads(preset: Preset) -> int:
 
 
 def _options(preset: Preset, layers: list[Preset]) -> int:
-    """A gate sees all of what it gates and has a bias; each layer has a scale for each channel of what is shared."""
+    """A gate sees all of what it gates and has a bias; each layer has a scale for each channel of what is shared; mixed values have a share."""
     options = layer_options(preset)
     gates = sum(
         groups * (OUTPUT_WIDTHS[name](at) + 1)
@@ -221,7 +226,9 @@ def _options(preset: Preset, layers: list[Preset]) -> int:
         if groups
     )
     widths = [option.shared_width for option in options if option.shared_width]
-    return gates + preset.model.hidden_size * (len(widths) + 3 * max(widths, default=0))
+    matrices = 3 if preset.model.activation == "swiglu" else 2
+    mixed = sum(option.values.count("mixed") for option in options)
+    return gates + mixed + preset.model.hidden_size * (len(widths) + matrices * max(widths, default=0))
 
 
 def operations_per_token(preset: Preset, vocab_size: int) -> float | None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from lm.preset.objectives import check_objectives
+from lm.preset.objectives import check_objectives, check_written
 from lm.preset.options import check_options
 from lm.preset.plan import check_plan
 from lm.preset.switches import Preset
@@ -29,6 +29,10 @@ def load_preset(path: str | Path) -> Preset:
     except UnicodeDecodeError as error:
         raise PresetError(f"{path}: is not UTF-8 text (byte {error.start})") from None
     preset = preset_from_json(text, str(path))
+    try:
+        check_written(preset)
+    except ValueError as error:
+        raise PresetError(f"{path}: {error}") from None
     return preset if preset.name else preset.model_copy(update={"name": Path(path).stem})
 
 

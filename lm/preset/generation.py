@@ -31,13 +31,20 @@ class GenerationConfig(Config):
     draft_length: int = Field(
         0, ge=0, le=64, description="Tokens that the dynamics module drafts and the model checks in one pass; 0: none. Changes speed alone."
     )
-    draft_entropy: float = Field(8.0, ge=0, le=100, description="A draft ends where its own next token has more entropy than this, in nats.")
+    draft_entropy: float | None = Field(
+        None, ge=0, le=100, description="A draft ends before a token whose distribution, as drafted from, has more entropy than this, in nats; null: never."
+    )
     draft_vocabulary: int = Field(2048, ge=1, le=10_000_000, description="Drafts are of the first so many entries of the vocabulary, the commonest.")
     policy_weight: Weight = Field(0.0, description="What the policy head's log-probability counts beside the model's own score.")
     difficulty_temperature: float = Field(
-        0.0, ge=-1, le=1, description="Bolder where the value head expects hard text (or easy text, below 0): temperature at most doubled or halved at 1."
+        0.0,
+        ge=-1,
+        le=1,
+        description="Bolder where the value head expects the next value_span tokens to be hard (or easy, below 0): temperature at most doubled or halved at 1.",
     )
-    difficulty_bits: float = Field(5.0, gt=0, le=100, description="Expected bits a token at which the temperature stays as it is.")
+    difficulty_bits: float | None = Field(
+        None, gt=0, le=100, description="Expected bits a token, the mean of the coming span, at which the temperature stays as it is; null: the head's usual."
+    )
     planner: PlannerConfig = Field(default_factory=PlannerConfig, description="Look ahead at what candidates lead to.")
 
     @property
@@ -46,7 +53,7 @@ class GenerationConfig(Config):
         planner = self.planner
         asked = {
             "draft_length": "dynamics" if self.draft_length else None,
-            "planner.enabled": "dynamics" if planner.enabled else None,
+            "planner.enabled": "dynamics" if planner.enabled and (planner.value_weight or planner.commit == "piece") else None,
             "planner.value_weight": "value" if planner.enabled and planner.value_weight else None,
             "planner.policy_weight": "policy" if planner.enabled and planner.policy_weight else None,
             "policy_weight": "policy" if self.policy_weight else None,
@@ -58,9 +65,8 @@ class GenerationConfig(Config):
         """Why it can't be done with `heads`, in one line; empty where it can."""
         for head, switch in self.needs.items():
             if head not in heads:
-                return (
-                    f"generation.{switch} needs the {head} head, which this model does not have; train with auxiliary.enable_{head}, or set it to its default"
-                )
+                off = "false" if switch.endswith("enabled") else "0"
+                return f"generation.{switch} needs the {head} head, and auxiliary.enable_{head} is off: train with it on, or set {switch} to {off}"
         return ""
 
     @model_validator(mode="after")

@@ -225,6 +225,6 @@ class HeadGatingConfig(LayerMechanism):
 
 
 class SharedFfnConfig(LayerMechanism):
-    """Feed-forward weights that layers share, where no mechanism claims their feed-forward (SwiGLU)."""
+    """Feed-forward weights that layers share, where no mechanism claims their feed-forward."""
 
     private_share: float = Field(0.125, ge=0, lt=1, description="Share of the feed-forward's width that each layer has for itself.")

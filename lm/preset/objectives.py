@@ -1,7 +1,7 @@
 """The switches of what is learned from a text: denoisers, masks, and objectives that follow one another."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from pydantic import Field, model_validator
 
@@ -14,17 +14,33 @@ if TYPE_CHECKING:
 Objective = Literal["clm", "ul2", "mlm", "custom"]
 Denoiser = Literal["R", "S", "X", "prefix", "suffix", "mask"]
 MEANING: dict[str, str] = {"R": "R", "S": "S", "X": "X", "prefix": "S", "suffix": "S", "mask": "R"}
+IN_WORDS = {"clm": "the next token", "mlm": "words under masks", "custom": "the targets that sources give"}
+UL2R = {"R": 0.25, "S": 0.5, "X": 0.25}
 MOST_GAPS = 100  # tokens for gaps in one example
 ADDED_TOKENS = MOST_GAPS + 3  # with those of two modes and the mask: data_sources.special_tokens.OF_OBJECTIVES
 SHORTEST_ROW = 32  # positions
+_TWO_OBJECTIVES = 'ul2.enabled asks for train.objective "ul2", and that is "{}"; keep one'
 
 
 class ObjectiveStage(Config):
     """What is learned until the model's life stands at so many tokens."""
 
     until_tokens: int = Field(ge=1, description="Tokens of the model's life until which this is learned.")
-    objective: Objective = Field(description="As train.objective.")
+    objective: Objective | None = Field(None, description="As train.objective; ul2 when null and probabilities are given.")
     probabilities: dict[Denoiser, Share] | None = Field(None, description="How often each denoiser is drawn, for ul2; as its section says when null.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_denoisers(cls, row: Any) -> Any:
+        """Probabilities alone mean ul2: who gives them need not name it."""
+        named = isinstance(row, dict) and row.get("probabilities") is not None and row.get("objective") is None
+        return {**row, "objective": "ul2"} if named else row
+
+    @model_validator(mode="after")
+    def _says_what(self) -> "ObjectiveStage":
+        if self.objective is None:
+            raise ValueError(f"what is learned until {self.until_tokens} tokens? give objective ({', '.join(get_args(Objective))}) or probabilities")
+        return self
 
 
 class SpanConfig(Config):
@@ -42,15 +58,24 @@ def _spans(*pairs: tuple[float, float]) -> tuple[SpanConfig, ...]:
 
 
 class Ul2Config(Config):
-    """Mixture of denoisers (Tay et al. 2022): a text with gaps, then what stood in them."""
+    """Mixture of denoisers (Tay et al. 2022): a text with gaps, then what stood in them.
+
+    As by default it is UL2R's, for models that are causal (Tay et al. 2022, "Transcending scaling laws with 0.1 % extra compute"): half S, a quarter
+    each R and X. R has the gaps of UL2's table 1, of 3 and 8 tokens at a rate of 0.15 (UL2R names those of 3 alone). X has that table's, with UL2R's
+    mean of 32 in the place of 64: gaps of 32, or half of the text, or both, each as likely as the others. UL2R says "32 or a rate of half", and gives
+    no shares among them.
+    """
 
     enabled: bool = Field(False, description='Learn by it; the same as train.objective "ul2".')
     denoiser_types: Annotated[tuple[Denoiser, ...], Field(strict=False, min_length=1)] = Field(
         ("R", "S", "X"),
         description="R: short gaps, few (mask: the usual span corruption); S: from a place on to the end (prefix: it is given, suffix: it is learned); "
-        "X: long gaps, or half of the text.",
+        "X: long gaps, or half of the text. prefix and suffix are one denoiser.",
     )
-    objective_probabilities: dict[Denoiser, Share] | None = Field(None, description="How often each is drawn; equal when null. They need not add up to one.")
+    objective_probabilities: dict[Denoiser, Share] | None = Field(
+        None,
+        description="How often each is drawn; they need not add up to one. As in UL2R when null: R 0.25, S 0.5, X 0.25, of those among denoiser_types.",
+    )
     regular_spans: Spans = Field(_spans((3, 0.15), (8, 0.15)), description="Gaps of R; each way is as likely as the others.")
     extreme_spans: Spans = Field(
         _spans((3, 0.5), (8, 0.5), (32, 0.15), (32, 0.5)), description="Gaps of X; UL2 has long ones of 64 tokens, UL2R of 32, as by default."
@@ -77,7 +102,7 @@ class Ul2Config(Config):
 
     def shares(self, probabilities: Mapping[str, float] | None = None) -> tuple[float, float, float]:
         """Of R, S and X, adding up to one."""
-        asked = probabilities or self.objective_probabilities or dict.fromkeys(self.denoiser_types, 1.0)
+        asked = probabilities or self.objective_probabilities or {kind: UL2R[kind] for kind in {MEANING[name] for name in self.denoiser_types}}
         by_kind = [sum(share for name, share in asked.items() if MEANING[name] == kind) for kind in "RSX"]
         return tuple(share / sum(by_kind) for share in by_kind)
 
@@ -87,21 +112,27 @@ def check_probabilities(probabilities: Mapping[str, float] | None, types: tuple[
     for denoiser in probabilities or ():
         if denoiser not in types:
             raise ValueError(f'{name}: "{denoiser}" is not among denoiser_types; allowed: {", ".join(types)}')
-    if probabilities is not None and not sum(probabilities.values()):
+    if probabilities == {}:
+        raise ValueError(f"{name}: none is given; give one, of {', '.join(types)}")
+    if probabilities and not sum(probabilities.values()):
         raise ValueError(f"{name}: all are 0; give one of {', '.join(types)} more")
 
 
 class MlmConfig(Config):
     """Masked tokens (Devlin et al. 2019), for models that read from both ends."""
 
-    rate: float = Field(0.15, gt=0, le=0.9, description="Share of the tokens that is predicted.")
-    mask_share: Share = Field(0.8, description="Of these, the share that the mask stands for; 1 for all.")
+    rate: float = Field(0.15, ge=0.01, le=0.9, description="Share of the tokens that is predicted. Held-out text is read 1 / rate times, as little each time.")
+    mask_share: float = Field(
+        0.8, gt=0, le=1, description="Of these, the share that the mask stands for; 1 for all. Never none: evaluation and chat ask with the mask."
+    )
     random_share: Share = Field(0.1, description="And the share that another word stands for; the rest stay as they are.")
 
     @model_validator(mode="after")
     def _shares_fit(self) -> "MlmConfig":
         if self.mask_share + self.random_share > 1:
-            raise ValueError(f"mask_share {self.mask_share} and random_share {self.random_share} are more than all together")
+            most = round(1 - self.mask_share, 6)
+            remedy = f"set random_share to {most:g}{' or less' * (most > 0)}"
+            raise ValueError(f"mask_share {self.mask_share} and random_share {self.random_share} are more than all together; {remedy}")
         return self
 
 
@@ -115,6 +146,19 @@ def objectives_of(preset: "Preset") -> set[str]:
     return {objective_after(preset), *(stage.objective for stage in preset.train.objectives)}
 
 
+def learned_in_words(preset: "Preset", begin: int = 0) -> list[str]:
+    """What is learned in each stage from number `begin` on, and after them all: "the next token until 1,000,000 tokens"."""
+    stages = [f"{_in_words(preset, stage.objective, stage.probabilities)} until {stage.until_tokens:,} tokens" for stage in preset.train.objectives]
+    return [*stages, _in_words(preset, objective_after(preset), None)][begin:]
+
+
+def _in_words(preset: "Preset", objective: str, probabilities: Mapping[str, float] | None) -> str:
+    if objective != "ul2":
+        return IN_WORDS[objective]
+    shares = zip("RSX", preset.ul2.shares(probabilities), strict=True)
+    return f"by denoisers ({', '.join(f'{kind} {share:.0%}' for kind, share in shares if share)})"
+
+
 def what_is_learned(preset: "Preset") -> tuple[Any, ...]:
     """The switches that decide what is made of a text."""
     return (preset.train.objective, preset.train.objectives, preset.ul2, preset.mlm)
@@ -125,6 +169,12 @@ def needs_tokens(preset: "Preset") -> bool:
     return bool(objectives_of(preset) & {"ul2", "mlm"})
 
 
+def check_written(preset: "Preset") -> None:
+    """ValueError, one line, for an objective that another switch overrules. Of what a person wrote: a preset in full always names one."""
+    if preset.ul2.enabled and "objective" in preset.train.model_fields_set and preset.train.objective == "clm":
+        raise ValueError(_TWO_OBJECTIVES.format("clm"))
+
+
 def check_objectives(preset: "Preset") -> None:
     """ValueError, one line, for objectives that the model or the sources can't be trained with."""
     stages, learned = preset.train.objectives, objectives_of(preset)
@@ -132,7 +182,7 @@ def check_objectives(preset: "Preset") -> None:
     if ends != sorted(set(ends)):
         raise ValueError("train.objectives: each stage must end after the one before (until_tokens)")
     if preset.ul2.enabled and preset.train.objective not in ("clm", "ul2"):
-        raise ValueError(f'ul2.enabled asks for train.objective "ul2", and that is "{preset.train.objective}"; keep one')
+        raise ValueError(_TWO_OBJECTIVES.format(preset.train.objective))
     for stage in stages:
         check_probabilities(stage.probabilities, preset.ul2.denoiser_types, "train.objectives")
         if stage.probabilities and stage.objective != "ul2":

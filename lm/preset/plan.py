@@ -1,7 +1,7 @@
 """The layer plan: which units stand in which layer, resolved from what the sections of a preset claim.
 
 A layer holds the mixers that claim it, in the order of MECHANISMS (attention where none does), then what attends to neighbours where
-that is claimed, then the feed-forwards that claim it (SwiGLU where none does).
+that is claimed, then the feed-forwards that claim it (where none does SwiGLU, or what model.activation says).
 """
 
 from itertools import groupby
@@ -37,7 +37,7 @@ MECHANISMS: dict[str, Claim] = {
 }
 
 GROWING = {"attention", "shared_attention", "colt5_attention"}  # units whose state holds every token of the document, or a share of them
-BY_TOKEN = {"swiglu", "moe", "colt5"}  # units that read each token by itself
+BY_TOKEN = {"swiglu", "relu2", "moe", "colt5"}  # units that read each token by itself
 OF_ALL_TOKENS = {"shared_attention", "retro"}  # units that share with other layers, or are given, something for every token
 
 
@@ -69,7 +69,8 @@ def layer_plan(preset: Preset) -> tuple[tuple[str, ...], ...]:
     def units(layer: int, kind: str) -> tuple[str, ...]:
         return tuple(name for name, layers in claims.items() if MECHANISMS[name].kind == kind and layer in layers)
 
-    return tuple((units(i, "mixer") or ("attention",)) + units(i, "cross") + (units(i, "ffn") or ("swiglu",)) for i in range(preset.model.num_layers))
+    plain = (preset.model.activation,)
+    return tuple((units(i, "mixer") or ("attention",)) + units(i, "cross") + (units(i, "ffn") or plain) for i in range(preset.model.num_layers))
 
 
 def has_units(preset: Preset, name: str) -> bool:

@@ -51,11 +51,26 @@ class ModelConfig(Config):
     )
     position_interpolation_layers: Layers = Field("all", description="Layers in which they are; near and far heads then work side by side.")
     qk_norm: bool = Field(True, description="Normalise queries and keys, which keeps attention stable at high learning rates.")
-    ffn_size: int | None = Field(None, ge=1, le=1_048_576, description="Width of the feed-forward; 8/3 of hidden_size, rounded up to 32, when null.")
+    activation: Literal["swiglu", "relu2"] = Field(
+        "swiglu", description="Feed-forward where no mechanism claims one: SwiGLU, or squared ReLU, which has two matrices for SwiGLU's three."
+    )
+    value_residual: bool = Field(
+        False,
+        description="Mix the values of the first layer of attention or longformer into those of the others, each with a share of its own that is 0 at first.",
+    )
+    ffn_size: int | None = Field(
+        None,
+        ge=1,
+        le=1_048_576,
+        description="Width of the feed-forward; when null 8/3 of hidden_size, rounded up to 32, and half as much again for relu2: as many parameters.",
+    )
     bidirectional: Literal["off", "own", "shared"] = Field(
         "off", description='Read texts from both ends, for objective "mlm": with weights of its own for each way, or shared ones.'
     )
     tie_embeddings: bool = Field(True, description="Use the token embedding as the output matrix too.")
+    logit_soft_cap: float | None = Field(
+        None, gt=0, le=1e4, description="Keep scores of the vocabulary within plus and minus this: c tanh(score / c). No limit when null."
+    )
     norm_eps: float = Field(1e-6, gt=0, le=0.1, description="Added under the root of the RMS norms.")
 
     @property
@@ -71,6 +86,12 @@ class ModelConfig(Config):
     @property
     def feed_forward_size(self) -> int:
         """Width of the feed-forward, resolved."""
+        widened = self.activation == "relu2" and self.ffn_size is None
+        return self.swiglu_size * 3 // 2 if widened else self.swiglu_size
+
+    @property
+    def swiglu_size(self) -> int:
+        """Width of a SwiGLU as large as the feed-forward, resolved: what experts and branches are measured by."""
         return -(-8 * self.hidden_size // (3 * 32)) * 32 if self.ffn_size is None else self.ffn_size
 
     @property

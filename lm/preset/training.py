@@ -1,4 +1,4 @@
-"""The switches of `train`: lengths of rows, steps of the optimizer, and texts longer than a row."""
+"""The switches of `train`: rows, steps of the optimizer, and texts longer than a row."""
 
 from typing import Annotated, Literal
 
@@ -14,6 +14,13 @@ class LengthStage(Config):
 
     until_tokens: int = Field(ge=1, description="Tokens of the model's life until which rows have this length.")
     seq_length: int = Field(ge=1, le=1_048_576, description="Tokens in a row of a batch in this stage.")
+
+
+class BatchStage(Config):
+    """A stage of the batch curriculum."""
+
+    until_tokens: int = Field(ge=1, description="Tokens of the model's life until which a step reads so many rows.")
+    rows: int = Field(ge=1, le=1_048_576, description="Rows of an optimizer step in this stage, of all devices together.")
 
 
 class LongContextConfig(Config):
@@ -66,6 +73,10 @@ class TrainConfig(Config):
     seq_length_curriculum: Annotated[tuple[LengthStage, ...], Field(strict=False)] = Field(
         (), description="Shorter rows early in the model's life, stage after stage; model.seq_length after the last."
     )
+    batch_curriculum: Annotated[tuple[BatchStage, ...], Field(strict=False)] = Field(
+        (),
+        description="Other numbers of rows in a step early in the model's life, stage after stage; per_gpu_batch_size and accumulation_steps after the last.",
+    )
     long_context: LongContextConfig = Field(default_factory=LongContextConfig, description="States that go on from row to row.")
     objective: Objective = Field(
         "clm", description="What is learned. clm: the next token; ul2: gaps; mlm: masked tokens; custom: the targets that sources give (target_field)."
@@ -82,6 +93,12 @@ class TrainConfig(Config):
     beta1: float = Field(0.9, ge=0, lt=1, description="Memory of AdamW's mean.")
     beta2: float = Field(0.95, ge=0, lt=1, description="Memory of AdamW's square.")
     grad_clip: float = Field(1.0, gt=0, le=1e6, description="Longest gradient; a longer one is scaled down to it.")
+    average_tokens: int = Field(
+        0,
+        ge=0,
+        le=10**12,
+        description="Half-life, in tokens, of a moving average of the weights, which evaluation, samples, chat and exports then use; 0: none.",
+    )
     precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 matrix products where the device is faster with them.")
 
     @model_validator(mode="after")
@@ -92,7 +109,8 @@ class TrainConfig(Config):
 
     @model_validator(mode="after")
     def _stages_follow(self) -> "TrainConfig":
-        ends = [stage.until_tokens for stage in self.seq_length_curriculum]
-        if ends != sorted(set(ends)):
-            raise ValueError("seq_length_curriculum: each stage must end after the one before (until_tokens)")
+        for name in ("seq_length_curriculum", "batch_curriculum"):
+            ends = [stage.until_tokens for stage in getattr(self, name)]
+            if ends != sorted(set(ends)):
+                raise ValueError(f"{name}: each stage must end after the one before (until_tokens)")
         return self

@@ -26,5 +26,6 @@ OUTPUT_WIDTHS: dict[str, Callable[[Preset], int]] = {
     "mamba2": lambda preset: preset.mamba2.expand * preset.model.hidden_size,
     "deltanet": lambda preset: preset.model.num_heads * (preset.deltanet.value_size or preset.model.head_size),
     "swiglu": lambda preset: preset.model.feed_forward_size,
+    "relu2": lambda preset: preset.model.feed_forward_size,
     "rwkv_channel": lambda preset: preset.model.channel_mix_size,
 }

@@ -16,7 +16,7 @@ from data_sources.rewriting import Rewriter, Source
 from lm.objectives.table import tokens_of, ul2_of
 from lm.objectives.ul2 import KINDS
 from lm.preset import Preset
-from lm.preset.objectives import objectives_of
+from lm.preset.objectives import objective_after
 
 SEED = 0  # of the gaps: the same in every evaluation of a life
 
@@ -30,17 +30,19 @@ class Corrupted(NamedTuple):
 
 
 def denoisers_of(preset: Preset) -> list[str]:
-    """The denoisers that a model is trained with at some time."""
-    return [kind for kind, share in zip(KINDS, preset.ul2.shares(), strict=True) if share and "ul2" in objectives_of(preset)]
+    """The denoisers that a model is trained with at some time: in a stage of train.objectives, or after the last."""
+    asked = [stage.probabilities for stage in preset.train.objectives if stage.objective == "ul2"]
+    asked += [None] * (objective_after(preset) == "ul2")
+    return [kind for number, kind in enumerate(KINDS) if any(preset.ul2.shares(probabilities)[number] for probabilities in asked)]
 
 
-def with_gaps(kind: str, documents: Sequence[list[int]], tokenizer: Any, preset: Preset) -> Corrupted | None:
-    """Documents, as ids without a beginning and an end, as one denoiser presents them; None where there are none."""
+def with_gaps(kind: str, documents: Sequence[Source], tokenizer: Any, preset: Preset) -> Corrupted | None:
+    """Documents as one denoiser presents them; None where there are none."""
     rewriter = replace(ul2_of(preset, tokenizer), shares=tuple(float(other == kind) for other in KINDS))
     return in_rows(documents, rewriter, tokenizer, preset.model.seq_length)
 
 
-def in_rows(documents: Sequence[list[int]], rewriter: Rewriter, tokenizer: Any, seq_length: int) -> Corrupted | None:
+def in_rows(documents: Sequence[Source], rewriter: Rewriter, tokenizer: Any, seq_length: int) -> Corrupted | None:
     """Documents as a rewriter presents them, one after the other in rows of `seq_length`."""
     rows = list(_filled(documents, rewriter, tokenizer, seq_length))
     if not rows:
@@ -48,11 +50,9 @@ def in_rows(documents: Sequence[list[int]], rewriter: Rewriter, tokenizer: Any, 
     return Corrupted(*(torch.from_numpy(np.concatenate([getattr(row, name) for row in rows])) for name in Corrupted._fields))
 
 
-def _filled(documents: Sequence[list[int]], rewriter: Rewriter, tokenizer: Any, seq_length: int) -> Iterator[Rows]:
+def _filled(documents: Sequence[Source], rewriter: Rewriter, tokenizer: Any, seq_length: int) -> Iterator[Rows]:
     row, number, position = Rows.blank([0], seq_length, tokenizer.pad_token_id), 0, 0
-    for ids in documents:
-        tokens = np.array([tokenizer.bos_token_id, *ids, tokenizer.eos_token_id])
-        source = Source(tokens[:-1], tokens[1:], 0)
+    for source in documents:
         while source.offset < len(source.tokens):
             if seq_length - position < rewriter.least_room(number):
                 row.restart[0, position : position + 1] = True
@@ -69,13 +69,14 @@ def _filled(documents: Sequence[list[int]], rewriter: Rewriter, tokenizer: Any, 
 
 
 def each_masked_once(rows: Corrupted, tokenizer: Any, preset: Preset) -> Iterator[Corrupted]:
-    """Rows of text, as often as it takes for each of its tokens to be masked once, and predicted, while about as many are masked as in training.
+    """Rows of text, as often as it takes for each token that is learned to be masked once, and predicted, while about as many are masked as in training.
 
     Masking one token at a time (Salazar et al. 2020, pseudo-log-likelihood) would take T readings of a row; here it is one in `1 / mlm.rate`,
     evenly spaced, each time.
     """
     ways, mask = max(2, round(1 / preset.mlm.rate)), tokens_of(tokenizer).mask
-    is_text = (rows.targets != NOT_SCORED) & (rows.tokens != tokenizer.bos_token_id)
+    follows = (rows.targets.flatten() != NOT_SCORED).roll(1).view_as(rows.targets)  # what is learned of a token stands where the one before it is read
+    is_text = follows & (rows.tokens != tokenizer.bos_token_id) & (rows.tokens != tokenizer.eos_token_id)
     places = torch.arange(rows.tokens.shape[1])
     for way in range(ways):
         chosen = is_text & (places % ways == way)

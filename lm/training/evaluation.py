@@ -2,9 +2,10 @@
 
     cross entropy = mean nats a token;  perplexity = exp(cross entropy);  bits per byte = nats of all text tokens / ln 2 / bytes of the text
 
-Bits per byte does not depend on the tokenizer. As in training, each row of seq_length tokens is read afresh; where states are carried
-(train.long_context), each document is read from its first token to its last. A model that reads from both ends predicts each token from those on
-both sides of it: its measures are pseudo-perplexity and the bits of that, and no causal model's can be held against them.
+Bits per byte does not depend on the tokenizer. Of a text of which a part alone is learned that part is measured, and its bytes are counted. As in
+training, each row of seq_length tokens is read afresh; where states are carried (train.long_context), each document is read from its first token to
+its last. A model that reads from both ends predicts each token from those on both sides of it: its measures are pseudo-perplexity and the bits of
+that, and no causal model's can be held against them.
 """
 
 import contextlib
@@ -12,6 +13,7 @@ import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -19,6 +21,9 @@ from torch.utils._pytree import tree_map
 
 from data_sources.batch import Arrivals
 from data_sources.documents import Stopped
+from data_sources.encoder import marked
+from data_sources.held_out import Held
+from data_sources.rewriting import Source
 from lm.memory.finder import Finder
 from lm.memory.lookup import Questions, overlaps_in, questions_in
 from lm.model import Context, Model, ModelState
@@ -30,7 +35,8 @@ from lm.units.neighbours import Neighbours
 
 HELD_OUT = "held_out"
 ROWS_AT_ONCE = 8
-DENOISED_TOKENS = 16_384  # read again with the gaps of each denoiser
+BRIEF_TOKENS = 8_192  # read from each source in the evaluations along the way; all of it at the end
+DENOISED_TOKENS = 16_384  # read again with the gaps of each denoiser, of all sources together
 
 
 class Tally(NamedTuple):
@@ -108,17 +114,26 @@ def as_they_are(rows: Rows) -> Rows:
 
 
 def packed(texts: Sequence[str], tokenizer: Any, seq_length: int) -> Rows:
-    """Whole texts one after the other, cut into rows; the last is filled up with what is not scored."""
-    bos = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    """Whole texts one after the other, cut into rows; the last is filled up with what is not scored, as is what a text does not teach (Held)."""
     tokens, targets, restart = [], [], []
-    for text in texts:
-        ids = encoded(tokenizer, text)
-        tokens += [bos, *ids]
-        targets += [*ids, tokenizer.eos_token_id]
-        restart += [True, *[False] * len(ids)]
+    for document in (document_of(text, tokenizer) for text in texts):
+        tokens += document.tokens.tolist()
+        targets += document.targets.tolist()
+        restart += [True, *[False] * (len(document.tokens) - 1)]
     missing = -len(tokens) % seq_length
     columns = (tokens + [tokenizer.eos_token_id] * missing, targets + [IGNORED] * missing, restart + [bool(missing)] + [False] * (missing - 1))
     return Rows(*(torch.tensor(column[: len(tokens) + missing]).view(-1, seq_length) for column in columns))
+
+
+def document_of(text: str, tokenizer: Any) -> Source:
+    """A held-out text as training reads it: what is scored of it is what is learned (data_sources/encoder.py)."""
+    learned = Held.of(text).learned
+    bos = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    found = None if learned is None else tokenizer(text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True)
+    ids = encoded(tokenizer, text) if found is None else found["input_ids"]
+    tokens = np.array([bos, *ids, tokenizer.eos_token_id])
+    scored = True if found is None else [*marked(found["offset_mapping"], learned), True]
+    return Source(tokens[:-1], np.where(scored, tokens[1:], IGNORED), 0)
 
 
 def laid_out(texts: Sequence[str], tokenizer: Any, preset: Preset, prepared: Prepared = as_they_are) -> list[list[Rows]]:
@@ -151,12 +166,14 @@ def whole(texts: Sequence[str], tokenizer: Any, config: LongContextConfig, prepa
     alone = (Rows(*(part.view(1, -1) for part in packed([text], tokenizer, 1)[:3])) for text in texts)
     documents = sorted(alone, key=lambda rows: rows.tokens.shape[1])
     groups = [documents[start : start + ROWS_AT_ONCE] for start in range(0, len(documents), ROWS_AT_ONCE)]
-    return [[_going_on(piece) for piece in prepared(_side_by_side(group, config)).pieces(config.chunk_length)] for group in groups]
+    return [_in_chunks(group, config, prepared) for group in groups]
 
 
-def _going_on(rows: Rows) -> Rows:
-    """Without the rows that hold nothing but filling."""
-    return rows.part(slice(int((rows.targets == IGNORED).all(1).sum()), None), slice(None))
+def _in_chunks(documents: Sequence[Rows], config: LongContextConfig, prepared: Prepared) -> list[Rows]:
+    """Each without the rows that have ended before it."""
+    pieces = prepared(_side_by_side(documents, config)).pieces(config.chunk_length)
+    ended = [sum(each.tokens.shape[1] <= number * config.chunk_length for each in documents) for number in range(len(pieces))]
+    return [piece.part(slice(first, None), slice(None)) for first, piece in zip(ended, pieces, strict=True)]
 
 
 def _side_by_side(documents: Sequence[Rows], config: LongContextConfig) -> Rows:
@@ -183,7 +200,7 @@ def tally_of(
 
     `stopped` is asked equally often on every rank, so that it may be agreed on among them. Stopped when it says so.
     """
-    total = Tally(bytes=0 if place.rank else sum(len(text.encode()) for text in texts))
+    total = Tally(bytes=0 if place.rank else sum(Held.of(text).learned_bytes for text in texts))
     groups = laid_out(texts, tokenizer, preset, lambda rows: rows.asking(find))
     return total.plus(tally_of_groups(model, groups, tokenizer.eos_token_id, preset, place, stopped, find))
 
@@ -222,7 +239,7 @@ def nats_of(model: Model, rows: Rows, state: ModelState | None) -> tuple[Tensor,
     if state is not None:
         state = tree_map(lambda leaf: leaf[len(leaf) - len(tokens) :], state)
     out = model(tokens, state, Context(restart=restart, memory=Neighbours(*rows.arrivals) if rows.arrivals else None))
-    _, nats = linear_cross_entropy(out.hidden.flatten(0, 1), model.output_weight, targets.flatten())
+    _, nats = linear_cross_entropy(out.hidden.flatten(0, 1), model.readout, targets.flatten())
     return nats.view(targets.shape), out.state
 
 
@@ -248,7 +265,8 @@ def evaluate(
     with torch.inference_mode(), autocast():
         try:
             own = {name: tally_of(model, kept, tokenizer, preset, place, stopped, find) for name, kept in texts.items() if kept}
-            denoised = tallies_by_denoiser(model, [text for kept in texts.values() for text in kept], tokenizer, preset, place, stopped)
+            mixed = [kept for name, kept in texts.items() if kept and (mix is None or name in mix)]
+            denoised = tallies_by_denoiser(model, mixed, tokenizer, preset, place, stopped)
         finally:
             model.train(was_training)
     everywhere = iter(summed([number for tally in (*own.values(), *denoised.values()) for number in tally]))
@@ -263,17 +281,27 @@ def evaluate(
         return {}
     pseudo = {"pseudo": True} if preset.model.bidirectional != "off" else {}
     told = {"denoisers": {kind: tally.nats / tally.tokens for kind, tally in by_denoiser.items() if tally.tokens}} if by_denoiser else {}
-    return {**total.measures(), **pseudo, **told, "sources": {name: tally.measures() for name, tally in tallies.items()}}
+    return {**total.measures(), **pseudo, **told, "sources": {name: {**tally.measures(), **pseudo} for name, tally in tallies.items()}}
 
 
-def tallies_by_denoiser(model: Model, texts: Sequence[str], tokenizer: Any, preset: Preset, place: Place, stopped: Callable[[], bool]) -> dict[str, Tally]:
-    """The first of the texts again, with the gaps of each denoiser that the model is trained with, and what stood in them predicted."""
-    kinds = denoisers_of(preset)
-    documents = [encoded(tokenizer, text) for text in (first_texts(texts, tokenizer, DENOISED_TOKENS) if kinds else ())]
+def in_all(measures: Mapping[str, Any]) -> dict[str, Any]:
+    """Measures without those by source."""
+    return {name: value for name, value in measures.items() if name != "sources"}
+
+
+def tallies_by_denoiser(
+    model: Model, texts: Sequence[Sequence[str]], tokenizer: Any, preset: Preset, place: Place, stopped: Callable[[], bool]
+) -> dict[str, Tally]:
+    """The first texts of each source again, with the gaps of each denoiser that the model is trained with, and what stood in them predicted.
+
+    As much of each source, each by itself, and no more than a brief evaluation knows: the measure is the same in brief and in full, and in any order.
+    """
+    kinds, share = denoisers_of(preset), min(BRIEF_TOKENS, DENOISED_TOKENS // max(len(texts), 1))
+    sources = [[document_of(text, tokenizer) for text in first_texts(kept, tokenizer, share)] for kept in (texts if kinds else ())]
     found = {}
     for kind in kinds:
-        rows = with_gaps(kind, documents, tokenizer, preset)
-        groups = in_groups(Rows(*rows)) if rows else []
+        rows = [with_gaps(kind, documents, tokenizer, preset) for documents in sources]
+        groups = [group for each in rows if each for group in in_groups(Rows(*each))]
         found[kind] = tally_of_groups(model, groups, tokenizer.eos_token_id, preset, place, stopped)
     return found
 
@@ -287,6 +315,6 @@ def _until(texts: Sequence[str], tokenizer: Any, limit: int) -> Iterator[str]:
     for text in texts:
         if limit <= 0:
             return
-        text = text[: 8 * limit]  # one long text must not take the time of all
+        text = Held.of(text).beginning(8 * limit)  # one long text must not take the time of all
         limit -= len(encoded(tokenizer, text)) + 1
         yield text

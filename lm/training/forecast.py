@@ -8,6 +8,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterable
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -74,14 +75,16 @@ class Need(NamedTuple):
 
 
 BYTES_OF_NUMBER = 16  # a parameter in float32, its gradient, and AdamW's two moments
+BYTES_OF_AVERAGE = 4
 
 
 def too_large(preset: Preset, vocab_size: int, device: torch.device) -> str:
     """Why the model of `preset` can't be trained here, in a line; empty where its parameters fit. Known before any of them is made."""
     count, (_, total) = count_parameters(preset, vocab_size), memory_of(device)
-    if count is None or count.total * BYTES_OF_NUMBER <= total:
+    each = BYTES_OF_NUMBER + BYTES_OF_AVERAGE * bool(preset.train.average_tokens)
+    if count is None or count.total * each <= total:
         return ""
-    needed = f"{count.total:,} parameters need {count.total * BYTES_OF_NUMBER / 1e9:,.0f} GB with what training keeps beside them"
+    needed = f"{count.total:,} parameters need {count.total * each / 1e9:,.0f} GB with what training keeps beside them"
     return f"{needed}, and this machine has {total / 1e9:,.0f} GB: lower model.hidden_size or model.num_layers"
 
 
@@ -142,6 +145,7 @@ def peak_by_name(name: str) -> float | None:
     return next((peak for words, peak in PEAKS.items() if re.search(rf"\b{words}\b(?! D\b)", name)), None)
 
 
+@cache
 def peak_products(device: torch.device, precision: str) -> float:
     """Floating point operations a second at best: by the data sheet where the device is known, else measured with a square product."""
     if device.type == "cuda" and precision == "bfloat16" and (known := peak_by_name(torch.cuda.get_device_name(device))):

@@ -15,30 +15,40 @@ ENOUGH = 0.2  # of a run's text from the past kept what was read first within 1 
 FULL = "full"  # measures on all held-out text
 MEASURES, KEPT = "measures.json", 32
 
-Measures = Mapping[str, Mapping[str, float]]  # by source: {"bits_per_byte", "tokens"}, and what else was measured
+Measures = Mapping[str, Mapping[str, float]]  # by source: {"bits_per_byte", "tokens"}, "pseudo" where words on both sides were seen, and what else was measured
+
+
+def are_alike(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two measures can be held against each other: of the same text, by models that both saw what is behind a word, or both did not."""
+    return one["tokens"] == other["tokens"] and one.get("pseudo", False) == other.get("pseudo", False)
 
 
 def note_measures(life: dict[str, Any], measures: Measures, kind: str) -> list[str]:
     """Put the measures by source into the life; a line for each source that the model knew better.
 
-    A best is kept as long as the same text is measured: it grows until a source has enough of it.
+    A best is kept as long as the same text is measured, in the same way: it grows until a source has enough of it.
     """
     known = life.setdefault("measured", {}).setdefault(kind, {})
     for name, found in measures.items():
-        bits, tokens = found["bits_per_byte"], found["tokens"]
-        held = known.get(name)
-        if held is None or held["tokens"] != tokens or bits <= held["best"]:
-            held = {"best": bits, "best_at": life["tokens"], "tokens": tokens}
+        bits, held = found["bits_per_byte"], known.get(name)
+        if held is None or not are_alike(held, found) or bits <= held["best"]:
+            held = {"best": bits, "best_at": life["tokens"], **_kind(found)}
         known[name] = {**held, "now": bits, "at": life["tokens"]}
     if kind == FULL:
-        life["runs"][-1]["after"] = last_measured(life)
+        life["runs"][-1]["after"] = last_measured(life, any(found.get("pseudo") for found in measures.values()))
     return [warning(name, known[name]["now"], known[name]["best"]) for name in measures if is_forgotten(known[name]["now"], known[name]["best"])]
 
 
-def last_measured(life: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    """By source: bits per byte on all its held-out text as measured last, and at how many tokens of the life that was."""
+def _kind(measure: Mapping[str, Any]) -> dict[str, Any]:
+    """Of which text, and in which way."""
+    return {key: measure[key] for key in ("tokens", "pseudo") if key in measure}
+
+
+def last_measured(life: Mapping[str, Any], pseudo: bool) -> dict[str, dict[str, float]]:
+    """By source: bits per byte on all its held-out text as measured last, and at how many tokens of the life that was. pseudo: those of a model
+    that reads from both ends, else those of a causal one."""
     full = life.get("measured", {}).get(FULL, {})
-    return {name: {"bits_per_byte": held["now"], "at": held["at"]} for name, held in full.items()}
+    return {name: {"bits_per_byte": held["now"], "at": held["at"]} for name, held in full.items() if held.get("pseudo", False) == pseudo}
 
 
 def is_forgotten(now: float, best: float) -> bool:
@@ -76,7 +86,7 @@ def kept_measures(folder: Path) -> dict[str, Measures]:
 
 def keep_measures(folder: Path, identity: str, measures: Measures) -> None:
     """Keep them, with the newest others. What can't be written is measured again some day."""
-    short = {name: {"bits_per_byte": found["bits_per_byte"], "tokens": found["tokens"]} for name, found in measures.items()}
+    short = {name: {"bits_per_byte": found["bits_per_byte"], **_kind(found)} for name, found in measures.items()}
     others = {key: value for key, value in kept_measures(folder).items() if key != identity}
     aside = folder / f"{MEASURES}.new"
     try:

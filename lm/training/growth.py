@@ -7,7 +7,8 @@ the model shares, when that part is new. An output table of its own begins as a 
 
 Heads (lm/auxiliary) are beside the model: one that comes or goes leaves all else as it is.
 
-Gates are beside a unit: it is kept without those it had, and with new ones, which are open at first. A layer that only some tokens read
+Gates are beside a unit: it is kept without those it had, and with new ones, which are open at first. So is the share of the first attention's
+values in its own, which is 0 at first, and again where those values are another unit's. A layer that only some tokens read
 from now on (mixture of depths), or all of them again, keeps its units, and the model computes otherwise.
 
 A model whose tensors are all alike may still be another: attention that becomes Longformer, or other rotary angles. What its modules
@@ -29,8 +30,9 @@ EMBEDDING, OUTPUT, PLACES = "model.embedding.weight", "model.output.weight", "mo
 PLAIN = (int, float, str, tuple, type(None))
 TABLES = (EMBEDDING, OUTPUT, PLACES)
 IN_UNIT = re.compile(r"(model\.layers\.\d+)\.(\d+)\.(.+)")  # layer, place in the layer, the rest
-IN_HEAD = re.compile(r"heads\.\w+\.")
-GATE = re.compile(r"unit\.output\.gate\..+")
+IN_WHOLE = re.compile(r"(?:heads\.\w+|model\.shared_ffn)\.")  # what is kept as a whole or not at all
+BESIDE = re.compile(r"unit\.(output\.gate\..+|first_share)")
+VALUES, FIRST_SHARE = ".unit.query_key_value.weight", ".unit.first_share"
 SHARED_FFN, SCALE = re.compile(r"model\.shared_ffn\..+"), "shared_scale"
 # A unit that has a tensor of the first name reads what tensors of the second make.
 READS = {
@@ -79,7 +81,7 @@ def fit(model: Model, ours: Mapping[str, Tensor], before: Preset, theirs: Mappin
     """Compare `model` and the tensors it is trained with to the preset and the tensors of a snapshot."""
     alike = [name for name in ours if name in theirs and not IN_UNIT.fullmatch(name)]
     kept = {name: name for name in alike if ours[name].shape == theirs[name].shape} | _kept_units(ours, theirs)
-    kept = _without_parts_of_heads(_without_orphans(kept, ours), ours, theirs)
+    kept = _without_strange_values(_without_broken(_without_orphans(kept, ours), ours, theirs), ours, theirs)
     grown = {name: (tuple(theirs[name].shape), tuple(ours[name].shape)) for name in alike if name in TABLES and _has_more_rows(ours[name], theirs[name])}
     taken = {*kept.values(), *grown}
     new, left = [name for name in ours if name not in kept and name not in grown], [name for name in theirs if name not in taken]
@@ -113,7 +115,7 @@ def _kept_units(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> dic
 
 
 def _ungated(shapes: Mapping[str, torch.Size]) -> dict[str, torch.Size]:
-    return {rest: shape for rest, shape in shapes.items() if not GATE.fullmatch(rest)}
+    return {rest: shape for rest, shape in shapes.items() if not BESIDE.fullmatch(rest)}
 
 
 def _without_orphans(kept: dict[str, str], ours: Mapping[str, Tensor]) -> dict[str, str]:
@@ -127,10 +129,22 @@ def _without_orphans(kept: dict[str, str], ours: Mapping[str, Tensor]) -> dict[s
     return kept
 
 
-def _without_parts_of_heads(kept: dict[str, str], ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> dict[str, str]:
-    """`kept` without the heads of which something is not: a head is kept as a whole or not at all."""
-    broken = {found[0] for name in (*ours, *theirs) if (found := IN_HEAD.match(name)) and name not in kept}
-    return {name: there for name, there in kept.items() if not (found := IN_HEAD.match(name)) or found[0] not in broken}
+def _without_broken(kept: dict[str, str], ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> dict[str, str]:
+    """`kept` without the heads, and the feed-forward of many layers, of which something is not."""
+    broken = {found[0] for name in (*ours, *theirs) if (found := IN_WHOLE.match(name)) and name not in kept}
+    return {name: there for name, there in kept.items() if not (found := IN_WHOLE.match(name)) or found[0] not in broken}
+
+
+def _without_strange_values(kept: dict[str, str], ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> dict[str, str]:
+    """`kept` without the shares of the first attention's values, where it is not the one that it was."""
+    first, was = (min((name for name in tensors if name.endswith(VALUES)), key=_place, default="") for tensors in (ours, theirs))
+    return kept if kept.get(first, "") == was else {name: there for name, there in kept.items() if not name.endswith(FIRST_SHARE)}
+
+
+def _place(name: str) -> tuple[int, int]:
+    """Layer, and place in it."""
+    layer, place, _ = IN_UNIT.fullmatch(name).groups()
+    return int(layer.rsplit(".", 1)[1]), int(place)
 
 
 def _units(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, dict[str, torch.Size]]]:

@@ -73,9 +73,15 @@ class Header:
         return other.life_tokens <= self.life_tokens and not any(left)
 
     def known(self) -> dict[str, dict[str, float]]:
-        """By source what was measured on this very model, on all held-out text: {"bits_per_byte", "tokens"}."""
+        """By source what was measured on this very model, on all held-out text: {"bits_per_byte", "tokens"}, and "pseudo" where it reads from both ends."""
         full = self.life.get("measured", {}).get("full", {})
-        return {name: {"bits_per_byte": held["now"], "tokens": held["tokens"]} for name, held in full.items() if held["at"] == self.life_tokens}
+        own = {name: held for name, held in full.items() if held["at"] == self.life_tokens}
+        return {name: {"bits_per_byte": held["now"]} | {key: held[key] for key in ("tokens", "pseudo") if key in held} for name, held in own.items()}
+
+    @property
+    def is_pseudo(self) -> bool:
+        """Whether what is measured of it is by words on both sides, so that no causal model's can be held against it."""
+        return self.config.get("model", {}).get("bidirectional", "off") != "off"
 
 
 class Listed(NamedTuple):

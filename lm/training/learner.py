@@ -19,11 +19,12 @@ from lm.units.neighbours import Neighbours
 class Learned(NamedTuple):
     """What some rows taught."""
 
-    losses: Mapping[str, Tensor]  # unweighted means over the scored tokens, 0 when there are none
+    losses: Mapping[str, Tensor]  # unweighted means over the scored tokens, or over all that is text (`of_text`); 0 when there are none
     counts: Mapping[str, Tensor]  # of losses that are of some of these only, how many they stand for: what they come to there is told by it
     nll: Tensor  # (B, T) detached, nats, 0 where not scored
-    stats: Mapping[str, Tensor]  # of the units and heads, detached sums over the scored tokens
+    stats: Mapping[str, Tensor]  # of the units, detached sums over the text, and of the heads, over the scored tokens
     state: ModelState | None  # after the last token, where one was given
+    of_text: frozenset[str]  # names of the losses that the units have: whoever routes tokens keeps a budget of all that are read
 
 
 class Learner(nn.Module):
@@ -40,7 +41,7 @@ class Learner(nn.Module):
         Gradients flow through all of them. recompute: keep the states between pieces alone, and read each again on the way back, so
         that memory does not grow with their number.
         """
-        scored = max(sum(piece.valid for piece in pieces), 1)
+        scored, text = max(sum(piece.valid for piece in pieces), 1), sum(piece.is_text.sum() for piece in pieces).clamp(min=1)
         losses: dict[str, Tensor] = {}
         counts: dict[str, Tensor] = {}
         stats: dict[str, Tensor] = {}
@@ -49,23 +50,24 @@ class Learner(nn.Module):
             learned: Learned = checkpoint(self._read, piece, state, use_reentrant=False) if recompute else self._read(piece, state)
             state = learned.state
             nll.append(learned.nll)
-            losses |= {name: losses.get(name, 0.0) + loss * (piece.valid / scored) for name, loss in learned.losses.items()}
+            parts = {True: piece.is_text.sum() / text, False: piece.valid / scored}
+            losses |= {name: losses.get(name, 0.0) + loss * parts[name in learned.of_text] for name, loss in learned.losses.items()}
             counts |= {name: counts.get(name, 0) + count for name, count in learned.counts.items()}
             stats |= {name: stats.get(name, 0) + value for name, value in learned.stats.items()}
-        return Learned(losses, counts, torch.cat(nll, 1), stats, state)
+        return Learned(losses, counts, torch.cat(nll, 1), stats, state, learned.of_text)
 
     def _read(self, piece: Batch, state: ModelState | None) -> Learned:
         any_restart = piece.any_restart if state is None else piece.restarts > 0
         neighbours = Neighbours(*piece.answers) if piece.answers else None
-        context = Context(restart=piece.restart, memory=neighbours, cu_seqlens=piece.cu_seqlens, any_restart=any_restart, scored=piece.targets >= 0)
+        context = Context(restart=piece.restart, memory=neighbours, cu_seqlens=piece.cu_seqlens, any_restart=any_restart, is_text=piece.is_text)
         out = self.model(piece.tokens, state, context)
-        total, nll = linear_cross_entropy(out.hidden.flatten(0, 1), self.model.output_weight, piece.targets.flatten())
+        total, nll = linear_cross_entropy(out.hidden.flatten(0, 1), self.model.readout, piece.targets.flatten())
         losses, stats, nll = {"next_token": total / max(piece.valid, 1), **out.losses}, dict(out.stats), nll.view_as(piece.targets)
         counts: dict[str, Tensor] = {}
         if self.heads:
-            begins = piece.restart | (piece.source < 0)  # padding goes on with nothing, though the trunk reads it as what comes next
+            begins = piece.restart | ~piece.is_text  # padding goes on with nothing, though the trunk reads it as what comes next
             about = (piece.tokens, piece.targets, begins, nll, piece.row, piece.lane, piece.column)
-            tables = (self.model.embedding.weight, self.model.output_weight)
+            tables = (self.model.embedding.weight, self.model.readout)
             blind = replace(context, memory=None)  # neighbours were found by the very words that a head takes away
             reading = Reading(out.hidden, *about, *tables, lambda tokens: self.model(tokens, state, blind).hidden, self.heads)
             for name, head in self.heads.items():
@@ -73,7 +75,7 @@ class Learner(nn.Module):
                 losses |= {loss: value / max(piece.valid, 1) for loss, value in taught.sums.items()}
                 counts |= taught.counts
                 stats |= {f"{OF_HEADS}{name}.{key}": value for key, value in taught.stats.items()}
-        return Learned(losses, counts, nll, stats, out.state)
+        return Learned(losses, counts, nll, stats, out.state, frozenset(out.losses))
 
     def after_step(self, stats: Mapping[str, Tensor]) -> None:
         """Tell units and heads what their stats came to over an optimizer step of all ranks; every rank does so with the same numbers."""

@@ -18,7 +18,7 @@ from data_sources import Batch
 from data_sources.documents import Stopped
 from lm.preset import RUN_TOKENS, Preset
 from lm.preset.counting import operations_per_token
-from lm.preset.objectives import check_objectives
+from lm.preset.objectives import check_objectives, learned_in_words
 from lm.preset.options import check_options
 from lm.preset.plan import check_plan, not_built
 from lm.training.divergence import Watch
@@ -100,7 +100,7 @@ class Loop:
         self.foreseen = False  # whether it was told how long the run will take
         self.told_short = False  # whether it was told that there is no memory for looks at the losses' shares
         self.smooth_loss = float("nan")
-        self.watch, self.stage = Watch(len(session.tokenizer)), 0
+        self.watch, self.stage = Watch(len(session.tokenizer)), self.stage_now()
         self.evaluation: dict[str, Any] = {}
         self.stepped_at = time.monotonic()
         self.pace: list[tuple[float, int]] = [(self.stepped_at, 0)]  # (when, tokens read until then)
@@ -208,6 +208,7 @@ class Loop:
             raise Halted(self.watch.in_words(self.train.learning_rate))
         if self.stage != (stage := self.stage_now()):
             self.stage, self.watch = stage, Watch(len(self.session.tokenizer))  # another objective has another loss
+            self.session.report({"event": "stage", "text": f"from now on it learns {learned_in_words(self.run.preset, stage)[0]}"})
         self.bad_in_a_row = 0 if step.sound else self.bad_in_a_row + 1
         self.skipped += not step.sound
         if self.bad_in_a_row >= BAD_STEPS_IN_A_ROW:
@@ -218,7 +219,8 @@ class Loop:
 
     def stage_now(self) -> int:
         """How many stages of train.objectives are over for the rows that come next."""
-        tokens = self.run.lengths.tokens_before(self.run.cursor["next_row"]) if self.train.objectives else 0
+        next_row = self.run.cursor["next_row"] if self.run.cursor else 0
+        tokens = self.run.lengths.tokens_before(next_row) if self.train.objectives else 0
         return sum(tokens >= stage.until_tokens for stage in self.train.objectives)
 
     def tell(self, step: Step, turn: Turn) -> None:

@@ -87,12 +87,12 @@ class Remembering:
         self.added_seconds = 0.0  # that the last step's chunks took; known on rank 0
         self.lost = False  # whether what a snapshot held is not there any more
 
-    def begin(self, held: Sequence[Sequence[int]] | None, goes_on: bool, next_row: int, global_rows: int) -> None:
-        """Go on from what a snapshot held, or with an empty memory. goes_on: the same run, in the same steps."""
+    def begin(self, held: Sequence[Sequence[int]] | None, goes_on: bool, next_row: int, step_rows: int) -> None:
+        """Go on from what a snapshot held, or with an empty memory. goes_on: the same run, in the same steps. step_rows: of the largest of them."""
         noted = Noted.of(held)
         goes_on = goes_on and noted is not None and max(noted.states) == next_row  # a run may have read on without its memory
         opened = self._ranks.first_does(lambda: self._open(noted.newest if noted else None))
-        lag, self.lost = LAG * global_rows, bool(noted and not opened)
+        lag, self.lost = LAG * step_rows, bool(noted and not opened)
         known = (noted.states if goes_on else {next_row - lag: tuple(noted.newest)}) if noted and opened else {}
         self.states = MemoryStates(lag, known)
         if not goes_on or not known:

@@ -1,5 +1,6 @@
 """What a run is: everything that a snapshot must hold, and nothing else."""
 
+import contextlib
 import copy
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -8,12 +9,14 @@ from typing import Any
 import torch
 
 from data_sources.config import DataConfig
-from data_sources.lengths import RowLengths, Stage
+from data_sources.lengths import RowLengths
 from lm.preset import Preset
 from lm.preset.objectives import needs_tokens
 from lm.training.adaptive import AdaptiveSources
+from lm.training.averaging import Average
 from lm.training.carried import Carried
 from lm.training.change import tokenizer_of
+from lm.training.corrupted import denoisers_of
 from lm.training.forgetting import last_measured
 from lm.training.growth import Fit, fit, fitted, fitted_moments
 from lm.training.learner import Learner
@@ -32,7 +35,7 @@ class Run:
     optimizer: Optimizer
     life: dict[str, Any]  # born, tokens, steps, runs, sources
     budget: int
-    global_rows: int  # rows of an optimizer step over all ranks, kept when their number changes
+    global_rows: int  # rows of an optimizer step over all ranks after the stages of the preset, kept when their number changes
     tokens: int = 0
     cursor: dict[str, Any] | None = None
     ended: bool = False  # whether every source was read to its end before the budget was
@@ -42,7 +45,8 @@ class Run:
     replay: Replay | None = None  # what is read again of earlier runs
     memory: list[list[int]] | None = None  # what a snapshot holds of the memory of what was read, by lm.training.remembering
     carried: Carried | None = None  # this rank's, where the preset has states carried from row to row
-    lengths_from: tuple[int, int] = (0, 0)  # row, and tokens of the life, from which on the curriculum of row lengths is counted
+    average: Average | None = None  # of the weights, where the preset has one
+    lengths_from: tuple[int, int] = (0, 0)  # row, and tokens of the life, from which on the curricula of rows are counted
     data: DataConfig = field(init=False)  # the preset's, and what is read again
 
     def __post_init__(self) -> None:
@@ -57,11 +61,23 @@ class Run:
         for name, count in by_source.items():
             self.life["sources"][name] = self.life["sources"].get(name, 0) + count
 
+    def as_used(self) -> contextlib.AbstractContextManager[None]:
+        """In here the model computes with what evaluation, samples and chat use: the average of the weights, where there is one."""
+        return self.average.in_place() if self.average else contextlib.nullcontext()
+
+    def teaches(self, by_denoiser: dict[str, int], scored: int) -> None:
+        """Note what a step has taught: tokens scored by denoiser, or under masks."""
+        masked = {"mask": scored} if self.preset.model.bidirectional != "off" else {}
+        for kind, count in (by_denoiser | masked).items():
+            self.life["taught"][kind] = self.life["taught"].get(kind, 0) + count
+
     @property
     def lengths(self) -> RowLengths:
-        """How long rows are."""
-        stages = tuple(Stage(stage.until_tokens, stage.seq_length) for stage in self.preset.train.seq_length_curriculum)
-        return RowLengths(stages, self.preset.model.seq_length, self.global_rows, *self.lengths_from)
+        """How long rows are, and how many an optimizer step reads."""
+        train = self.preset.train
+        lengths = [(stage.until_tokens, stage.seq_length) for stage in train.seq_length_curriculum]
+        rows = [(stage.until_tokens, stage.rows) for stage in train.batch_curriculum]
+        return RowLengths.of(lengths, rows, (self.preset.model.seq_length, self.global_rows), *self.lengths_from)
 
     def snapshot(self, carried: dict[str, torch.Tensor]) -> Snapshot:
         """The run as it stands, with the carried states of all ranks. The tensors are its own, not copies; the history is a copy, since
@@ -73,6 +89,7 @@ class Run:
             optimizer=optimizer_tensors(self.optimizer, self.learner),
             random=random_states(),
             carried=carried,
+            average=self.average.tensors() if self.average else {},
             cursor=self.cursor,
             run={
                 "tokens": self.tokens,
@@ -84,6 +101,7 @@ class Run:
                 "replay": self.replay,
                 "lengths_from": self.lengths_from,
                 "memory": self.memory,
+                "averaged": self.average.tokens if self.average else None,
             },
             life=copy.deepcopy(self.life),
             certificate=self.certificate,
@@ -92,16 +110,23 @@ class Run:
 
 def new_life(preset: Preset) -> dict[str, Any]:
     """The history of a model that is born now."""
-    life = {"born": now(), "tokenizer": tokenizer_of(preset), "tokens": 0, "steps": 0, "runs": [], "sources": {}}
+    life = {"born": now(), "tokenizer": tokenizer_of(preset), "tokens": 0, "steps": 0, "runs": [], "sources": {}, "taught": {}}
     return life | ({"objective_tokens": True} if needs_tokens(preset) else {})
 
 
+def taught(snapshot: Snapshot) -> dict[str, int]:
+    """Tokens that the model of a snapshot learned by each denoiser ("R", "S", "X") and under masks ("mask"). In a life from before they were
+    counted they are unknown: as if it had learned a token in each way that its preset asks for."""
+    asked = denoisers_of(snapshot.preset) + ["mask"] * (snapshot.preset.model.bidirectional != "off")
+    return snapshot.life.get("taught", dict.fromkeys(asked, 1))
+
+
 def begin_run(life: dict[str, Any], preset: Preset, budget: int) -> None:
-    """Add a run to the history, with what was measured last before it: bits per byte by source, on all held-out text. One that was begun and
-    read nothing was none."""
+    """Add a run to the history, with what was measured last before it: bits per byte by source, on all held-out text, in the way in which its
+    own model is measured. One that was begun and read nothing was none."""
     life["runs"] = [run for run in life["runs"] if run["tokens"]]
     about = {"preset": preset.name, "began": now(), "budget": budget, "tokens": 0}
-    life["runs"].append({**about, "before": last_measured(life), "after": {}})
+    life["runs"].append({**about, "before": last_measured(life, preset.model.bidirectional != "off"), "after": {}})
 
 
 def now() -> str:

@@ -23,7 +23,7 @@ from lm.generation.infilling import filler_of, with_a_gap
 from lm.training.carried import together
 from lm.training.certificate import PROBE_TOKENS, certified
 from lm.training.distribution import Ranks
-from lm.training.evaluation import Place, encoded, evaluate, first_texts
+from lm.training.evaluation import BRIEF_TOKENS, Place, encoded, evaluate, first_texts, in_all
 from lm.training.forgetting import FULL, note_measures, remedy
 from lm.training.headers import listed
 from lm.training.journal import life_in_numbers, write_life
@@ -34,7 +34,6 @@ from lm.training.saving import Saved, Saver
 from lm.training.snapshots import NAMES, Snapshot, SnapshotError, Snapshots
 from lm.training.step import Step, Teacher
 
-BRIEF_TOKENS = 8_192  # read from each source in the evaluations along the way; all of it at the end
 SAMPLE_TOKENS, PROMPT_WORDS = 60, 8
 GLANCE = 0.2  # seconds between looks at whether to stop
 LONGEST_PEEK = 1.0  # seconds that a snapshot waits to know at least one batch that comes next
@@ -110,6 +109,8 @@ class Session:
             self.memory.take_in(batch, cursor["next_row"])
         names = [source.name for source in self.run.data.sources]
         self.run.counted(step.tokens, {name: int(count) for name, count in zip(names, step.read, strict=True) if count})
+        if step.sound:
+            self.run.teaches(step.taught, int(sum(step.scored)))
         if self.run.adaptive:
             nothing = [0.0] * len(names)
             nats, scored = (step.nats, step.scored) if step.sound else (nothing, nothing)
@@ -266,11 +267,14 @@ class Session:
             mix=mix,
         )
         try:
-            measures = measured(find=lookup)
-            if trouble := next(filter(None, ranks.gathered(lookup.trouble if lookup else "")), ""):
-                self.report({"event": "notice", "text": f"held-out text is measured with a damaged memory: {trouble}"})
-            if measures and self.memory and self.memory.is_asked:
-                measures["without_memory"] = {key: value for key, value in measured().items() if key != "sources"}
+            with self.run.as_used():
+                measures = measured(find=lookup)
+                if trouble := next(filter(None, ranks.gathered(lookup.trouble if lookup else "")), ""):
+                    self.report({"event": "notice", "text": f"held-out text is measured with a damaged memory: {trouble}"})
+                if measures and self.memory and self.memory.is_asked:
+                    measures["without_memory"] = in_all(measured())
+            if measures and self.run.average:
+                measures["without_average"] = in_all(measured(find=lookup))
         except Stopped:
             self.report({"event": "notice", "text": "the evaluation was stopped"})
             return {}
@@ -290,8 +294,8 @@ class Session:
         settings = self.run.preset.generation.model_copy(update={"max_new_tokens": SAMPLE_TOKENS})
         prompt, begun = " ".join(words), partial(generate, self.run.learner.model, self.tokenizer, heads=self.run.learner.heads)
         if self.run.preset.model.bidirectional != "off":
-            prompt, begun = with_a_gap(words), filler_of(self.run.learner.model, self.tokenizer, self.run.preset).filling
-        with self.ranks.accelerator.autocast():
+            prompt, begun = with_a_gap(words), filler_of(self.run.learner.model, self.tokenizer, self.run.preset, self.run.life["taught"]).filling
+        with self.run.as_used(), self.ranks.accelerator.autocast():
             text = "".join(begun(prompt, settings, seed=self.run.tokens))
         self.report({"event": "sample", "tokens": self.run.tokens, "prompt": prompt, "text": text})
 

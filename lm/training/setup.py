@@ -24,6 +24,7 @@ from lm.objectives.table import rewriter_of
 from lm.preset import Preset, model_in_words
 from lm.preset.objectives import needs_tokens, what_is_learned
 from lm.training.adaptive import AdaptiveSources
+from lm.training.averaging import Average
 from lm.training.carried import Carried
 from lm.training.certificate import certified, differences
 from lm.training.change import other_tokenizer
@@ -37,7 +38,7 @@ from lm.training.learner import Learner
 from lm.training.optimizer import build_optimizer
 from lm.training.remembering import Remembering, Taken
 from lm.training.replay import PastKeeper, begun_replay, in_words, opened_past, past_source, spread
-from lm.training.run import Run, begin_run, is_under_way, new_life, restore
+from lm.training.run import Run, begin_run, is_under_way, new_life, restore, taught
 from lm.training.saving import Saver
 from lm.training.session import GLANCE, Session
 from lm.training.snapshots import Snapshot, SnapshotError, Snapshots
@@ -106,6 +107,7 @@ def open_session(
             begin_run(run.life, preset, budget)
         if preset.train.long_context.enabled:
             run.carried = _carried(run, snapshot, bool(how and how.is_same_model), ranks, report)
+        run.average = _average(run, snapshot, bool(how and how.is_whole))
         _tell_run(run, ranks, report)
         limit = preset.train.replay_megabytes * 1_000_000
         past = opened_past(folder, run.life, limit, report.notice) if ranks.is_first and limit else None
@@ -135,7 +137,8 @@ def open_session(
 
 def _teacher(run: Run, ranks: Ranks) -> Teacher:
     """What takes the run's steps."""
-    return Teacher(ranks, run.learner, run.optimizer, run.preset.train, run.preset.loss_weights, run.carried, run.preset.auxiliary.share_every)
+    terms = (run.preset.train, run.preset.loss_weights, run.carried, run.preset.auxiliary.share_every, run.average)
+    return Teacher(ranks, run.learner, run.optimizer, *terms)
 
 
 def _let_finish(saver: Saver) -> None:
@@ -182,6 +185,7 @@ def _take_over(run: Run, snapshot: Snapshot, under_way: bool, snapshots: Snapsho
         report.notice(f"{how.in_words()}; as it was it stays in {kept}")
         report({"event": "fit", **how._asdict()})
     run.life, run.cursor, run.certificate, run.memory = snapshot.life, snapshot.cursor, snapshot.certificate, snapshot.run.get("memory")
+    run.life |= {"taught": taught(snapshot)}
     before, now = snapshot.preset.train.optimizer, run.preset.train.optimizer
     if before != now:
         report.notice(f"the optimizer was {before} and is {now}: what it remembers of the matrices that it takes over begins anew")
@@ -203,10 +207,9 @@ def _take_over(run: Run, snapshot: Snapshot, under_way: bool, snapshots: Snapsho
 
 
 def _same_lengths(run: Run, snapshot: Snapshot) -> bool:
-    """Whether rows are as long as they were to be when the snapshot was taken."""
-    before, now = snapshot.preset, run.preset
-    same = (before.model.seq_length, before.train.seq_length_curriculum) == (now.model.seq_length, now.train.seq_length_curriculum)
-    return same and snapshot.run["global_rows"] == run.global_rows and "lengths_from" in snapshot.run
+    """Whether rows are as long, and as many in a step, as they were to be when the snapshot was taken."""
+    before, now = ((each.model.seq_length, each.train.seq_length_curriculum, each.train.batch_curriculum) for each in (snapshot.preset, run.preset))
+    return before == now and snapshot.run["global_rows"] == run.global_rows and "lengths_from" in snapshot.run
 
 
 def _carried(run: Run, snapshot: Snapshot | None, fits: bool, ranks: Ranks, report: Reporter) -> Carried:
@@ -217,6 +220,16 @@ def _carried(run: Run, snapshot: Snapshot | None, fits: bool, ranks: Ranks, repo
     if not (fits and carried.load(snapshot.carried, lanes_of(ranks.rank, ranks.size))):
         report.notice("the states of the snapshot are of another model: documents under way are gone on with from a fresh one")
     return carried
+
+
+def _average(run: Run, snapshot: Snapshot | None, fits: bool) -> Average | None:
+    """The average of the weights as it was left, where it is of this very model; else one that begins with them as they are. None where it is off."""
+    if not run.preset.train.average_tokens:
+        return None
+    average = Average(run.learner, run.preset.train.average_tokens)
+    if snapshot and snapshot.average and fits:
+        average.load(snapshot.average, snapshot.run["averaged"])
+    return average
 
 
 def _adaptive(run: Run, snapshot: Snapshot | None) -> AdaptiveSources:
@@ -277,8 +290,8 @@ def _memory(run: Run, snapshot: Snapshot | None, under_way: bool, tokenizer: Any
         return None
     try:
         memory = Remembering(run.preset, tokenizer, folder, run.life["born"], ranks, report.notice)
-        goes_on = under_way and snapshot is not None and snapshot.run["global_rows"] == run.global_rows
-        memory.begin(run.memory, goes_on, run.cursor["next_row"] if run.cursor else 0, run.global_rows)
+        goes_on = under_way and snapshot is not None and _same_lengths(run, snapshot)
+        memory.begin(run.memory, goes_on, run.cursor["next_row"] if run.cursor else 0, run.lengths.most_rows)
     except (ValueError, MemoryFault, Taken) as error:
         raise Halted(f"retro: {error}") from None
     except OSError as error:

@@ -32,9 +32,11 @@ class Window(NamedTuple):
 
 def gradient_shares(learner: Learner, windows: Sequence[Window], weights: Mapping[str, float], ranks: Ranks) -> dict[str, float] | None:
     """Of each loss that has a weight, and of the next token's. Empty where a gradient is not finite, None where memory is short. All ranks together."""
+    pieces = [piece for window in windows for piece in window.pieces]
+    scored, text = ranks.summed([float(sum(piece.valid for piece in pieces)), float(sum(int(piece.is_text.sum()) for piece in pieces))])
     lengths, is_short = {}, False
     for name in ["next_token", *sorted(weights)]:
-        gradient, fits = _gradient(learner, windows, name, weights.get(name, 1.0))
+        gradient, fits = _gradient(learner, windows, name, weights.get(name, 1.0), scored / max(text, 1))
         is_short = is_short or not fits
         ranks.sum_tensors(gradient)
         lengths[name] = math.sqrt(sum(float(part.square().sum(dtype=torch.float64)) for part in gradient))
@@ -46,17 +48,18 @@ def gradient_shares(learner: Learner, windows: Sequence[Window], weights: Mappin
     return {name: length / total for name, length in lengths.items()}
 
 
-def _gradient(learner: Learner, windows: Sequence[Window], name: str, weight: float) -> tuple[list[Tensor], bool]:
-    """Of one weighted loss, with respect to each tensor of the model; and whether it fitted the memory."""
+def _gradient(learner: Learner, windows: Sequence[Window], name: str, weight: float, scored_share: float) -> tuple[list[Tensor], bool]:
+    """Of one weighted loss, with respect to each tensor of the model; and whether it fitted the memory. scored_share: of the text."""
     trunk = [parameter for parameter in learner.model.parameters() if parameter.requires_grad]
     total = [torch.zeros_like(parameter) for parameter in trunk]
     try:
         for window in windows:
-            loss = learner(window.pieces, window.state, window.recompute).losses.get(name)
+            learned = learner(window.pieces, window.state, window.recompute)
+            loss = learned.losses.get(name)
             if loss is None or not loss.requires_grad:
                 continue
-            valid = sum(piece.valid for piece in window.pieces)
-            found = torch.autograd.grad(loss * (weight * valid), trunk, allow_unused=True)
+            counts = (scored_share * int(piece.is_text.sum()) if name in learned.of_text else piece.valid for piece in window.pieces)
+            found = torch.autograd.grad(loss * (weight * sum(counts)), trunk, allow_unused=True)
             for part, gradient in zip(total, found, strict=True):
                 if gradient is not None:
                     part.add_(gradient)

@@ -6,11 +6,12 @@ from typing import Any
 
 import torch
 
-from data_sources.held_out import HeldOutStore
+from data_sources.held_out import Held, HeldOutStore
 from data_sources.tokenizer import tokenizer_from_json
 from lm.memory.layout import MemoryFault
-from lm.model import build_model
-from lm.training.evaluation import HELD_OUT, evaluate
+from lm.memory.lookup import Lookup
+from lm.model import Model, build_model
+from lm.training.evaluation import HELD_OUT, evaluate, in_all
 from lm.training.memory_worth import worth_of
 from lm.training.remembering import lookup_of
 from lm.training.snapshots import Snapshot, Snapshots, read_snapshot
@@ -21,7 +22,7 @@ def evaluate_snapshot(checkpoint_dir: str | Path, which: str = "current") -> dic
     return evaluate_file(Snapshots(checkpoint_dir).path_of(which), held_out_texts(checkpoint_dir), Path(checkpoint_dir))
 
 
-def held_out_texts(checkpoint_dir: str | Path) -> dict[str, list[str]]:
+def held_out_texts(checkpoint_dir: str | Path) -> dict[str, list[Held]]:
     """All text that was held out, by source."""
     store = HeldOutStore(Path(checkpoint_dir) / HELD_OUT, limit_tokens=0)
     return {name: store.texts(name) for name in store.sources()}
@@ -36,7 +37,6 @@ def evaluation_of(snapshot: Snapshot, texts: Mapping[str, Sequence[str]], folder
     """The same for one that was read. A memory that is not there any more is told under "trouble"."""
     tokenizer = tokenizer_from_json(snapshot.tokenizer)
     model = build_model(snapshot.preset, len(tokenizer))
-    model.load_state_dict(snapshot.model_weights)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     found: dict[str, Any] = {"event": "evaluation", "tokens": snapshot.run["tokens"]}
     lookup = None
@@ -45,8 +45,19 @@ def evaluation_of(snapshot: Snapshot, texts: Mapping[str, Sequence[str]], folder
     except (MemoryFault, ValueError) as error:
         found["trouble"] = f"measured without the memory: {error}"
     try:
-        found = evaluate(model, tokenizer, texts, snapshot.preset, find=lookup) | found
+        found = _measured(model, tokenizer, texts, snapshot, lookup) | found
         return found | {"memory": worth_of(model, tokenizer, texts, snapshot.preset, lookup)} if lookup else found
     except MemoryFault as fault:  # damage is found where it is read
         found["trouble"] = f"measured without the memory: {fault}"
-    return evaluate(model, tokenizer, texts, snapshot.preset) | found
+    return _measured(model, tokenizer, texts, snapshot, None) | found
+
+
+def _measured(model: Model, tokenizer: Any, texts: Mapping[str, Sequence[str]], snapshot: Snapshot, lookup: Lookup | None) -> dict[str, Any]:
+    """What the snapshot is used with, measured; where that is an average, what training left, too. `model` has the former afterwards."""
+    beside = {}
+    if snapshot.average:
+        model.load_state_dict(snapshot.trained_weights)
+        beside = {"without_average": in_all(evaluate(model, tokenizer, texts, snapshot.preset, find=lookup))}
+    model.load_state_dict(snapshot.model_weights)
+    measures = evaluate(model, tokenizer, texts, snapshot.preset, find=lookup)
+    return measures and measures | beside

@@ -44,7 +44,7 @@ from lm.training.headers import (
 
 LEGACY, LOCK = "simple_lm_trained.pth", ".lock"
 ARCHIVE_KEEPS = 3
-TENSORS = ("weights", "optimizer", "random", "carried")  # the parts of a snapshot that are tensors by name
+TENSORS = ("weights", "optimizer", "random", "carried", "average")  # the parts of a snapshot that are tensors by name
 
 
 class MissingSnapshot(SnapshotError):
@@ -65,17 +65,28 @@ class Snapshot:
     life: dict[str, Any]  # the model's history
     carried: dict[str, Tensor] = field(default_factory=dict)  # states of the model by lane, see lm/training/carried.py
     certificate: dict[str, Any] = field(default_factory=dict)  # see lm/training/certificate.py
+    average: dict[str, Tensor] = field(default_factory=dict)  # of the weights, where one is kept (lm/training/averaging.py): of parameters alone
     path: Path | None = None
 
     @property
     def model_weights(self) -> dict[str, Tensor]:
-        """The weights of the model alone, without the heads that trained it, by its own names."""
-        return {name.removeprefix("model."): tensor for name, tensor in self.weights.items() if name.startswith("model.")}
+        """What the model is used with, without the heads that trained it, by its own names: the average of its weights, where one is kept."""
+        return _inside("model.", self.weights | self.average)
+
+    @property
+    def trained_weights(self) -> dict[str, Tensor]:
+        """The weights of the model as training left them."""
+        return _inside("model.", self.weights)
 
     @property
     def head_weights(self) -> dict[str, Tensor]:
-        """Those of the heads, by their own names: "value.mean". Empty where it was trained without."""
-        return {name.removeprefix(OF_HEADS): tensor for name, tensor in self.weights.items() if name.startswith(OF_HEADS)}
+        """As `model_weights`, those of the heads, by their own names: "value.mean". Empty where it was trained without."""
+        return _inside(OF_HEADS, self.weights | self.average)
+
+
+def _inside(part: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Those of one part of the learner, by the names they have in it."""
+    return {name.removeprefix(part): tensor for name, tensor in tensors.items() if name.startswith(part)}
 
 
 class Snapshots:

@@ -1,7 +1,7 @@
 """One optimizer step: read the step's rows in micro-batches that fit the memory, agree that it is sound, sum, clip, update.
 
 Each micro-batch's losses are means over its scored tokens; weighted by its share of all scored tokens of all ranks, they add up
-to the mean over the whole step, whatever the number of ranks and of micro-batches.
+to the mean over the whole step, whatever the number of ranks and of micro-batches. So are those of routers and experts over its text, scored or not.
 
 Where states are carried (train.long_context), the rows of a micro-batch are read in windows of some chunks, from the state that their
 lanes were left in; each window is back-propagated when it is read, so that memory does not grow with the length of rows.
@@ -20,6 +20,7 @@ from data_sources.order import LANES
 from lm.objectives.ul2 import KINDS
 from lm.ops.cross_entropy import CHUNK_ELEMENTS, DEVICE_FACTOR
 from lm.preset.training import TrainConfig
+from lm.training.averaging import Average
 from lm.training.carried import Carried, detached
 from lm.training.distribution import Ranks, is_out_of_memory
 from lm.training.forecast import PROBE, Need, kept_bytes, lasting_bytes, memory_of, slack
@@ -42,10 +43,22 @@ class Step(NamedTuple):
     learning_rate: float
     stats: dict[str, Tensor]  # of the units and heads
     shares: dict[str, float] | None  # of the trunk's gradient, by loss (lm/training/shares.py); empty in most steps, None where memory was short
+    taught: dict[str, int]  # scored tokens by denoiser, where there are some
 
 
 class TooLarge(Exception):
     """The model can't be trained on this machine. The message is one line."""
+
+
+class Total(NamedTuple):
+    """Tokens of a step, over all ranks."""
+
+    scored: int
+    text: int
+
+    def shares(self, window: Batch) -> dict[bool, float]:
+        """What rows have of them: of the text, and of what is scored of it."""
+        return {True: int(window.is_text.sum()) / max(self.text, 1), False: window.valid / max(self.scored, 1)}
 
 
 class Found(NamedTuple):
@@ -77,11 +90,12 @@ class Teacher:
         weights: Mapping[str, float],
         carried: Carried | None = None,
         share_every: int = 0,
+        average: Average | None = None,
     ) -> None:
         """carried: the states of this rank's lanes, where rows go on from one another. share_every: steps between looks at the losses' shares
-        of the gradient, where there are heads; 0: never."""
+        of the gradient, where there are heads; 0: never. average: of the learner's weights, which follows them."""
         self.ranks, self.optimizer, self.config, self.weights, self.carried = ranks, optimizer, config, weights, carried
-        self.alone, self.learner, self.share_every = learner, ranks.wrapped(learner), share_every
+        self.alone, self.learner, self.share_every, self.average = learner, ranks.wrapped(learner), share_every, average
         self.parameters = [parameter for parameter in learner.parameters() if parameter.requires_grad]
         self.micro_rows = config.per_gpu_batch_size
         if carried:  # no lane twice, since its second row goes on from its first
@@ -106,7 +120,9 @@ class Teacher:
 
     def _lasting(self) -> int:
         """Bytes that come with the first step and stay."""
-        of_loss = self.alone.model.output_weight.nbytes + 3 * 4 * CHUNK_ELEMENTS * (1 if self.ranks.device.type == "cpu" else DEVICE_FACTOR)
+        readout = self.alone.model.readout
+        of_a_chunk = 3 + (readout.soft_cap is not None)  # matrices
+        of_loss = readout.weight.nbytes + of_a_chunk * 4 * CHUNK_ELEMENTS * (1 if self.ranks.device.type == "cpu" else DEVICE_FACTOR)
         trunk = sum(parameter.nbytes for parameter in self.alone.model.parameters() if parameter.requires_grad)
         of_shares = 2 * trunk if self.alone.heads and self.share_every else 0  # a loss's gradient, and the sum over the rows
         return lasting_bytes(self.alone, lambda parameter: bool(self.optimizer.moments(parameter))) + of_loss + of_shares
@@ -130,14 +146,14 @@ class Teacher:
     def step(self, batch: Batch, num_sources: int, read: int, budget: int, number: int = 0) -> Step:
         """Learn from this rank's rows of step `number` of the model's life, when the run has read `read` of `budget` tokens."""
         n = num_sources
-        scored, tokens = (int(count) for count in self.ranks.summed([float(batch.valid), float((batch.source >= 0).sum())]))
+        scored, tokens = (int(count) for count in self.ranks.summed([float(batch.valid), float(batch.is_text.sum())]))
         rate = learning_rate(self.config, (read + tokens) / budget)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         cut = self._cut(number)
         looks = self.alone.heads and self.share_every and number % self.share_every == 0
         shares = gradient_shares(self.alone, self._first_windows(batch, cut), self.weights, self.ranks) if looks else {}
-        found = self._gradients_in_memory(batch, scored, num_sources, cut)
+        found = self._gradients_in_memory(batch, Total(scored, tokens), num_sources, cut)
         self.ranks.sum_gradients(self.parameters)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.grad_clip).item()
         sums, losses, counts, stats = self._over_ranks(found)
@@ -146,12 +162,14 @@ class Teacher:
         if sound and scored:
             self.optimizer.step()
             self.alone.after_step(stats)
+            if self.average:
+                self.average.follow(tokens)
         self.optimizer.zero_grad(set_to_none=True)
         if self.carried:
             self.carried.settle(sound)
         loss = sum(nats) / scored if scored else math.nan
         told = by_themselves(losses, counts, scored) | by_denoiser(sums[3 * n :])
-        return Step(sound, tokens, loss, told, nats, by_source, read_now, norm, rate, stats, shares)
+        return Step(sound, tokens, loss, told, nats, by_source, read_now, norm, rate, stats, shares, scored_by_denoiser(sums[3 * n :]))
 
     def _over_ranks(self, own: Found) -> Found:
         """Everything added up over the ranks. A rank without rows has no losses and no stats."""
@@ -174,12 +192,12 @@ class Teacher:
         chunks = config.chunks_of(number)
         return Cut(chunks * config.chunk_length, config.chunk_length, recompute=chunks > config.backprop_chunks)
 
-    def _gradients_in_memory(self, batch: Batch, tokens: int, num_sources: int, cut: Cut) -> Found:
+    def _gradients_in_memory(self, batch: Batch, total: Total, num_sources: int, cut: Cut) -> Found:
         """Gradients of all micro-batches; when a rank runs out of memory all of them halve their micro-batch and begin again."""
         while True:
             fits = True
             try:
-                found = self._gradients(batch, tokens, num_sources, cut)
+                found = self._gradients(batch, total, num_sources, cut)
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error):
                     raise
@@ -204,7 +222,7 @@ class Teacher:
         first = [[piece.to(self.ranks.device) for piece in rows.pieces(cut.window)[0].pieces(cut.chunk)] for rows in parts]
         return [Window(pieces, state, cut.recompute) for pieces, state in zip(first, states, strict=True)]
 
-    def _gradients(self, batch: Batch, tokens: int, num_sources: int, cut: Cut) -> Found:
+    def _gradients(self, batch: Batch, total: Total, num_sources: int, cut: Cut) -> Found:
         """Back-propagate this rank's rows."""
         by_source = torch.zeros(3, num_sources, dtype=torch.float64, device=self.ranks.device)
         by_kind = torch.zeros(2, len(KINDS) * (batch.kind is not None), dtype=torch.float64, device=self.ranks.device)
@@ -215,34 +233,39 @@ class Teacher:
             lanes = rows.lane.tolist()
             state = self.carried.of(lanes) if self.carried else None
             for window in rows.pieces(cut.window):
-                share = window.valid / max(tokens, 1)
+                shares = total.shares(window)
                 pieces = [piece.to(self.ranks.device) for piece in window.pieces(cut.chunk)]
                 with self.ranks.without_reduction(self.learner):
                     learned = self.learner(pieces, state, cut.recompute)
-                    (weighted_sum(learned.losses, self.weights) * share).backward()
+                    own = {name: loss * shares[name in learned.of_text] for name, loss in learned.losses.items()}
+                    weighted_sum(own, self.weights).backward()
                 state = detached(learned.state) if self.carried else None
-                for name, loss in learned.losses.items():
-                    parts[name] = parts.get(name, 0.0) + loss.detach() * share
+                parts |= {name: parts.get(name, 0.0) + loss.detach() for name, loss in own.items()}
                 counts |= {name: counts.get(name, 0) + count for name, count in learned.counts.items()}
                 stats |= {name: stats.get(name, 0) + value for name, value in learned.stats.items()}
                 self._count(by_source, by_kind, window.to(self.ranks.device), learned.nll)
             if self.carried:
                 self.carried.move(lanes, state)
-        losses, told = ({name: float(value) for name, value in values.items()} for values in (parts, counts))
-        return Found([*by_source.flatten().tolist(), *by_kind.flatten().tolist()], losses, told, stats)
+        sums, told = torch.cat([by_source.flatten(), by_kind.flatten()]), [*parts.values(), *counts.values()]
+        numbers = torch.cat([sums, *(part.double().view(1) for part in told)]).tolist()  # the one place where the host waits for the device
+        of_losses, of_counts = numbers[len(sums) : len(sums) + len(parts)], numbers[len(sums) + len(parts) :]
+        return Found(numbers[: len(sums)], dict(zip(parts, of_losses, strict=True)), dict(zip(counts, of_counts, strict=True)), stats)
 
     @staticmethod
     def _count(by_source: Tensor, by_kind: Tensor, read: Batch, nll: Tensor) -> None:
-        """Add nats, scored tokens and tokens read to `by_source` (3, sources), and the first two to `by_kind` (2, denoisers)."""
-        is_scored, is_read = read.targets >= 0, read.source >= 0
-        by_source[0].index_add_(0, read.source[is_scored], nll[is_scored].double())
-        by_source[1].index_add_(0, read.source[is_scored], torch.ones_like(read.source[is_scored], dtype=torch.float64))
-        by_source[2].index_add_(0, read.source[is_read], torch.ones_like(read.source[is_read], dtype=torch.float64))
+        """Add nats, scored tokens and tokens read to `by_source` (3, sources), and the first two to `by_kind` (2, denoisers).
+
+        What does not count adds zero to the first: to pick what does, the host would have to wait for the device in each micro-batch.
+        """
+        is_scored, is_read = read.targets >= 0, read.is_text
+        nats = torch.where(is_scored, nll, 0).double()
+        source = read.source.clamp(min=0).flatten()
+        for row, values in zip(by_source, (nats, is_scored, is_read), strict=True):
+            row.index_add_(0, source, values.flatten().double())
         if read.kind is not None:
-            is_told = is_scored & (read.kind >= 0)
-            kind = read.kind[is_told].long()
-            by_kind[0].index_add_(0, kind, nll[is_told].double())
-            by_kind[1].index_add_(0, kind, torch.ones_like(kind, dtype=torch.float64))
+            is_told, kind = is_scored & (read.kind >= 0), read.kind.clamp(min=0).flatten().long()
+            for row, values in zip(by_kind, (torch.where(is_told, nats, 0), is_told), strict=True):
+                row.index_add_(0, kind, values.flatten().double())
 
 
 def by_themselves(losses: Mapping[str, float], counts: Mapping[str, float], scored: int) -> dict[str, float]:
@@ -255,3 +278,8 @@ def by_denoiser(sums: Sequence[float]) -> dict[str, float]:
     kinds = KINDS[: len(sums) // 2]
     pairs = zip(kinds, sums[: len(kinds)], sums[len(kinds) :], strict=True)
     return {f"ul2_{kind}": nats / scored for kind, nats, scored in pairs if scored}
+
+
+def scored_by_denoiser(sums: Sequence[float]) -> dict[str, int]:
+    """Scored tokens of those denoisers that have some, of the same sums."""
+    return {kind: int(scored) for kind, scored in zip(KINDS, sums[len(sums) // 2 :], strict=False) if scored}

@@ -66,5 +66,6 @@ def curves(event: Mapping[str, Any]) -> dict[str, float]:
         kind = "held_out_brief" if event["brief"] else "held_out"
         by_source = {f"{kind}/{measure}/{name}": told[measure] for name, told in event["sources"].items() for measure in HELD_OUT}
         denoisers = {f"{kind}/denoisers/{name}": loss for name, loss in event.get("denoisers", {}).items()}
-        return {f"{kind}/{measure}": event[measure] for measure in HELD_OUT} | by_source | denoisers
+        weights = {f"{kind}/without_average/{measure}": event["without_average"][measure] for measure in HELD_OUT if "without_average" in event}
+        return {f"{kind}/{measure}": event[measure] for measure in HELD_OUT} | weights | by_source | denoisers
     return {}

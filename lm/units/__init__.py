@@ -9,6 +9,7 @@ from lm.units.hyena import Hyena
 from lm.units.longformer import Longformer
 from lm.units.mamba2 import Mamba2
 from lm.units.moe import Moe
+from lm.units.relu2 import Relu2
 from lm.units.retro import Retro
 from lm.units.rwkv import Rwkv
 from lm.units.rwkv_channel import RwkvChannel
@@ -33,6 +34,7 @@ UNITS: dict[str, type[Unit]] = {
     "colt5_attention": Colt5Attention,
     "colt5": Colt5,
     "swiglu": SwiGLU,
+    "relu2": Relu2,
 }
 
 __all__ = ["UNITS", "Context", "Mixed", "State", "Unit"]

@@ -20,6 +20,8 @@ from lm.ops.rotary import Rotary, rotated
 from lm.preset.switches import Preset
 from lm.units.unit import Context, Mixed, Unit
 
+VALUE = "attention.value"  # in Context.shared: the values (B, G, T, K) of the first attention, where others mix them into theirs
+
 
 class AttentionState(NamedTuple):
     key: Tensor  # (B, G, S, K)
@@ -151,6 +153,7 @@ class Attention(Unit):
         self.query_norm = nn.RMSNorm(self.head_size, eps=model.norm_eps) if model.qk_norm else nn.Identity()
         self.key_norm = nn.RMSNorm(self.head_size, eps=model.norm_eps) if model.qk_norm else nn.Identity()
         self.output = nn.Linear(self.heads * self.head_size, model.hidden_size, bias=False)
+        self.tells_values, self.first_share = False, None  # what it has to do with the values of others (lm/units/options.py)
 
     def initial_state(self, batch_size: int) -> AttentionState:
         return AttentionState.empty(self.output.weight, batch_size, self.kv_heads, self.head_size)
@@ -166,6 +169,11 @@ class Attention(Unit):
             query_BTHK, key_BTGK = rotated(query_BTHK, angles), rotated(key_BTGK, angles)
         return query_BTHK.transpose(1, 2), key_BTGK.transpose(1, 2), value_BTGK.transpose(1, 2)
 
+    def with_first(self, value: Tensor, context: Context) -> Tensor:
+        """`value` (B, G, T, K) with its share of the first attention's."""
+        return value if self.first_share is None else value + self.first_share.to(value.dtype) * (context.shared[VALUE] - value)
+
     def forward(self, x: Tensor, state: AttentionState, context: Context) -> Mixed:
-        y, state = attention_parallel(*self.projected(x, context), state, context)
-        return Mixed(self.output(y.transpose(1, 2).flatten(2)), state)
+        query, key, value = self.projected(x, context)
+        y, state = attention_parallel(query, key, self.with_first(value, context), state, context)
+        return Mixed(self.output(y.transpose(1, 2).flatten(2)), state, shared={VALUE: value} if self.tells_values else {})

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lm.units.unit import Context, Mixed, State, Unit
 
-BY_TOKEN = {"swiglu", "moe", "colt5"}  # units that read each token by itself, whichever way they come
+BY_TOKEN = {"swiglu", "relu2", "moe", "colt5"}  # units that read each token by itself, whichever way they come
 
 
 class Bidirectional(Unit):
@@ -35,15 +35,20 @@ class Bidirectional(Unit):
         """Read `x` (B, T, D). ValueError where something would have to be carried on."""
         if context.carry:
             raise ValueError("this model reads texts from both ends, as a whole: nothing can be carried on from one piece to the next (model.bidirectional)")
-        ways = {"onward": self.onward(x, state, context)}
-        mixed = (self.back or self.onward)(x.flip(1), state, reversed_context(x, context))
-        ways["back"] = mixed._replace(y=mixed.y.flip(1))
-        losses = {name: (loss + ways["back"].losses[name]) / 2 for name, loss in ways["onward"].losses.items()}
-        stats = {f"{way}-{name}": value for way, mixed in ways.items() for name, value in mixed.stats.items()}
-        return Mixed(ways["onward"].y + ways["back"].y, state, losses, {}, stats)
+        onward = self.onward(x, state, context)
+        back = (self.back or self.onward)(x.flip(1), state, reversed_context(x, context))
+        losses = {name: (loss + back.losses[name]) / 2 for name, loss in onward.losses.items()}
+        if self.back is None:
+            stats = {name: value + back.stats[name] for name, value in onward.stats.items()}
+        else:
+            stats = {f"{way}-{name}": value for way, mixed in (("onward", onward), ("back", back)) for name, value in mixed.stats.items()}
+        return Mixed(onward.y + back.y.flip(1), state, losses, {}, stats)
 
     def after_step(self, stats: Mapping[str, Tensor]) -> None:
-        for way, unit in (("onward", self.onward), ("back", self.back or self.onward)):
+        """One unit that reads both ways hears of both together."""
+        if self.back is None:
+            return self.onward.after_step(stats)
+        for way, unit in (("onward", self.onward), ("back", self.back)):
             unit.after_step({name.removeprefix(f"{way}-"): value for name, value in stats.items() if name.startswith(f"{way}-")})
 
 
@@ -52,9 +57,9 @@ def reversed_context(x: Tensor, context: Context) -> Context:
     assert context.position is not None
     first = torch.zeros_like(context.position[:, :1], dtype=torch.bool)
     restart = None if context.restart is None else torch.cat([first, context.restart[:, 1:].flip(1)], 1)[:, : x.shape[1]]
-    scored = None if context.scored is None else context.scored.flip(1)
+    is_text = None if context.is_text is None else context.is_text.flip(1)
     start = torch.zeros(len(x), dtype=torch.int64, device=x.device)
-    return Context(restart=restart, scored=scored, any_restart=context.any_restart).derived(x[..., 0], start, carry=False)
+    return Context(restart=restart, is_text=is_text, any_restart=context.any_restart).derived(x[..., 0], start, carry=False)
 
 
 def two_way(name: str, make: Callable[[], Unit], ways: str) -> Unit:

@@ -42,7 +42,7 @@ class Colt5(Unit):
 
     def __init__(self, preset: Preset) -> None:
         super().__init__()
-        section, width = preset.colt5, preset.model.feed_forward_size
+        section, width = preset.colt5, preset.model.swiglu_size
         self.light = SwiGLU(preset, section.light_size or -(-width // 2))
         self.heavy = SwiGLU(preset, section.heavy_size or 2 * width)
         self.router = Router(preset, section, section.budget)

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from lm.preset.switches import Preset
-from lm.units.attention import Attention, attend, attend_by_document
+from lm.units.attention import VALUE, Attention, attend, attend_by_document
 from lm.units.unit import Context, Mixed
 
 BLOCK = 128  # queries that are read together
@@ -243,5 +243,6 @@ class Longformer(Attention):
         return LongformerState(slots, slots.clone(), firsts, firsts.clone(), torch.zeros(batch_size, dtype=torch.int64, device=slots.device))
 
     def forward(self, x: Tensor, state: LongformerState, context: Context) -> Mixed:
-        y, state = longformer_parallel(*self.projected(x, context), state, context)
-        return Mixed(self.output(y.transpose(1, 2).flatten(2)), state)
+        query, key, value = self.projected(x, context)
+        y, state = longformer_parallel(query, key, self.with_first(value, context), state, context)
+        return Mixed(self.output(y.transpose(1, 2).flatten(2)), state, shared={VALUE: value} if self.tells_values else {})

@@ -92,7 +92,7 @@ class Moe(Unit):
         self.normalise = config.experts_per_token > 1 if config.normalise is None else config.normalise
         self._bias_rate, self._has_balance, self._has_z = config.bias_rate, config.balance_weight > 0, config.z_weight > 0
         active = config.experts_per_token + config.shared_experts
-        width = config.expert_size or -(-preset.model.feed_forward_size // (8 * active)) * 8
+        width = config.expert_size or -(-preset.model.swiglu_size // (8 * active)) * 8
         self.router = nn.Linear(size, config.experts, bias=False)
         self.gate_up, self.output = Matrices(config.experts, size, 2 * width), Matrices(config.experts, width, size)
         shared = config.shared_experts * width
@@ -136,7 +136,7 @@ class Moe(Unit):
         return losses
 
     def load(self, assignment: Assignment, context: Context) -> Tensor:
-        """(G,): scored tokens by expert."""
+        """(G,): tokens of the text by expert."""
         return context.total(torch.zeros_like(assignment.probability).scatter_(-1, assignment.chosen, 1))
 
     def after_step(self, stats: Mapping[str, Tensor]) -> None:

@@ -1,4 +1,5 @@
-"""What options of the plan make of any unit: gates before its output matrix, and a feed-forward of which other layers share a part.
+"""What options of the plan make of any unit: gates before its output matrix, a feed-forward of which other layers share a part, and values
+of the first attention among those of the others.
 
 Gates (after Qiu et al. 2025, "Gated Attention for Large Language Models", who gate each head after attention): what goes into the output
 matrix W of a unit, cut into groups (the heads of a mixer), is scaled by
@@ -7,12 +8,20 @@ matrix W of a unit, cut into groups (the heads of a mixer), is scaled by
 
 They see what they gate and no other input, so that a unit need not know of them, and begin at exactly 1, so that they change nothing at first.
 
-Shared feed-forwards (after Reid, Marrese-Taylor and Matsuo 2021, "Subformer"): a SwiGLU of width F is the sum of two whose widths add up to F.
+Shared feed-forwards (after Reid, Marrese-Taylor and Matsuo 2021, "Subformer"): a SwiGLU or a squared ReLU of width F is the sum of two whose widths
+add up to F.
 One of them is the same in all layers, the other a layer's own:
 
     y = own(x) + a * shared(x)
 
 The scale a, a number for each channel and layer, lets layers differ; and a layer that a grown model did not have begins with 0.
+
+Mixed values (Zhou et al. 2024, "Value residual learning"; learned as in Jordan et al. 2024, "modded-nanogpt"): what the attention of layer l
+attends to, and keeps in its state, is, v1 being the values of the first attention of the model for the same tokens,
+
+    v^l_t + a_l (v1_t - v^l_t)
+
+The share a_l is a number of each layer, 0 at first: so that a model that gets it computes what it did.
 
 Sizes: B batch, T time, D hidden.
 """
@@ -22,6 +31,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lm.preset.switches import Preset
+from lm.units.relu2 import Relu2
 from lm.units.swiglu import SwiGLU
 from lm.units.unit import Context, Mixed, Unit
 
@@ -54,10 +64,19 @@ def with_gates(unit: Unit, groups: int) -> Unit:
     return unit
 
 
+def with_values(unit: Unit, values: str) -> Unit:
+    """`unit` with the part that it has in mixed values: "first" or "mixed"; "own": as it is."""
+    if values == "first":
+        unit.tells_values = True
+    if values == "mixed":
+        unit.first_share = nn.Parameter(torch.zeros(1))
+    return unit
+
+
 class AllShared(Unit):
     """A feed-forward that has nothing for itself but how much of the shared one it takes."""
 
-    def __init__(self, preset: Preset, shared: SwiGLU) -> None:
+    def __init__(self, preset: Preset, shared: Unit) -> None:
         super().__init__()
         self.shared_scale = nn.Parameter(torch.ones(preset.model.hidden_size))
         self._elsewhere = (shared,)  # in a tuple, so that its parameters are the model's and not this unit's too
@@ -69,10 +88,10 @@ class AllShared(Unit):
         return Mixed(self.shared_scale * self._elsewhere[0](x, state, context).y, state)
 
 
-class PartlyShared(SwiGLU):
-    """A feed-forward of its own, and beside it the shared one."""
+class PartlyShared(Unit):
+    """A feed-forward of its own, which is another base of each kind of these, and beside it the shared one."""
 
-    def __init__(self, preset: Preset, shared: SwiGLU) -> None:
+    def __init__(self, preset: Preset, shared: Unit) -> None:
         super().__init__(preset)
         self.beside = AllShared(preset, shared)
 
@@ -80,6 +99,17 @@ class PartlyShared(SwiGLU):
         return Mixed(super().forward(x, state, context).y + self.beside(x, state, context).y, state)
 
 
-def feed_forward(preset: Preset, shared: SwiGLU) -> Unit:
+class PartlySharedSwiGLU(PartlyShared, SwiGLU):
+    """With SwiGLU."""
+
+
+class PartlySharedRelu2(PartlyShared, Relu2):
+    """With squared ReLU."""
+
+
+PARTLY_SHARED = {"swiglu": PartlySharedSwiGLU, "relu2": PartlySharedRelu2}
+
+
+def feed_forward(preset: Preset, shared: Unit) -> Unit:
     """The feed-forward of a layer that takes part in `shared`. `preset`: as it is for the layer."""
-    return (PartlyShared if preset.model.feed_forward_size else AllShared)(preset, shared)
+    return (PARTLY_SHARED[preset.model.activation] if preset.model.feed_forward_size else AllShared)(preset, shared)

@@ -53,7 +53,7 @@ def initial_subsequence(reader: Reader, batch_size: int, device: torch.device) -
 def read_picked(reader: Reader, x: Tensor, picked: Tensor, state: SubsequenceState, context: Context) -> Picked:
     """The tokens of `x` (B, T, D) that `picked` (B, T) names, read by `reader` after what `state` holds.
 
-    The reader's losses count as the tokens that it was given do among all: they stay means over the scored tokens of `x`.
+    The reader's losses count as the tokens that it was given do among all: they stay means over the text in `x`.
     """
     index = index_of(picked)
     text = gathered(x, index)
@@ -62,8 +62,8 @@ def read_picked(reader: Reader, x: Tensor, picked: Tensor, state: SubsequenceSta
     if not len(index):
         return Picked(index, text, Mixed(_unread(text, reader), state._replace(waits=waits)))
     counts = [len(index)] if together else picked.sum(1).tolist()
-    scored = torch.ones_like(picked) if context.scored is None else context.scored
-    columns = (text.split(counts), gathered(begins, index).split(counts), gathered(scored, index).split(counts), _rows(reader, state))
+    counted = torch.ones_like(picked) if context.is_text is None else context.is_text
+    columns = (text.split(counts), gathered(begins, index).split(counts), gathered(counted, index).split(counts), _rows(reader, state))
     read = [_read_row(reader, *row, carry=context.carry) for row in zip(*columns, strict=not together)]
     total = context.total(torch.ones_like(x[..., 0])).clamp(min=1)
     losses = {name: sum(row.losses[name] for row in read if row.losses) / total for name in {name for row in read for name in row.losses}}
@@ -72,11 +72,11 @@ def read_picked(reader: Reader, x: Tensor, picked: Tensor, state: SubsequenceSta
     return Picked(index, text, Mixed(torch.cat([row.y for row in read]), after, losses, stats=stats))
 
 
-def _read_row(reader: Reader, text: Tensor, begins: Tensor, scored: Tensor, state: SubsequenceState, carry: bool) -> Mixed:
-    """One text (M, D), and where its documents begin (M,). Losses are sums over its scored tokens."""
+def _read_row(reader: Reader, text: Tensor, begins: Tensor, counted: Tensor, state: SubsequenceState, carry: bool) -> Mixed:
+    """One text (M, D), and where its documents begin (M,). Losses are sums over its tokens that are `counted` (M,)."""
     if not len(text):
         return Mixed(text, state)
-    context = Context(restart=begins[None], scored=scored[None]).derived(text[None, :, 0], state.position, carry)
+    context = Context(restart=begins[None], is_text=counted[None]).derived(text[None, :, 0], state.position, carry)
     mixed = reader(text[None], state.inner, context)
     count = context.total(torch.ones_like(text[None, :, 0]))
     after = state._replace(position=context.position[:, -1] + 1, inner=mixed.state)

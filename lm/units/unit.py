@@ -22,9 +22,9 @@ class Mixed(NamedTuple):
 
     y: Tensor  # (B, T, D)
     state: State  # the structure that came in; fresh tensors, never written in place
-    losses: Mapping[str, Tensor] = {}  # named scalars, unweighted means over the scored tokens (Context.mean)
+    losses: Mapping[str, Tensor] = {}  # named scalars, unweighted means over the text (Context.mean)
     shared: Mapping[str, Tensor] = {}  # what later layers may read as context.shared
-    stats: Mapping[str, Tensor] = {}  # detached sums over the scored tokens, added up over micro-batches and ranks
+    stats: Mapping[str, Tensor] = {}  # detached sums over the text, added up over micro-batches and ranks
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Context:
     memory: Any = None  # neighbours that come with this piece (lm/units/neighbours.py), fetched outside the model
     cu_seqlens: Tensor | None = None  # (N + 1,) int32: where documents and rows begin in the flattened B * T, and its end
     any_restart: bool | None = None  # whether any document begins after state was carried to it
-    scored: Tensor | None = None  # (B, T) bool: tokens that count in losses and stats; all of them when None
+    is_text: Tensor | None = None  # (B, T) bool: tokens that count in the units' losses and stats, scored or not; all of them when None
     position: Tensor | None = None  # (B, T) int64: place within the document
     document: Tensor | None = None  # (B, T) int64: number of the document, counted over the flattened batch
     carry: bool = True  # whether the state that comes out will be read
@@ -68,13 +68,13 @@ class Context:
         )
 
     def total(self, values: Tensor) -> Tensor:
-        """`values` (B, T, ...) of tokens, added up over those that are scored."""
-        if self.scored is None:
+        """`values` (B, T, ...) of tokens, added up over those that are text."""
+        if self.is_text is None:
             return values.sum((0, 1))
-        return torch.where(self.scored.view(*self.scored.shape, *[1] * (values.ndim - 2)), values, 0).sum((0, 1))
+        return torch.where(self.is_text.view(*self.is_text.shape, *[1] * (values.ndim - 2)), values, 0).sum((0, 1))
 
     def mean(self, values: Tensor) -> Tensor:
-        """The mean of `values` (B, T) over the tokens that are scored; 0 when none is."""
+        """The mean of `values` (B, T) over the tokens that are text; 0 when none is."""
         return self.total(values) / self.total(torch.ones_like(values)).clamp(min=1)
 
 

@@ -1,23 +1,27 @@
 """Drafts and plans as a person meets them in chat: a line under the answer, settings that are changed and refused, a snapshot without heads."""
 
+import io
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
-from lm.app import partner
+from lm.app import chat_screen, partner
 from lm.app.commands import CommandError, changed
 from lm.preset.generation import GenerationConfig
+from lm.training.snapshots import Snapshots
 from tests.app.person import MAIN, Person
 from tests.app.test_chat_memory import GREEDY, SETTINGS, last_turn, taught
 from tests.app.test_earlier import lines, opens, without_blanks
+from tests.generation.words import randomised, tiny_preset, words_tokenizer
 
 HEADS = {"enable_dynamics": True, "enable_value": True, "enable_policy": True}
 
 
 @pytest.fixture(scope="module")
 def foretelling(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return taught(tmp_path_factory.mktemp("foretelling"), 12, auxiliary=HEADS, generation={"draft_length": 4, "draft_entropy": 100})
+    return taught(tmp_path_factory.mktemp("foretelling"), 12, auxiliary=HEADS, generation={"draft_length": 4})
 
 
 def answered(one: partner.Partner, settings: GenerationConfig) -> str:
@@ -59,9 +63,32 @@ def test_a_model_without_heads_leaves_drafts_out_and_refuses_the_rest(foretellin
         bare.conversation(wanted.model_copy(update={"policy_weight": 1.0}))
 
 
-def test_settings_inside_the_planner_are_changed_by_their_path() -> None:
-    from tests.generation.words import tiny_preset
+def test_drafts_stay_wanted_through_a_snapshot_that_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where they can't be had it is said, and only there; what a person sets there counts."""
+    preset, (model, heads) = tiny_preset(), randomised(tiny_preset())
+    bare = preset.model_copy(update={"auxiliary": type(preset.auxiliary)()})
+    partners = {"current": partner.Partner(preset, 0, model, words_tokenizer(), None, heads), "prev": partner.Partner(bare, 0, model, words_tokenizer())}
+    monkeypatch.setattr(chat_screen, "load", partners.get)
+    monkeypatch.setattr(Snapshots, "path_of", lambda self, which: which)
+    said = io.StringIO()
+    chat = chat_screen.Chat(Console(file=said, width=200), chat_screen.talk_with("current", GenerationConfig(draft_length=4, top_p=0.5)))
 
+    def length(name: str, *words: str) -> int:
+        said.seek(0)
+        said.truncate()
+        chat._obey(name, words)
+        return chat.talk.conversation.settings.draft_length
+
+    assert length("/snapshot", "prev") == 0 and "without drafts: this snapshot has no dynamics head" in said.getvalue()
+    assert length("/settings", "temperature", "0.7") == 0
+    assert length("/snapshot", "current") == 4 and "without drafts" not in said.getvalue()
+    assert (chat.talk.conversation.settings.temperature, chat.talk.conversation.settings.top_p) == (0.7, 0.5)
+    assert length("/settings", "draft_length", "6") == 6 and length("/snapshot", "prev") == 0 and length("/snapshot", "current") == 6
+    assert length("/snapshot", "prev") == 0 and length("/settings", "draft_length", "0") == 0
+    assert length("/snapshot", "current") == 0 and length("/snapshot", "prev") == 0 and "without drafts" not in said.getvalue()
+
+
+def test_settings_inside_the_planner_are_changed_by_their_path() -> None:
     preset = tiny_preset()
     settings: Any = changed(preset, preset.generation, ("planner.depth", "5"))
     assert settings.planner.depth == 5 and changed(preset, settings, ("planner.enabled", "true")).planner.enabled

@@ -5,6 +5,7 @@ import re
 import pytest
 
 from lm.app.commands import Command, CommandError, changed, command_in, named_snapshot
+from lm.app.sitting import described
 from lm.preset import preset_from_json
 from lm.preset.switches import GenerationConfig
 
@@ -24,6 +25,12 @@ def test_commands_and_words_are_told_apart():
 def test_settings_change_for_this_chat(name, value, kept):
     settings = changed(PRESET, GenerationConfig(no_repeat_ngram=3), (name, value))
     assert getattr(settings, name) == kept and settings.no_repeat_ngram == 3
+
+
+def test_null_is_a_value():
+    settings = changed(PRESET, GenerationConfig(), ("draft_entropy", "2.5"))
+    assert settings.draft_entropy == 2.5 and changed(PRESET, settings, ("draft_entropy", "null")).draft_entropy is None
+    assert ("draft_entropy", "null") in [row[:2] for row in described(GenerationConfig())]
 
 
 @pytest.mark.parametrize(

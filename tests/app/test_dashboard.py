@@ -4,6 +4,7 @@ import io
 import math
 import os
 import random
+import re
 import signal
 import time
 
@@ -12,6 +13,7 @@ from rich.console import Console
 
 from lm.app import curve, panels
 from lm.app.dashboard import Dashboard, lines_of
+from lm.app.evaluate_screen import table_of
 from lm.app.facts import Facts
 from lm.app.interrupts import Interrupts
 from lm.app.past import past_losses
@@ -266,6 +268,22 @@ def test_the_memory_is_shown_and_pushes_nothing_away():
             assert words in text, words
     assert any("\u2801" <= character <= "\u28ff" for character in small), "the curve has a place"
     assert "without" not in screen(with_memory(), 200, 50) and "chunks" not in screen(with_experts({}), 200, 50)
+
+
+def test_weights_are_measured_beside_their_average():
+    averaged = evaluation(8192, 3.0)
+    averaged |= {"without_average": {"cross_entropy": 3.1, "perplexity": 22.198, "bits_per_byte": 1.2345, "tokens": 8192}}
+    facts = told([*opening(), step(1, 4096, random.Random(1)), averaged])
+    for width, height in SIZES:
+        lines = lines_of(facts, width, height)
+        assert len(lines) == height and {line.cell_len for line in lines} == {width}
+    assert "bits per byte 1.034 (1.234 not averaged)" in screen(facts, 80, 24)
+    assert re.search(r"not averaged +22\.2 +1\.234", screen(facts, 200, 50))
+    assert "1.034 bits per byte (1.234 not averaged)" in facts.log[-1].text
+    shown = io.StringIO()
+    Console(file=shown, width=120).print(table_of(averaged))
+    assert re.search(r"not averaged +3.1000 +22.20 +1.2345 +8,192", shown.getvalue())
+    assert "not averaged" not in screen(told([*opening(), evaluation(8192, 3.0)]), 200, 50)
 
 
 def with_shares(shares: dict[str, float]) -> Facts:

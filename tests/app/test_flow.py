@@ -2,6 +2,7 @@
 
 import io
 import random
+import re
 import sys
 
 import pytest
@@ -109,3 +110,35 @@ def test_a_terminal_that_is_made_narrower(tmp_path):
         person.ends(20)
         words = PROSE.split()
         assert all(word in words for line in person.screen.display[-12:] for word in line.split())
+
+
+GIVEN = [
+    ("The perennial", 0),
+    (" pla", 1),
+    ("nt lives", 1),
+    (" for", 0),
+    (" many  ", 1),
+    ("東京", 1),
+    ("able years; an", 0),
+    (" \n annual", 1),
+    (" ", 1),
+    ("one.", 0),
+]
+
+
+@pytest.mark.parametrize("width", [1, 2, 5, 9, 20, 80])
+def test_what_stands_out_is_marked_and_moves_no_word(width):
+    newest, told = False, {}
+    for accents in (lambda: False, lambda: newest):
+        out = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
+
+        def pieces():
+            nonlocal newest
+            for text, newest in GIVEN:  # noqa: B007
+                yield text
+
+        assert flow(pieces(), out, lambda: width, accents, ("<", ">"))
+        told[len(told)] = out.buffer.getvalue().decode()
+    assert told[0] == re.sub("[<>]", "", told[1])
+    marked = "".join(re.findall("<(.*?)>", told[1], re.S))
+    assert "".join(marked.split()) == "".join("".join(text for text, is_filled in GIVEN if is_filled).split())

@@ -1,5 +1,6 @@
 """What the model still knows: only measures of the same text and the same weights stand beside each other."""
 
+import copy
 import json
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -8,9 +9,10 @@ from pathlib import Path
 import pytest
 from rich.text import Text
 
+from lm.app.earlier import held_out
 from lm.app.forgetting import lines_of, panel_of
 from lm.app.pager import drawn
-from lm.training.forgetting import KEPT, forgotten_in_words, keep_measures, kept_measures
+from lm.training.forgetting import KEPT, forgotten_in_words, keep_measures, kept_measures, last_measured, note_measures
 from lm.training.headers import Header, Listed
 from tests.app.events import HOSTILE
 
@@ -140,3 +142,22 @@ def test_the_past_is_no_source_of_its_own():
     current = header(5000, NOW)
     current.life["sources"]["past text"] = 70
     assert panel(current).sources == ["wikipedia", "books", "c4", "long ago"]
+
+
+def test_what_was_measured_by_both_sides_is_held_against_its_own_kind(tmp_path):
+    """A life that turned from masks to the next token: that is neither progress nor forgetting."""
+    life, both = {"tokens": 10, "runs": [{"tokens": 10}]}, {"a": {"bits_per_byte": 1.0, "tokens": 5, "pseudo": True}}
+    assert note_measures(life, both, "full") == [] and life["runs"][-1]["after"] == {"a": {"bits_per_byte": 1.0, "at": 10}}
+    assert last_measured(life, pseudo=False) == {} and last_measured(life, pseudo=True) == life["runs"][-1]["after"]
+    before = Header(Path("x"), 1, datetime(2026, 11, 20, tzinfo=UTC), "p", copy.deepcopy(life), {}, {}, "b", {"model": {"bidirectional": "own"}})
+    life |= {"tokens": 20}
+    assert note_measures(life, {"a": {"bits_per_byte": 2.0, "tokens": 5}}, "full") == []
+    assert life["measured"]["full"]["a"]["best"] == 2.0 and life["runs"][-1]["after"] == {"a": {"bits_per_byte": 2.0, "at": 20}}
+    now = Header(Path("y"), 1, datetime(2026, 11, 21, tzinfo=UTC), "p", life, {}, {}, "n", {})
+    keep_measures(tmp_path, "b", both)
+    assert kept_measures(tmp_path) == {"b": both}
+    found = panel_of({"a": {"bits_per_byte": 2.0, "tokens": 5}}, now, [Listed("prev", Path("x"), before)], kept_measures(tmp_path))
+    assert found.best == {"a": 2.0} and not found.earlier and not found.missing
+    found = panel_of(both, before, [Listed("run", Path("x"), before), Listed("prev", Path("y"), now)], {})
+    assert found.best == {"a": 1.0} and [dict(bits) for _, bits in found.earlier] == [{"a": 1.0}]
+    assert held_out(before, None) == "a 1.000 pseudo-bits per byte" and held_out(now, None) == "a 2.000 bits per byte"

@@ -107,8 +107,8 @@ def of_the_last_latent(head: Any, readings: list[Reading]) -> dict[str, float]:
             last.append(latents[first[link.chain]])
             true.append(latents[link.place])
             both = compares[link.chain]
-            teacher.append(F.linear(latents[link.place[both]], reading.output_weight))
-            student.append(F.linear(latents[first[link.chain[both]]], reading.output_weight))
+            teacher.append(reading.readout.logits(latents[link.place[both]]))
+            student.append(reading.readout.logits(latents[first[link.chain[both]]]))
     told, wanted = torch.cat(last), torch.cat(true)
     alike = float(divergence(torch.cat(teacher), torch.cat(student)).mean())
     return {"dynamics": nearer(told, wanted.mean(0), wanted), "dynamics_kl": min(alike, spread(torch.cat(teacher)))}
@@ -133,15 +133,10 @@ TRIVIAL: dict[str, Callable[[Any, list[Reading]], dict[str, float]]] = {
     "reconstruction": lambda head, readings: {"reconstruction": entropy(torch.cat([head.asked(reading)[1] for reading in readings]))},
     "value": lambda head, readings: {"value": in_hindsight(head, readings)},
     "dynamics": of_the_last_latent,
-    "policy": lambda head, readings: {"policy": spread(torch.cat([F.linear(*asked(head, reading)) for reading in readings]))},
+    "policy": lambda head, readings: {"policy": spread(torch.cat([reading.readout.logits(head.asked(reading)) for reading in readings]))},
     "latent_consistency": lambda head, readings: {"latent_consistency": of_no_rollout(head, readings)},
     "span_contrastive": lambda head, readings: {"span_contrastive": of_chance(head, readings)},
 }
-
-
-def asked(policy: Any, reading: Reading) -> tuple[Tensor, Tensor]:
-    """The latents (N, D) that a policy looks at, and the output matrix."""
-    return policy.asked(reading), reading.output_weight
 
 
 # By head: a reading whose future is that of other rows, while what the head predicts from stays.

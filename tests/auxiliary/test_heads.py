@@ -19,11 +19,18 @@ from tests.auxiliary.small import ALL, PAD, learner_of, preset_of, read
 from tests.training.ranks import V, rows
 
 
-@pytest.fixture(scope="module")
-def setting() -> tuple:
-    """A learner with all heads in float64, and what they are given of eight rows."""
-    learner = learner_of(preset_of(ALL), torch.float64)
+@pytest.fixture(scope="module", params=[None, 1.5], ids=["no cap", "capped"])
+def setting(request: pytest.FixtureRequest) -> tuple:
+    """A learner with all heads in float64, and what they are given of eight rows; with a soft cap on scores and without."""
+    model = {"hidden_size": 24, "num_layers": 2, "num_heads": 2, "seq_length": 64, "logit_soft_cap": request.param}
+    learner = learner_of(preset_of(ALL, model=model), torch.float64)
     return learner, read(learner, rows())[0]
+
+
+def scores_of(reading: Reading, latent: Tensor) -> Tensor:
+    """Of every entry of the vocabulary (V,) for a latent (D,), plainly."""
+    matrix, cap = reading.readout
+    return matrix @ latent if cap is None else cap * torch.tanh(matrix @ latent / cap)
 
 
 def document(reading: Reading) -> list[list[int]]:
@@ -124,7 +131,7 @@ def test_a_token_is_named(setting: tuple, name: str, ahead: int) -> None:
             if not chosen[row, time] or last >= len(line) or line[last] != line[time] or min(reading.targets[row, time : last + 1]) < 0:
                 continue
             wanted = int(reading.tokens[row, time] if ahead == 0 else reading.targets[row, last])
-            total += nats(reading.output_weight @ head.network(reading.hidden[row, time]), wanted)
+            total += nats(scores_of(reading, head.network(reading.hidden[row, time])), wanted)
             count += 1
     taught = head(reading)
     assert float(taught.sums[name]) == pytest.approx(2 * total, rel=1e-6)
@@ -136,8 +143,8 @@ def test_the_policy_is_near_the_models_own_distribution(setting: tuple) -> None:
     head, total = learner.heads["policy"], 0.0
     chosen = every(5, 0, "policy", reading.row, 0, reading.tokens) & (reading.targets >= 0)
     for row, time in chosen.nonzero().tolist():
-        teacher = torch.distributions.Categorical(logits=reading.output_weight @ reading.hidden[row, time])
-        student = torch.distributions.Categorical(logits=head.scores(reading.hidden[row, time], reading.output_weight))
+        teacher = torch.distributions.Categorical(logits=scores_of(reading, reading.hidden[row, time]))
+        student = torch.distributions.Categorical(logits=head.scores(reading.hidden[row, time], reading.readout))
         total += float(torch.distributions.kl_divergence(teacher, student))
     assert float(head(reading).sums["policy"]) == pytest.approx(5 * total, rel=1e-4)
 
@@ -158,7 +165,7 @@ def test_the_dynamics_go_from_latent_to_latent(setting: tuple) -> None:
             latent = head.step(latent, reading.embedding[reading.tokens[row, at]])
             near += float(F.smooth_l1_loss(latent, reading.hidden[row, at]))
             if compared:
-                scores = [torch.distributions.Categorical(logits=reading.output_weight @ h) for h in (reading.hidden[row, at], latent)]
+                scores = [torch.distributions.Categorical(logits=scores_of(reading, h)) for h in (reading.hidden[row, at], latent)]
                 kl += float(torch.distributions.kl_divergence(*scores))
             if known[row, at]:
                 guesses.append(value.estimate(latent))
@@ -198,7 +205,7 @@ def test_the_teacher_of_latent_consistency_is_the_mean_end_of_rollouts(setting: 
             for step in range(2):
                 hidden = reading.again(tokens)[row, time + step]
                 lot = uniform(0, f"rollout {rollout} {step}", reading.row, 0, reading.tokens)[row, time]
-                tokens[row, time + step + 1] = drawn((reading.output_weight @ hidden)[None], lot[None])[0]
+                tokens[row, time + step + 1] = drawn(scores_of(reading, hidden)[None], lot[None])[0]
             ends[place] = ends.get(place, 0) + reading.again(tokens)[row, time + 2] / 2
     assert len(alone) > 4
     for place, end in ends.items():
@@ -362,7 +369,7 @@ def predictions(learner, reading: Reading) -> dict[str, Tensor]:
         "second_next": heads["second_next"].network(hidden),
         "reconstruction": heads["reconstruction"].network(hidden),
         "value": heads["value"].estimate(hidden),
-        "policy": heads["policy"].scores(hidden, reading.output_weight),
+        "policy": heads["policy"].scores(hidden, reading.readout),
         "latent_consistency": heads["latent_consistency"].foretold(hidden),
         "dynamics": heads["dynamics"].step(hidden[:, :-1], following[:, :-1]),
         "span_contrastive": reading.again(heads["span_contrastive"].masked(reading, spans))[:, :-1],

@@ -75,7 +75,7 @@ def by_place(snapshot: Snapshot, held: list[tuple[Tensor, Tensor]], **model: Any
     nats = []
     for tokens, targets in held:
         hidden = net(tokens, context=Context()).hidden
-        nats.append(linear_cross_entropy(hidden.flatten(0, 1), net.output_weight, targets.flatten())[1].view_as(targets))
+        nats.append(linear_cross_entropy(hidden.flatten(0, 1), net.readout, targets.flatten())[1].view_as(targets))
     mean = torch.cat(nats).mean(0)
     return ", ".join(f"{mean[start:end].mean():.3f}" for start, end in pairwise(EDGES))
 

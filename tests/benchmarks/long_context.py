@@ -6,7 +6,6 @@ with the step.
 """
 
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -22,6 +21,7 @@ from lm.training.distribution import Ranks
 from lm.training.learner import Learner
 from lm.training.optimizer import build_optimizer
 from lm.training.step import Teacher
+from tests.benchmarks.measures import peak_bytes
 
 CHUNK, VOCABULARY = 2048, 512
 SHORT, LONG = 65_700, 657_000
@@ -45,11 +45,6 @@ def sister(tokens: int, chunks: int) -> Preset:
     )
 
 
-def peak() -> int:
-    """The most bytes that this process ever held."""
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-
 def measure(tokens: int, chunks: int) -> dict[str, float]:
     """One step over a row of random tokens, one document, in this process."""
     preset = sister(tokens, chunks)
@@ -57,10 +52,10 @@ def measure(tokens: int, chunks: int) -> dict[str, float]:
     ranks, learner = Ranks(preset.train), Learner(build_model(preset, VOCABULARY))
     teacher = Teacher(ranks, learner, build_optimizer(learner, preset.train), preset.train, {}, Carried(learner.model))
     teacher.step(_row(2 * CHUNK), 1, 0, 10**9)  # what is made once
-    before, began = peak(), time.monotonic()
+    before, began = peak_bytes(), time.monotonic()
     step = teacher.step(_row(tokens), 1, 0, 10**9)
     assert step.sound and step.tokens == tokens
-    return {"peak": peak(), "step": peak() - before, "tokens_per_second": tokens / (time.monotonic() - began)}
+    return {"peak": peak_bytes(), "step": peak_bytes() - before, "tokens_per_second": tokens / (time.monotonic() - began)}
 
 
 def _row(tokens: int) -> Batch:

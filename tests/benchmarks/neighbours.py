@@ -35,7 +35,7 @@ from lm.preset import Preset, count_parameters, load_preset
 from lm.preset.mechanisms import RetroConfig
 from lm.training.learner import Learner
 from lm.units.retro import Neighbours
-from tests.benchmarks.learning import factor
+from tests.benchmarks.measures import factor
 from tests.benchmarks.peers import stepper
 from tests.benchmarks.unit_card import DEVICE, UNIT_PEERS, reader, unit_of
 

@@ -11,7 +11,6 @@ belong to quality: lives and results.jsonl stay there, and started again it goes
 installed documentation.
 """
 
-import contextlib
 import json
 import os
 import re
@@ -27,11 +26,9 @@ import torch
 
 from data_sources import open_stream
 from data_sources.config import DataConfig
-from data_sources.lane import Lane, Mix
 from data_sources.lengths import RowLengths
-from data_sources.order import LANES, draw
+from data_sources.order import draw
 from data_sources.rewriting import Example, Rewriter, Source
-from data_sources.sources import Sources
 from data_sources.special_tokens import with_objective_tokens
 from data_sources.stream import Options
 from data_sources.tokenizer import build_tokenizer, tokenizer_from_json
@@ -44,8 +41,9 @@ from lm.preset import Preset
 from lm.preset.generation import GenerationConfig
 from lm.training import train
 from lm.training.evaluation import encoded, evaluate
-from lm.training.snapshots import Snapshots
-from tests.benchmarks.text import LOCAL
+from lm.training.run import taught
+from lm.training.snapshots import Snapshot, Snapshots
+from tests.benchmarks.text import LOCAL, held_out_texts
 
 TOKENS = int(os.environ.get("OBJECTIVES_TOKENS", 2_000_000))
 SEEDS = tuple(map(int, os.environ.get("OBJECTIVES_SEEDS", "0 1").split()))
@@ -55,10 +53,11 @@ MODEL = {"hidden_size": 64, "num_layers": 4, "num_heads": 4, "seq_length": 256}
 LENGTH, ROWS, BATCHES, ROUNDS = 1024, 8, 60, 3  # of cost
 HELD_OUT, LONGEST, GAPS_A_TEXT, AROUND = 50, 6_000, 3, 400  # texts, their characters, gaps in each, and characters on each side of one
 SURE = GenerationConfig(temperature=0, repetition_penalty=1, max_new_tokens=8)
+THIRDS = {"objective_probabilities": {"R": 1, "S": 1, "X": 1}}
 ARMS: dict[str, dict[str, Any]] = {
     "clm": {},
-    "ul2": {"train": {"objective": "ul2"}},
-    "clm, then 5 % ul2": {"train": {"objective": "ul2", "objectives": [{"until_tokens": TOKENS * 19 // 20, "objective": "clm"}]}},
+    "ul2": {"train": {"objective": "ul2"}, "ul2": THIRDS},
+    "clm, then 5 % ul2": {"train": {"objective": "ul2", "objectives": [{"until_tokens": TOKENS * 19 // 20, "objective": "clm"}]}, "ul2": THIRDS},
     "mlm, own weights": {"train": {"objective": "mlm"}, "model": {"bidirectional": "own"}},
     "mlm, shared weights": {"train": {"objective": "mlm"}, "model": {"bidirectional": "shared"}},
 }
@@ -95,6 +94,7 @@ def preset_of(arm: str, seed: int = 0, **model: Any) -> Preset:
     sections = ARMS[arm]
     habits = {"per_gpu_batch_size": 8, "eval_tokens": 0, "evaluate_every_tokens": 10**9, "sample_every_tokens": 10**9, "snapshot_every_minutes": 3}
     raw = {"name": arm, "model": MODEL | sections.get("model", {}) | model, "train": habits | sections.get("train", {}) | {"seed": seed}}
+    raw |= {"ul2": sections.get("ul2", {})}
     return Preset.model_validate({**raw, "data": DATA.model_copy(update={"vocab_size": 4096}).model_dump()})
 
 
@@ -131,16 +131,8 @@ class Gap(NamedTuple):
 
 
 def held_out() -> list[str]:
-    """The first texts of DATA that no life is trained on, the same for all arms and seeds."""
-    sources = Sources(DATA, 0, "held_out")
-    with contextlib.closing(sources):
-        while not sources.reached(0.1):
-            continue
-        mix, texts = Mix("round_robin", DATA.weights, False), []
-        for lane in (Lane(number, sources.feeds, mix, None) for number in range(LANES)):
-            while len(texts) < HELD_OUT and (text := lane.next_text()) is not None and not lane.is_round:
-                texts.append(text[:LONGEST])
-    return texts
+    """The same for all arms and seeds."""
+    return held_out_texts(DATA, HELD_OUT, LONGEST)
 
 
 def gaps_of(texts: Sequence[str]) -> list[Gap]:
@@ -153,9 +145,10 @@ def gaps_of(texts: Sequence[str]) -> list[Gap]:
     return found
 
 
-def filled(model: Model, tokenizer: Any, preset: Preset, gaps: Sequence[Gap]) -> dict[str, float]:
+def filled(model: Model, tokenizer: Any, snapshot: Snapshot, gaps: Sequence[Gap]) -> dict[str, float]:
     """How often the likeliest words are those that stood in the gap, and bits per byte of these, where the model writes from left to right."""
-    filler, hits, nats, size = filler_of(model, tokenizer, preset), 0, 0.0, 0
+    preset, hits, nats, size = snapshot.preset, 0, 0.0, 0
+    filler = filler_of(model, tokenizer, preset, taught(snapshot))
     for gap in gaps:
         if filler is None:
             written = "".join(generate(model, tokenizer, gap.before, SURE))
@@ -181,7 +174,7 @@ def gap_nats(model: Model, tokenizer: Any, filler: Any, gap: Gap) -> float:
         prompt = [filler.tokens.modes[filler.mode], *prompt, name, *after, name]
     row = torch.tensor([*prompt, *words])
     hidden = model(row[None, :-1]).hidden[0, len(prompt) - 1 :]
-    return float(linear_cross_entropy(hidden, model.output_weight, row[len(prompt) :])[0])
+    return float(linear_cross_entropy(hidden, model.readout, row[len(prompt) :])[0])
 
 
 def quality() -> None:
@@ -214,7 +207,7 @@ def measured(preset: Preset) -> dict[str, Any]:
     texts = held_out()
     found, gaps = evaluate(model, tokenizer, {"held out": texts}, preset), gaps_of(texts)
     about = {"seconds": round(took), "pseudo": found.get("pseudo", False), "bits_per_byte": found["bits_per_byte"], "denoisers": found.get("denoisers", {})}
-    return about | filled(model, tokenizer, preset, gaps)
+    return about | filled(model, tokenizer, snapshot, gaps)
 
 
 def told(lines: Sequence[Mapping[str, Any]]) -> None:

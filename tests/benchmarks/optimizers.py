@@ -19,7 +19,7 @@ from lm.model import build_model
 from lm.preset import Preset, load_preset
 from lm.training.learner import Learner
 from lm.training.optimizer import Optimizer, build_optimizer
-from tests.benchmarks.learning import bits_per_byte, factor
+from tests.benchmarks.measures import bits_per_byte, factor
 from tests.benchmarks.text import LOCAL
 
 TOKENS, ROWS = int(os.environ.get("OPTIMIZER_TOKENS", 1_000_000)), int(os.environ.get("OPTIMIZER_ROWS", 8))

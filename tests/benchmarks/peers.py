@@ -1,4 +1,4 @@
-"""What ours is measured against: the model, transformers' LlamaForCausalLM of the same shape, trained as is usual; and a peer for each unit."""
+"""What ours is measured against: transformers' LlamaForCausalLM and GPT2LMHeadModel of the same shape, trained as is usual; and a peer for each unit."""
 
 from collections.abc import Callable
 
@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from s5 import S5 as PublishedS5
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM, LongformerConfig, Mamba2Config
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, LongformerConfig, Mamba2Config
 from transformers.models.longformer.modeling_longformer import LongformerSelfAttention
 from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer
 from transformers.models.qwen3_next.configuration_qwen3_next import Qwen3NextConfig
@@ -17,13 +17,13 @@ from lm.preset import Preset
 from lm.units.neighbours import encoder_size
 
 
-def llama_of(preset: Preset, vocab_size: int) -> LlamaForCausalLM:
-    """Llama with the sizes of `preset`, tied like it, with torch's fused attention."""
+def llama_of(preset: Preset, vocab_size: int, ffn_size: int | None = None) -> LlamaForCausalLM:
+    """Llama with the sizes of `preset` (ffn_size: another width of its feed-forward), tied like it, with torch's fused attention."""
     model = preset.model
     config = LlamaConfig(
         vocab_size=vocab_size,
         hidden_size=model.hidden_size,
-        intermediate_size=model.feed_forward_size,
+        intermediate_size=ffn_size or model.feed_forward_size,
         num_hidden_layers=model.num_layers,
         num_attention_heads=model.num_heads,
         num_key_value_heads=model.kv_heads,
@@ -34,9 +34,39 @@ def llama_of(preset: Preset, vocab_size: int) -> LlamaForCausalLM:
     return LlamaForCausalLM(config)
 
 
-def llama_loss(llama: nn.Module, batch: Batch) -> torch.Tensor:
+def gpt2_of(preset: Preset, vocab_size: int, ffn_size: int | None = None) -> GPT2LMHeadModel:
+    """GPT-2 with the sizes of `preset` (ffn_size: another width of its feed-forward than four times the model's), without dropout, as nanoGPT has it."""
+    model = preset.model
+    config = GPT2Config(
+        vocab_size=vocab_size,
+        n_positions=model.seq_length,
+        n_embd=model.hidden_size,
+        n_layer=model.num_layers,
+        n_head=model.num_heads,
+        n_inner=ffn_size,
+        tie_word_embeddings=model.tie_embeddings,
+        attn_implementation="sdpa",
+        **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0),
+        **dict.fromkeys(("bos_token_id", "eos_token_id")),  # none of this vocabulary
+    )
+    return GPT2LMHeadModel(config)
+
+
+def of_size(make: Callable[[Preset, int, int | None], nn.Module], preset: Preset, vocab_size: int, parameters: int) -> nn.Module:
+    """The peer that `make` builds, its feed-forward as wide as comes nearest to so many parameters."""
+    with torch.device("meta"):
+        narrow, wide = (count(make(preset, vocab_size, width)) for width in (64, 128))
+    return make(preset, vocab_size, max(1, round(64 + 64 * (parameters - narrow) / (wide - narrow))))
+
+
+def count(module: nn.Module) -> int:
+    """Of its parameters, a shared one once."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def peer_loss(peer: nn.Module, batch: Batch) -> torch.Tensor:
     """Mean cross entropy in nats of the batch's targets: the same as ours are scored on."""
-    logits = llama(input_ids=batch.tokens, use_cache=False).logits
+    logits = peer(input_ids=batch.tokens, use_cache=False).logits
     return F.cross_entropy(logits.float().flatten(0, 1), batch.targets.flatten())
 
 

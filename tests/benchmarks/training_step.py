@@ -14,7 +14,7 @@ from data_sources import Batch
 from lm.model import build_model
 from lm.preset import Preset, load_preset
 from lm.training.learner import Learner
-from tests.benchmarks.peers import llama_loss, llama_of, stepper
+from tests.benchmarks.peers import llama_of, peer_loss, stepper
 from tests.benchmarks.text import local_batches
 
 STEPS = 12
@@ -38,7 +38,7 @@ def main() -> None:
     for precision in ("float32", "bfloat16") if device.type == "cuda" else ("float32",):
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
             ours = stepper(learner, lambda batch: learner([batch]).losses["next_token"], 1e-3)
-            theirs = stepper(llama, lambda batch: llama_loss(llama, batch), 1e-3)
+            theirs = stepper(llama, lambda batch: peer_loss(llama, batch), 1e-3)
             times = [(timed(ours, batch, device), timed(theirs, batch, device)) for batch in batches][2:]
         tokens = batches[0].tokens.numel()
         mine, peer = (tokens / statistics.median(column) for column in zip(*times, strict=True))

@@ -9,7 +9,6 @@ A length that would take over CARD_SECONDS (default 60) a reading, at the slope 
 import json
 import math
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 from lm.preset import MECHANISMS, Preset
 from lm.units import UNITS, Context
 from lm.units.neighbours import AT, ENCODED, LENGTH
+from tests.benchmarks.measures import peak_bytes
 from tests.benchmarks.peers import UNIT_PEERS
 
 LENGTHS = (1024, 4096, 16_384, 65_536)
@@ -78,17 +78,13 @@ def timed(read: Callable[[Tensor], Tensor], x: Tensor) -> float:
     return time.perf_counter() - began
 
 
-def peak() -> int:
-    return torch.cuda.max_memory_allocated() if DEVICE.type == "cuda" else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
 def measure(name: str, length: int, with_peer: bool) -> Reading:
     preset, unit = unit_of(name)
     read, x = reader(unit, name), torch.randn(1, length, SIZES["hidden_size"], device=DEVICE, requires_grad=True)
     timed(read, x[:, :64])
-    before = peak()
+    before = peak_bytes()
     timed(read, x)
-    memory = peak() - before
+    memory = peak_bytes() - before
     peer = UNIT_PEERS[name](preset).to(DEVICE) if with_peer and name in UNIT_PEERS else None
     if peer is not None:
         timed(peer, x)

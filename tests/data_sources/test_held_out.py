@@ -1,6 +1,7 @@
 """Held-out text: by content alone, at least one where a local source has two, frozen on disk."""
 
 import json
+import pickle
 from itertools import islice
 from pathlib import Path
 
@@ -8,8 +9,9 @@ import pytest
 
 from data_sources import HeldOutStore, merge_cursors, open_stream
 from data_sources.cursor import read_so_far
-from data_sources.held_out import SHARE, Choice, HeldOut, local_choice
+from data_sources.held_out import SHARE, Choice, Held, HeldOut, local_choice
 from data_sources.order import content_hash
+from data_sources.stream import Options
 from tests.data_sources.streams import byte_tokenizer, data_config, files, global_batches, paragraphs, read_texts, rows_of, write_jsonl
 
 
@@ -121,6 +123,30 @@ def test_a_torn_line_is_passed_over(tmp_path: Path) -> None:
     (file,) = tmp_path.glob("*.jsonl")
     file.write_text(file.read_text() + json.dumps({"source": "a", "text": "torn", "tokens": 4})[:-3] + "\n[]\n")
     assert HeldOutStore(tmp_path, 100).texts("a") == ["first\u2028line", "second\nline"]
+
+
+def test_what_is_learned_of_a_text_is_kept_with_it_and_old_lines_are_learned_as_a_whole(tmp_path: Path) -> None:
+    store = HeldOutStore(tmp_path, 100)
+    asked = pickle.loads(pickle.dumps(Held("what? thät", ((6, 10),))))
+    store.extend([("a", asked), ("a", Held("a text"))], len)
+    (file,) = tmp_path.glob("*.jsonl")
+    assert [set(json.loads(line)) for line in file.read_text().splitlines()] == [{"source", "text", "tokens", "learned"}, {"source", "text", "tokens"}]
+    for held in (store, HeldOutStore(tmp_path, 100)):
+        first, second = held.texts("a")
+        assert (first, first.learned, first.learned_bytes) == ("what? thät", ((6, 10),), 5) and (second.learned, second.learned_bytes) == (None, 6)
+    assert (first.beginning(8), first.beginning(8).learned, first.beginning(3).learned) == ("what? th", ((6, 8),), ())
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_what_is_met_says_what_is_learned_of_it(tmp_path: Path, workers: int) -> None:
+    rows = [{"q": f"what is {text}?", "a": text} for text in paragraphs(250)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = data_config(files("a", tmp_path / "pairs.jsonl", input_field="q", target_field="a"))
+    with open_stream(data, byte_tokenizer(), 64, 48, options=Options(workers=workers)) as stream:
+        for _ in stream:
+            pass
+        found = {held: held.learned for _, held in stream.held_out.take_new()}
+    assert found and all(spans == ((10 + (len(text) - 10) // 2, len(text)),) for text, spans in found.items())
 
 
 def test_what_could_not_be_written_is_written_by_the_next_call(tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ from data_sources.lengths import RowLengths, Stage
 from data_sources.stream import Options
 from tests.data_sources.streams import Row, byte_tokenizer, data_config, files, global_batches, paragraphs, read_texts, rows_of, three_sources, write_jsonl
 
-GROWING = RowLengths((Stage(2_000, 10), Stage(6_000, 33)), 64, rows=24)
+GROWING = RowLengths((Stage(2_000, 10, 24), Stage(6_000, 33, 24)), 64, rows=24)
+RAMP = RowLengths.of([(2_000, 10), (6_000, 33)], [(1_000, 7), (4_000, 13)], (64, 24))
 
 
 def test_stages_end_with_the_batch_that_crosses_their_end() -> None:
@@ -25,6 +26,37 @@ def test_counting_may_begin_anywhere() -> None:
     moved = GROWING._replace(origin=1_000, tokens=1_900)
     assert [moved.at(1_000 + 24 * batch) for batch in range(7)] == [10, 33, 33, 33, 33, 33, 64]
     assert GROWING._replace(tokens=10**9).at(0) == 64 == RowLengths.constant(64).at(12_345)
+
+
+def test_rows_of_a_batch_grow_with_the_life() -> None:
+    """By a loop over batches: each is as its curricula say where it begins."""
+    row, tokens, kinds = 0, 0, set()
+    for _ in range(40):
+        length = 10 if tokens < 2_000 else 33 if tokens < 6_000 else 64
+        rows = 7 if tokens < 1_000 else 13 if tokens < 4_000 else 24
+        for inside in (row, row + rows - 1):
+            assert (RAMP.at(inside), RAMP.rows_at(inside), RAMP.tokens_before(inside)) == (length, rows, tokens)
+        row, tokens = row + rows, tokens + rows * length
+        kinds.add((length, rows))
+    assert kinds == {(10, 7), (10, 13), (33, 13), (33, 24), (64, 24)} and RAMP.most_rows == 24
+    assert RAMP._replace(origin=100, tokens=3_990).rows_at(100) == 13 and RAMP._replace(origin=100, tokens=3_990).rows_at(113) == 24
+    assert RowLengths.of([], [(500, 48)], (64, 24)).most_rows == 48
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_batches_that_grow_are_the_same_on_any_number_of_ranks_and_through_a_stop(tmp_path: Path, world_size: int) -> None:
+    """A batch of seven rows can't be shared out evenly by any of them."""
+    mix, options = three_sources(tmp_path), Options(lengths=RAMP)
+    whole = global_batches(mix, 32, 24, options=options)
+    sizes = [(len(rows), len(rows[0].tokens)) for rows, _ in whole]
+    numbers = [row.number for rows, _ in whole for row in rows]
+    assert numbers == list(range(sum(size for size, _ in sizes))) and {size for size, _ in sizes} == {7, 13, 24}
+    assert sizes == [(RAMP.rows_at(rows[0].number), RAMP.at(rows[0].number)) for rows, _ in whole]
+    assert global_batches(mix, 32, 24, world_size=world_size, options=options) == whole
+    for stop in (5, 16, 27):
+        again = global_batches(mix, 32 - stop, 24, world_size=world_size, cursor=whole[stop - 1][1], options=options)
+        assert again == whole[stop:]
+    assert global_batches(mix, 18, 24, options=Options(lengths=RAMP, workers=2)) == whole[:18]
 
 
 @pytest.mark.parametrize("world_size", [2, 3])

@@ -29,6 +29,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "shared_attention": {"enabled": True, "layers": [2, 3]},
     },
     "a memory without its unit": {"retro": {"enabled": True, "add_cross_attention": False}},
+    "squared ReLU": {"model": {"activation": "relu2", "ffn_size": None}, "shared_ffn": {"enabled": True, "layers": [0, 1]}},
+    "values of the first attention": {
+        "model": {"num_layers": 3, "num_kv_heads": 1, "value_residual": True, "tie_embeddings": False},
+        "longformer": {"enabled": True, "layers": [1], "window": 5},
+    },
+    "soft cap": {"model": {"logit_soft_cap": 2.0, "qk_norm": False}},
     "one feed-forward": {"shared_ffn": {"enabled": True, "private_share": 0.0}},
     **{name: {name: {"enabled": True, "layers": "even"}} for name, claim in MECHANISMS.items() if claim.built},
     "mixture_of_depths": {"s5": {"enabled": True, "layers": "odd"}, "mixture_of_depths": {"enabled": True, "layers": "odd", "select": "previous_ffn"}},

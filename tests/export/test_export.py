@@ -100,8 +100,8 @@ def test_padding_changes_nothing(name: str, snapshots: dict[str, Snapshot], seen
 def test_the_loss_and_its_gradient_are_ours(name: str, snapshots: dict[str, Snapshot], seen: dict[str, Any], told: dict[str, Any]) -> None:
     """With the units' own losses, weighted as in training, over the tokens that are scored."""
     model, targets, weights = model_of(snapshots[name]), F.pad(told["labels"][:, 1:], (0, 1), value=-100), loss_weights(snapshots[name].preset)
-    out, count = model(told["tokens"], context=Context(scored=targets >= 0)), (targets >= 0).sum()
-    total, _ = linear_cross_entropy(out.hidden.flatten(0, 1), model.output_weight, targets.flatten())
+    out, count = model(told["tokens"], context=Context(is_text=targets >= 0)), (targets >= 0).sum()
+    total, _ = linear_cross_entropy(out.hidden.flatten(0, 1), model.readout, targets.flatten())
     assert weights.keys() == out.losses.keys()
     loss = total / count + sum(weights[key] * value for key, value in out.losses.items())
     loss.backward()

@@ -8,11 +8,14 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 
 import lm.export.folder as folder_module
 from lm.export import ExportError, export_snapshot
@@ -170,6 +173,18 @@ def test_the_card_says_that_a_memory_stays_behind(tokenizer_json: str, tmp_path:
     for retro, said in (({"enabled": True}, True), ({"enabled": True, "add_cross_attention": False}, False), ({}, False)):
         place = export_snapshot(snapshot_of(preset_of("reads on", retro=retro), tokenizer_json), tmp_path)
         assert (row in (place / "README.md").read_text(encoding="utf-8").splitlines()) == said
+
+
+def test_of_averaged_weights_the_average_is_written(tokenizer_json: str, tmp_path: Path) -> None:
+    preset = preset_of("steady", train={"average_tokens": 70_000})
+    found = snapshot_of(preset, tokenizer_json)
+    found = replace(found, average={"model.norm.weight": torch.full_like(found.weights["model.norm.weight"], 1.25)})
+    place = export_snapshot(found, tmp_path)
+    written = load_file(place / "model.safetensors")
+    for name, tensor in found.weights.items():
+        assert torch.equal(written[f"model.{name.removeprefix('model.')}"], found.average.get(name, tensor))
+    card = (place / "README.md").read_text(encoding="utf-8")
+    assert "| weights | an average over training, in which weights of 70,000 tokens ago count half |" in card.splitlines()
 
 
 def test_names_from_outside_are_only_words(tokenizer_json: str, tmp_path: Path) -> None:

@@ -1,8 +1,11 @@
 """Drafts change speed alone: the distribution, the state, and all that writing promises stay as they are."""
 
 import copy
+import math
 import random
+import statistics
 from collections.abc import Callable, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +17,17 @@ from torch.utils._pytree import tree_leaves
 from lm.app.chat_screen import paces_in_words
 from lm.generation import Writing, generate
 from lm.generation import writing as writing_module
-from lm.generation.drafting import PENDING, Draft, Pace, Paces
+from lm.generation.drafting import PENDING, SOUNDED, Draft, Drafter, Pace, Paces
+from lm.generation.foresight import Foresight
+from lm.generation.sampling import Sampler
 from lm.model import Model
 from lm.preset import PresetError, load_preset, preset_from_json
-from lm.preset.generation import GenerationConfig
+from lm.preset.generation import GenerationConfig, PlannerConfig
 from tests.generation.chi_square import agrees
 from tests.generation.words import ENDED, HEADS, WORDS, all_that_may_come, randomised, taught, tiny_preset, words_tokenizer
 from tests.test_law import MODELS, preset_of
 
-GREEDY = GenerationConfig(temperature=0, repetition_penalty=1.1, no_repeat_ngram=4, max_new_tokens=40, draft_length=4, draft_entropy=100)
+GREEDY = GenerationConfig(temperature=0, repetition_penalty=1.1, no_repeat_ngram=4, max_new_tokens=40, draft_length=4)
 DRAWN = GREEDY.model_copy(update={"temperature": 0.9, "top_p": 0.97})
 PROMPT = (3, 4)
 TOKENIZER, ENDLESS = words_tokenizer(), words_tokenizer(ends=False)
@@ -179,6 +184,23 @@ def test_going_on_as_one_longer_writing_and_with_other_settings() -> None:
         holds_all_it_wrote(model, more)
 
 
+def test_a_soft_cap_is_on_all_scores_that_are_written_by() -> None:
+    """What the model says, what drafts are drawn from, and the policy."""
+    preset = tiny_preset()
+    model, heads = randomised(preset.model_copy(update={"model": preset.model.model_copy(update={"logit_soft_cap": 0.2})}), std=0.5)
+    out = model(torch.tensor([PROMPT]))
+    latent = out.hidden[0, -1]
+    products = model.embedding.weight @ latent
+    expected = 0.2 * torch.tanh(products / 0.2)
+    assert (products - expected).abs().max() > 0.1
+    torch.testing.assert_close(out.logits[0, -1], expected)
+    torch.testing.assert_close(begun(model, heads, GREEDY)._prompt_read().ahead.rows.scores[0], expected)
+    foresight = Foresight(model, heads)
+    torch.testing.assert_close(foresight.scores(latent, 5), expected[:5])
+    policy = model.embedding.weight @ heads["policy"].network(latent)
+    torch.testing.assert_close(foresight.policy(latent), (0.2 * torch.tanh(policy / 0.2)).log_softmax(-1))
+
+
 @pytest.mark.parametrize("length", [1, 2, 3, 5, 8])
 def test_the_longest_answer_is_kept_to(length: int) -> None:
     model, heads = randomised(tiny_preset())
@@ -202,6 +224,31 @@ def test_the_end_of_the_document_among_drafts_ends_it_and_is_not_read() -> None:
         pytest.fail("no document ended")
 
 
+@pytest.mark.parametrize("kind", ["the end drafted", "another drafted", "planned"])
+def test_going_on_after_an_end_is_to_choose_anew(kind: str) -> None:
+    """As a writing that reads all of it afresh would, with the same draws: what led to the end counts no more."""
+    model, heads = randomised(tiny_preset(), std=0.5)
+    planner = PlannerConfig(enabled=kind == "planned", commit="piece", piece_length=6, depth=0, value_weight=0.0)
+    settings = plain(DRAWN).model_copy(update={"max_new_tokens": 6, "planner": planner})
+    drafts = [Draft(0 if kind == "the end drafted" else 1, torch.full((len(WORDS),), 1 / len(WORDS)))] * 2
+    ended = 0
+    for seed in range(100):
+        writing = begun(model, heads, settings, seed, TOKENIZER)
+        if kind != "planned":
+            writing._chooser.drafts = lambda latent, history, limit: tuple(drafts[:limit])
+        if not 0 < len(written(writing)) < 5:  # the first token is behind no draft, nor the last
+            continue
+        ended += 1
+        for again in (1, 2, 3):
+            afresh = Writing(model, TOKENIZER, writing.document, settings, seed=again, heads=heads)
+            more = writing.going_on(settings, again)
+            assert written(more) == written(afresh)
+        holds_all_it_wrote(model, more)
+        if ended == 3:
+            break
+    assert ended == 3
+
+
 def test_no_pass_is_long_and_none_is_made_to_undo() -> None:
     """With drafts that are never kept there are as many passes as tokens, and what is read again stays within bounds."""
     model, heads = randomised(tiny_preset())
@@ -219,15 +266,50 @@ def test_no_pass_is_long_and_none_is_made_to_undo() -> None:
     assert len(expected) == 40
 
 
-def test_a_draft_ends_where_its_entropy_is_high() -> None:
+@pytest.mark.parametrize("kind", ["half wrong", "all wrong", "never sure"])
+def test_passes_as_without_drafts_are_known_by_what_they_read(kind: str) -> None:
+    """One token, and no drafting tried: only those say how fast a token would be without drafts."""
+    model, heads = randomised(tiny_preset())
+    settings = GREEDY.model_copy(update={"max_new_tokens": 60, "no_repeat_ngram": 0})
+    expected = written(begun(model, heads, plain(settings)))
+    writing = begun(model, heads, settings)
+    next(writing)
+    drafter, forward = Told([] if kind == "never sure" else expected, 1.0 if kind == "all wrong" else 0.5), model.forward
+    tried: list[int] = []
+    read: list[int] = []
+    writing._chooser.drafts = lambda latent, history, limit: tried.append(limit) or drafter(latent, history, limit)
+    model.forward = lambda tokens, *rest: read.append(tokens.shape[1]) or forward(tokens, *rest)
+    written(writing)
+    del model.forward
+    alone = [count == 1 and not limit for count, limit in zip(read, tried, strict=True)]
+    paces = writing.paces
+    assert (paces.plain.passes, paces.drafted.passes) == (sum(alone), len(alone) - sum(alone))
+    assert paces.plain.tokens == paces.plain.passes and 2 <= paces.plain.passes <= 2 + len(alone) / SOUNDED, "one in sixteen, and the last"
+    assert paces.drafted.tokens + paces.plain.tokens == 60 - 1 and paces_in_words(paces).startswith("drafts: ")
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("temperature", [0.0, 0.4, 0.9, 1.5])
+def test_a_draft_ends_where_its_entropy_is_high(temperature: float) -> None:
+    """That of what it is drawn from; by default nowhere."""
     model, heads = randomised(tiny_preset())
     heads["dynamics"].norm.weight.data *= 5  # else all are about as uncertain
-    drafted = {}
-    for nats in (0.0, 1.2, 100.0):
-        writing = begun(model, heads, DRAWN.model_copy(update={"draft_entropy": nats, "max_new_tokens": 60, "no_repeat_ngram": 0}), 2)
-        written(writing)
-        drafted[nats] = writing.paces.drafted.drafts / sum(pace.passes for pace in writing.paces)
-    assert drafted[0.0] == 0 < drafted[1.2] < 0.7 * drafted[100.0]
+    foresight, latent = Foresight(model, heads), model(torch.tensor([PROMPT])).hidden[0, -1]
+
+    def drafts(nats: float | None, seed: int) -> tuple[Draft, ...]:
+        settings = DRAWN.model_copy(update={"temperature": temperature, "draft_entropy": nats, "no_repeat_ngram": 0})
+        return Drafter(settings, Sampler(settings, seed), foresight).drafts(latent, [*PROMPT, 1 + seed % 6], 6)
+
+    def nats_of(draft: Draft) -> float:
+        return -sum(chance * math.log(chance) for chance in draft.chances.tolist() if chance)
+
+    lengths, most = set(), statistics.quantiles((nats_of(draft) for seed in range(12) for draft in drafts(None, seed)), n=6)[-1] + 1e-5
+    for seed in range(12):
+        every, some = drafts(None, seed), drafts(most, seed)
+        assert len(every) == 6 and [draft.token for draft in some] == [draft.token for draft in takewhile(lambda draft: nats_of(draft) <= most, every)]
+        lengths.add(len(some))
+    assert lengths == {6} if temperature == 0 else len(lengths) > 1
+    assert GenerationConfig().draft_entropy is None
 
 
 def test_draws_repeat_with_a_seed_and_the_old_state_stays_as_it_was() -> None:
@@ -237,6 +319,10 @@ def test_draws_repeat_with_a_seed_and_the_old_state_stays_as_it_was() -> None:
     kept = copy.deepcopy(first.state)
     written(Writing(model, TOKENIZER, PROMPT[1:], DRAWN, first.state, heads=heads))
     assert all(torch.equal(*pair) for pair in zip(tree_leaves(kept), tree_leaves(first.state), strict=True))
+
+
+def refused(switch: str, head: str) -> str:
+    return rf"^generation\.{switch} needs the {head} head, and auxiliary\.enable_{head} is off: train with it on, or set {switch} to 0$"
 
 
 def test_heads_that_are_not_there_are_refused_in_one_line() -> None:
@@ -249,7 +335,7 @@ def test_heads_that_are_not_there_are_refused_in_one_line() -> None:
     for head, switches in asked.items():
         settings = GenerationConfig.model_validate(switches)
         others = nn.ModuleDict({name: module for name, module in heads.items() if name != head})
-        with pytest.raises(ValueError, match=rf"^generation\.{next(iter(switches))} needs the {head} head.* auxiliary\.enable_{head}.*default$"):
+        with pytest.raises(ValueError, match=refused(next(iter(switches)), head)):
             generate(model, TOKENIZER, "a plant", settings, heads=others)
         assert "".join(generate(model, TOKENIZER, "a plant", settings, heads=heads)) is not None
     with pytest.raises(PresetError, match=r"generation.draft_length needs the dynamics head") as caught:
@@ -262,4 +348,5 @@ def test_paces_in_words() -> None:
     drafted, sounded = Pace(passes=50, tokens=120, seconds=1.2, drafts=150, kept=70), Pace(passes=5, tokens=5, seconds=0.1)
     assert paces_in_words(Paces(sounded, drafted)) == "drafts: 47 % of 150 kept · 2.4 tokens a pass · 1.9 times as fast as without"
     assert paces_in_words(Paces(Pace(), drafted)) == "drafts: 47 % of 150 kept · 2.4 tokens a pass"
+    assert paces_in_words(Paces(Pace(), drafted._replace(drafts=0, kept=0))) == "drafts: none was sure enough · 2.4 tokens a pass"
     assert Paces(sounded).speed_up is None and Paces().speed_up is None

@@ -244,7 +244,7 @@ def test_passages_compare_by_what_they_say() -> None:
 def test_drafts_leave_answers_and_what_was_found_as_they_are(vocabulary: int, attending: Model, tokenizer: PreTrainedTokenizerFast, memory: Memory) -> None:
     """With a memory that is asked on the way: no chunk asks that holds a token which was only drafted."""
     heads = build_heads(attending_preset(), pad=0).double()
-    settings = SHORT.model_copy(update={"max_new_tokens": 40, "draft_length": 5, "draft_entropy": 100.0, "draft_vocabulary": vocabulary})
+    settings = SHORT.model_copy(update={"max_new_tokens": 40, "draft_length": 5, "draft_vocabulary": vocabulary})
     answers, found, asked = [], [], []
     for each in (settings.model_copy(update={"draft_length": 0}), settings):
         heard, chunks = Heard(Lookup(memory, memory.length, SIZE, 2)), set()

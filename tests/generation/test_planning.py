@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections.abc import Collection
 from typing import Any
 
 import pytest
@@ -21,7 +22,7 @@ from tests.generation.test_drafting import ENDLESS, PROMPT, holds_all_it_wrote, 
 from tests.generation.words import HEADS, WORDS, randomised, tiny_preset
 
 HISTORY = [3, 4, 4]
-RULES = {"repetition_penalty": 1.3, "temperature": 0, "max_new_tokens": 24}
+RULES = {"repetition_penalty": 1.3, "temperature": 0, "max_new_tokens": 24, "draft_vocabulary": 2}  # which drafts alone look at
 EVERY = len(WORDS)
 
 
@@ -40,21 +41,24 @@ class Setting:
         self.scores, self.latent = out.logits[0, -1], out.hidden[0, -1]
         self.ahead = Ahead(Rows(self.scores[None], self.latent[None]), (), self.model.initial_state(1))
 
-    def chooser(self, settings: GenerationConfig, seed: int = 0) -> Chooser:
-        return Chooser(settings, seed, self.model, self.heads)
+    def chooser(self, settings: GenerationConfig, seed: int = 0, ends: Collection[int] = ()) -> Chooser:
+        return Chooser(settings, seed, self.model, self.heads, ends)
 
-    def by_hand(self, piece: tuple[int, ...], config: PlannerConfig) -> float:
+    def by_hand(self, piece: tuple[int, ...], config: PlannerConfig, ends: Collection[int] = ()) -> float:
         """log p + policy_weight * log pi - value_weight * v of a piece, token by token."""
         sampler, latent, scores, total, path = Sampler(GenerationConfig(**RULES)), self.latent, self.scores, 0.0, []
         for number, token in enumerate(piece):
             logs = sampler.ruled(scores, [*HISTORY, *piece[:number]]).log_softmax(-1)
-            policy = self.heads["policy"].scores(latent, self.model.output_weight).log_softmax(-1)
+            policy = self.heads["policy"].scores(latent, self.model.readout).log_softmax(-1)
             total += float(logs[token]) + config.policy_weight * float(policy[token])
             latent = self.heads["dynamics"].step(latent, self.model.embedding.weight[token])
             scores = self.model.output_weight @ latent
             path.append(latent)
         for _ in range(config.depth):
-            path.append(self.heads["dynamics"].step(path[-1], self.model.embedding.weight[(self.model.output_weight @ path[-1]).argmax()]))
+            if token in ends:
+                break
+            token = int((self.model.output_weight @ path[-1]).argmax())
+            path.append(self.heads["dynamics"].step(path[-1], self.model.embedding.weight[token]))
         return total - config.value_weight * sum(float(self.heads["value"].estimate(each)) for each in path) / len(path)
 
 
@@ -97,6 +101,36 @@ def test_the_best_piece_of_all_is_found_where_the_beam_holds_them(setting: Setti
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("plan", PLANS, ids=str)
+def test_a_piece_ends_where_its_document_does(setting: Setting, plan: dict[str, Any]) -> None:
+    """Nothing behind the end counts, neither of the piece nor of what is foretold; a piece is as long as it has to be."""
+    settings = settings_of({"candidates": 256, "commit": "piece", "piece_length": 2, **plan})
+    lengths = set()
+    for ends in ((), (0,), (2, 5), (1, 3, 4, 6), range(EVERY)):
+        pieces = [(token,) if token in ends else (token, other) for token in range(EVERY) for other in range(EVERY)]
+        scores = {piece: setting.by_hand(piece, settings.planner, ends) for piece in pieces}
+        chooser, seen = setting.chooser(settings, ends=ends), []
+        chooser._sampler.tempered = lambda merit, warmth, seen=seen: seen.append(merit) or merit.softmax(-1) == merit.softmax(-1).max()
+        chosen = chooser.chosen(setting.ahead, HISTORY)
+        assert (chosen.token, *chosen.planned) == max(scores, key=scores.get)
+        torch.testing.assert_close(seen[0].sort().values, torch.tensor(sorted(scores.values())), rtol=1e-5, atol=1e-5)
+        lengths.add(1 + len(chosen.planned))
+        token = settings_of({"candidates": EVERY, **plan})
+        routed = Planner(token, Sampler(token), setting.foresight, ends).routed(Sampler(token).ruled(setting.scores, HISTORY), setting.latent)
+        expected = torch.tensor([setting.by_hand((token,), settings.planner, ends) for token in range(EVERY)])
+        torch.testing.assert_close(routed, expected, rtol=1e-5, atol=1e-5)
+    assert lengths == {1, 2}
+
+
+@torch.no_grad()
+def test_a_token_without_a_value_is_chosen_without_dynamics(setting: Setting) -> None:
+    settings = settings_of({"candidates": EVERY, "value_weight": 0.0, "policy_weight": 0.5})
+    chosen = Chooser(settings, 0, setting.model, {"policy": setting.heads["policy"]}).chosen(setting.ahead, HISTORY)
+    assert chosen.token == max(range(EVERY), key=lambda token: setting.by_hand((token,), settings.planner))
+    assert set(settings.needs) == {"policy"} and set(settings_of({"value_weight": 0.0, "commit": "piece"}).needs) == {"dynamics"}
+
+
+@torch.no_grad()
 def test_pieces_and_tokens_are_drawn_by_their_scores(setting: Setting) -> None:
     plan = {"candidates": 256, "value_weight": 1.0, "policy_weight": 0.5}
     settings = settings_of({**plan, "commit": "piece", "piece_length": 2}, temperature=0.7, top_p=1.0)
@@ -133,17 +167,14 @@ def test_the_state_is_that_of_what_was_written(setting: Setting, commit: str) ->
 
 def test_drafts_leave_what_a_planner_writes_as_it_is(setting: Setting) -> None:
     settings = settings_of({"policy_weight": 0.5})
-    plain, drafted = (
-        Writing(setting.model, ENDLESS, PROMPT, settings.model_copy(update={"draft_length": length, "draft_entropy": 100.0}), heads=setting.heads)
-        for length in (0, 4)
-    )
+    plain, drafted = (Writing(setting.model, ENDLESS, PROMPT, settings.model_copy(update={"draft_length": length}), heads=setting.heads) for length in (0, 4))
     assert written(plain) == written(drafted) and drafted.paces.drafted.drafts
 
 
 @torch.no_grad()
 def test_the_policy_steers_plain_sampling(setting: Setting) -> None:
     def expected(weight: float) -> Tensor:
-        policy = setting.heads["policy"].scores(setting.latent, setting.model.output_weight).log_softmax(-1)
+        policy = setting.heads["policy"].scores(setting.latent, setting.model.readout).log_softmax(-1)
         return (setting.scores + weight * policy).float().softmax(-1)
 
     tokens = set()
@@ -174,6 +205,15 @@ def test_difficulty_sets_the_temperature_within_bounds(setting: Setting, strengt
         assert agrees([chooser.chosen(setting.ahead, HISTORY).token for _ in range(300)], dict(enumerate(expected.tolist())))
     finally:
         value.mean.fill_(0.0)
+    usual = setting.chooser(settings.model_copy(update={"difficulty_bits": GenerationConfig().difficulty_bits}))
+    assert usual.warmth(setting.latent) == 1.0, "nothing was learned yet"
+    try:
+        for nats in (0.7, 3.0):
+            value.mean.fill_(nats)
+            more = float(value.estimate(setting.latent)) / nats - 1
+            assert usual.warmth(setting.latent) == pytest.approx(2 ** (strength * math.tanh(more))) != 1.0
+    finally:
+        value.mean.fill_(0.0)
     off = setting.chooser(settings.model_copy(update={"difficulty_temperature": 0.0}))
     assert off.warmth(setting.latent) == 1.0
 
@@ -189,7 +229,9 @@ def test_difficulty_sets_the_temperature_within_bounds(setting: Setting, strengt
     ],
 )
 def test_what_a_model_has_no_head_for_is_refused_in_one_line(generation: str, heads: str, said: str) -> None:
-    with pytest.raises(PresetError, match=said) as caught:
+    switch, head = said.split(" needs the ")
+    cause = rf"{said}, and auxiliary.enable_{head.split()[0]} is off: train with it on, or set {switch} to {'false' if 'enabled' in switch else '0'}"
+    with pytest.raises(PresetError, match=cause) as caught:
         preset_from_json(f'{{"generation": {{{generation}}}, "auxiliary": {{{heads}}}, "data": {{"sources": ["c4"]}}}}', "test")
     assert "\n" not in str(caught.value)
     preset_from_json(f'{{"generation": {{{generation}}}, {HEADS}, "data": {{"sources": ["c4"]}}}}', "test")

@@ -57,3 +57,30 @@ def test_a_checked_draft_is_a_draw(name: str) -> None:
     overlap = float(torch.minimum(target[: len(drafted)], drafted).sum())
     assert abs(kept / DRAWS - overlap) < 0.04, "Leviathan et al.: as often as the two agree"
     assert name == "the same" or not agrees([sampler.draw(drafted) for _ in range(DRAWS)], expected)
+
+
+@pytest.mark.parametrize(
+    ("target", "drafted"),
+    [
+        ((0.1, 0.35, 0.45, 0.1), (0.45, 0.45, 0.05, 0.05)),
+        ((0.05, 0.3, 0.25, 0.4), (0.5, 0.3, 0.2)),  # the last is never drafted
+        ((0.02, 0.08, 0.6, 0.3), (0.6, 0.4)),  # far more than what they should be
+        ((0.2, 0.5, 0.3), (0.2, 0.5, 0.3)),
+        ((0.0, 1.0, 0.0), (0.3, 0.4, 0.3)),  # greedy
+    ],
+)
+def test_checked_drafts_of_few_tokens_follow_their_chances_closely(target: tuple[float, ...], drafted: tuple[float, ...]) -> None:
+    """So many draws that another rest than p - q, such as p without the draft, would be seen: tried with it."""
+    sampler, wanted, chances = Sampler(GenerationConfig(), 5), torch.tensor(target), torch.tensor(drafted)
+    drafts = torch.multinomial(chances, 20_000, replacement=True, generator=torch.Generator().manual_seed(6)).tolist()
+    assert agrees([sampler.checked(wanted, draft, chances)[0] for draft in drafts], dict(enumerate(target)))
+
+
+def test_a_draft_that_rounding_alone_refuses_is_still_a_draw(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no entry has more than it had among the drafts, nothing is left to draw from but the chances themselves."""
+    drafted = torch.tensor([0.25, 0.5, 0.25])
+    target = drafted * (1 - 2**-24)
+    assert (target < drafted).all()
+    sampler, numbers = Sampler(GenerationConfig()), iter([1 - 2**-53, 0.5])
+    monkeypatch.setattr(sampler, "_uniform", lambda: next(numbers))
+    assert sampler.checked(target, 0, drafted) == (1, False)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from data_sources.packed import NOT_SCORED
-from data_sources.rewriting import Source
+from data_sources.rewriting import OF_NO_KIND, Source
 from lm.objectives.draws import Draws
 from lm.objectives.spans import Counts, Gaps, Setting, corrupted
 from tests.data_sources.streams import BOS, EOS
@@ -109,6 +109,21 @@ def test_denoisers_come_as_often_as_asked_and_suffixes_begin_anywhere() -> None:
     for kind, share in zip("RSX", shares, strict=True):
         assert kinds[kind] / rounds == pytest.approx(share, abs=4 * (share * (1 - share) / rounds) ** 0.5)
     assert np.mean(suffixes) / 64 == pytest.approx(0.25, abs=0.01) and set(suffixes) == set(range(1, 32))
+
+
+def test_what_is_too_short_for_a_denoiser_is_learned_and_counted_for_none() -> None:
+    """Where S has no share it is not told of, whatever documents end with."""
+    kinds = Counter()
+    for row in range(400):
+        source, made = document(40 + row % 9), mixture((1.0, 0.0, 0.0))
+        while source.offset < len(source.tokens):
+            example = made.planned(5, row, source.offset, source, 40)
+            kinds[example.kind] += 1
+            if example.kind == OF_NO_KIND:
+                assert example.begins and example.size == len(source.tokens) - source.offset < 4
+                assert example.targets.tolist() == source.targets[source.offset :].tolist()
+            source = source._replace(offset=source.offset + example.taken)
+    assert set(kinds) == {0, OF_NO_KIND} and kinds[OF_NO_KIND] > 10
 
 
 def test_no_answer_can_be_read_before_it_is_given() -> None:

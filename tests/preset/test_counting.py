@@ -16,6 +16,7 @@ SIZES: list[dict[str, Any]] = [
     {"num_kv_heads": 1, "ffn_size": 7},
     {"position": "learned", "tie_embeddings": False},
     {"qk_norm": False, "hidden_size": 36, "num_heads": 3, "num_layers": 5, "seq_length": 11},
+    {"activation": "relu2", "hidden_size": 36, "num_heads": 3},
 ]
 BUILT = [name for name, claim in MECHANISMS.items() if claim.built]
 
@@ -39,6 +40,8 @@ OPTIONS: list[dict[str, Any]] = [
     {"shared_ffn": {"enabled": True}},
     {"shared_ffn": {"enabled": True, "private_share": 0.0}, "model": {"num_layers": 5, "ffn_size": 7}},
     {"shared_ffn": {"enabled": True, "private_share": 0.3, "layers": [0, 2, 4]}, "model": {"num_layers": 5}, "rwkv_channel": {"enabled": True, "layers": [4]}},
+    {"shared_ffn": {"enabled": True, "private_share": 0.3}, "model": {"num_layers": 3, "activation": "relu2"}},
+    {"model": {"num_layers": 5, "value_residual": True}, "s5": {"enabled": True, "layers": [0]}, "longformer": {"enabled": True, "layers": [0, 3]}},
     {"shared_ffn": {"enabled": True, "private_share": 0.25}, "head_gating": {"enabled": True, "ffn_groups": 2}, "shared_attention": {"enabled": True}},
     {"shared_attention": {"enabled": True, "layers": [1, 2, 4]}, "model": {"num_layers": 5, "num_kv_heads": 1}, "s5": {"enabled": True, "layers": [2, 3]}},
 ]

@@ -141,6 +141,11 @@ REFUSED = [
         {"train": {"seq_length_curriculum": [{"until_tokens": 5, "seq_length": 8}, {"until_tokens": 9, "seq_length": 257}]}},
         "train.seq_length_curriculum: a stage has rows of 257 tokens, more than model.seq_length 256",
     ),
+    (
+        {"train": {"batch_curriculum": [{"until_tokens": 9, "rows": 8}, {"until_tokens": 5, "rows": 16}]}},
+        "train: batch_curriculum: each stage must end after the one before",
+    ),
+    ({"train": {"batch_curriculum": [{"until_tokens": 5, "rows": 0}]}}, "train.batch_curriculum[0].rows: found 0; allowed: an integer from 1"),
     ({"train": {"seq_length_curriculum": [{"until_tokens": 5}]}}, "train.seq_length_curriculum[0].seq_length: missing; allowed: an integer from 1"),
     ({"model": {"position_interpolation_layers": [4]}}, "model.position_interpolation_layers: layer 4 is not there"),
     (
@@ -168,6 +173,15 @@ REFUSED = [
     (
         {"head_gating": {"enabled": True, "layers": [1, 2]}, "shared_ffn": {"enabled": True, "private_share": 0.0}},
         "head_gating: all of the feed-forward in layer 1 is shared; set head_gating.ffn_groups to 0",
+    ),
+    ({"model": {"value_residual": True}, "s5": {"enabled": True}}, "model.value_residual: 0 of the layers' mixers is attention or longformer; two or more"),
+    (
+        {"model": {"value_residual": True}, "mixture_of_depths": {"enabled": True, "layers": [2]}},
+        "model.value_residual: attention in layer 2 needs the values of every token; leave the layer out of mixture_of_depths.layers",
+    ),
+    (
+        {"model": {"value_residual": True, "bidirectional": "own"}, "train": {"objective": "mlm"}},
+        "model.value_residual: a text that is read from both ends has other values each way; set model.bidirectional",
     ),
     ({"shared_ffn": {"enabled": True, "layers": [2]}}, "shared_ffn: 1 of the layers it names has a feed-forward that no mechanism claims; two or more"),
     ({"shared_ffn": {"enabled": True}, "rwkv_channel": {"enabled": True}}, "shared_ffn: 0 of the layers it names has"),
@@ -258,6 +272,7 @@ def test_plans_in_words(plan: tuple[tuple[str, ...], ...], words: str) -> None:
         ({"head_gating": {"enabled": True, "ffn_groups": 0, "layers": "odd"}}, "; gates on each head in layers 1, 3"),
         ({"head_gating": {"enabled": True, "mixers": False, "ffn_groups": 0}}, ""),
         ({"shared_ffn": {"enabled": True}}, "; 616 of 704 feed-forward channels shared"),
+        ({"model": {"value_residual": True}}, "; values of layer 0 mixed into those of 3 others"),
         (
             {"shared_ffn": {"enabled": True, "layers": [0, 2]}, "head_gating": {"enabled": True, "mixers": False, "ffn_groups": 2}},
             "; gates on 2 groups of each feed-forward; 616 of 704 feed-forward channels shared in layers 0, 2",

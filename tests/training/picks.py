@@ -14,7 +14,7 @@ from lm.preset import Preset
 from lm.training.distribution import Ranks
 from lm.training.learner import Learner
 from lm.training.optimizer import build_optimizer
-from lm.training.step import Cut, Teacher
+from lm.training.step import Cut, Teacher, Total
 from tests.training.ranks import V, part_of, rows
 
 STEPS = 3
@@ -66,7 +66,7 @@ def taught(preset: Preset, mine: Batch, micro_rows: int, ranks: Ranks, scored: i
     learner = learner_of(preset)
     teacher = Teacher(ranks, learner, build_optimizer(learner, preset.train), preset.train, preset.loss_weights)
     teacher.micro_rows = micro_rows
-    found = teacher._gradients_in_memory(mine, scored, 1, Cut())
+    found = teacher._gradients_in_memory(mine, Total(scored, scored), 1, Cut())
     own = {name: None if parameter.grad is None else parameter.grad.clone() for name, parameter in learner.named_parameters()}
     ranks.sum_gradients(teacher.parameters)
     summed = {name: parameter.grad.clone() for name, parameter in learner.named_parameters()}

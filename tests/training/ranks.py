@@ -18,7 +18,7 @@ from lm.training import Halted, train
 from lm.training.distribution import Ranks
 from lm.training.learner import Learner
 from lm.training.optimizer import build_optimizer
-from lm.training.step import Cut, Teacher
+from lm.training.step import Cut, Teacher, Total
 
 ROWS, T, V = 8, 16, 50
 
@@ -59,8 +59,8 @@ def gradients(preset: Preset, batch: Batch, micro_rows: int, ranks: Ranks) -> di
         else:
             buffer.copy_(1 + torch.arange(buffer.numel()).view_as(buffer) % (V - 1))
     teacher.micro_rows = micro_rows
-    tokens = int(ranks.summed([float(batch.valid)])[0])
-    teacher._gradients_in_memory(batch, tokens, 1, Cut())
+    total = Total(*map(int, ranks.summed([float(batch.valid), float(batch.is_text.sum())])))
+    teacher._gradients_in_memory(batch, total, 1, Cut())
     ranks.sum_gradients(teacher.parameters)
     return {name: parameter.grad.clone() for name, parameter in learner.named_parameters()}
 

@@ -1,16 +1,23 @@
 """Training where some tokens are picked: whatever the number of processes, also where one picks nothing, and by the budget."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from data_sources import Batch
+from lm.model import build_model
 from lm.preset import Preset
 from lm.training import train
 from lm.training.distribution import Ranks
+from lm.training.learner import Learner
+from lm.training.optimizer import build_optimizer
+from lm.training.step import Cut, Found, Teacher, Total
 from tests.training.picks import SECTIONS, Taught, batch, taught
+from tests.training.ranks import V, part_of, rows
 from tests.training.two_ranks import left_by_two_ranks
 
 CASES = {"one picks nothing": slice(1, None, 2), "none picks": slice(None), "both pick": slice(0)}
@@ -60,6 +67,59 @@ def test_without_a_pick_on_any_rank_heavy_weights_stay(two: list[dict[str, Any]]
         found = rank["none picks, 4"]
         assert all(gradient is not None for gradient in found["own"].values())
         assert not any(bool(gradient.any()) for name, gradient in found["summed"].items() if ".heavy." in name)
+
+
+OF_TEXT = {
+    "model": {"hidden_size": 16, "num_layers": 2, "num_heads": 2, "seq_length": 16, "ffn_size": 8},
+    "train": {"learning_rate": 0.01, "precision": "float32"},
+    "data": {"sources": ["c4"]},
+    "moe": {"enabled": True, "experts": 3, "expert_size": 8, "balance_weight": 0.5, "z_weight": 0.1, "layers": [0]},
+    "colt5_attention": {"enabled": True, "layers": [0]},
+    "mixture_of_depths": {"enabled": True, "layers": [1]},
+}
+
+
+def scored_here_and_there() -> Batch:
+    """Eight rows of text; of some nothing is scored, of others little, and one ends with padding."""
+    found = rows()
+    source = torch.zeros_like(found.source)
+    source[2, 5:] = -1
+    targets = found.targets.clone()
+    targets[:, 1::3] = -100
+    targets[[0, 5]] = -100
+    targets[source < 0] = -100
+    return replace(found, source=source, targets=targets, valid=int((targets >= 0).sum()))
+
+
+def test_budgets_and_balance_are_of_all_text_and_do_not_depend_on_how_it_is_cut() -> None:
+    """Half of the tokens are scored, in some rows none: gradients of rows at once, of one at a time, and of two ranks' rows, and what units hear."""
+    preset, whole = Preset.model_validate(OF_TEXT), scored_here_and_there()
+    ranks, total = Ranks(preset.train), Total(whole.valid, int(whole.is_text.sum()))
+    assert 2 * total.scored < total.text == 8 * 16 - 11
+
+    def learned(batch: Batch, micro_rows: int) -> tuple[dict[str, torch.Tensor], Found]:
+        torch.manual_seed(9)
+        learner = Learner(build_model(preset, V))
+        for name, parameter in learner.named_parameters():
+            parameter.data.normal_(std=0.01 if name.endswith("threshold") else 0.3)
+        for name, buffer in learner.named_buffers():
+            buffer.uniform_(0, 0.5) if name.endswith("share") else None
+        teacher = Teacher(ranks, learner, build_optimizer(learner, preset.train), preset.train, preset.loss_weights)
+        teacher.micro_rows = micro_rows
+        found = teacher._gradients_in_memory(batch, total, 1, Cut())
+        return {name: parameter.grad for name, parameter in learner.named_parameters()}, found
+
+    expected, found = learned(whole, 8)
+    halves = [learned(part_of(whole, rank, 2), 2) for rank in range(2)]
+    for gradients, losses in (
+        (learned(whole, 1)[0], learned(whole, 1)[1].losses),
+        ({name: sum(half[0][name] for half in halves) for name in expected}, {name: sum(half[1].losses[name] for half in halves) for name in found.losses}),
+    ):
+        close(gradients, expected)
+        assert losses == pytest.approx(found.losses, rel=1e-4)
+    depths_read = found.stats["1.depths.share"][0]
+    assert found.stats["1.depths.share"][1] == total.text and found.stats["0.moe.load"].sum() == 2 * total.text and 0 < depths_read < total.text
+    assert found.losses["moe_z"] > 0 and bool(expected["model.depths.1.router.threshold"])
 
 
 @pytest.mark.slow

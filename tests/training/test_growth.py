@@ -81,6 +81,28 @@ def test_another_mechanism_begins_as_the_identity(tiny: Tiny, mechanism: str) ->
     assert moments.keys() == {f"{name}/exp_avg" for name in how.kept}
 
 
+@pytest.mark.parametrize("ways", [("swiglu", "relu2"), ("relu2", "swiglu")], ids=str)
+@pytest.mark.parametrize("share", [None, 0.3, 0.0])
+def test_another_activation_begins_as_the_identity(tiny: Tiny, ways: tuple[str, str], share: float | None) -> None:
+    """Of feed-forwards that layers share, too, whose output matrix is of the same name, and here of the same shape."""
+    shared = {} if share is None else {"shared_ffn": {"enabled": True, "private_share": share}}
+    old, new = (tiny(model={"activation": activation, "ffn_size": 40}, **shared) for activation in ways)
+    before, after, how = grown(old, new)
+    assert places_kept(how) == {"0"} and not any("shared_ffn" in name for name in how.kept)
+    quiet = {
+        name: torch.zeros_like(value) for name, value in before.state_dict().items() if name.endswith(("1.unit.output.weight", "shared_ffn.output.weight"))
+    }
+    before.load_state_dict(quiet, strict=False)
+    torch.testing.assert_close(after(tokens(31)).logits, before(tokens(31)).logits, rtol=1e-12, atol=1e-12)
+
+
+def test_a_deeper_model_of_squared_relus_computes_the_same(tiny: Tiny) -> None:
+    relu2 = {"activation": "relu2"}
+    before, after, how = grown(tiny(model=relu2), tiny(model=relu2 | {"num_layers": 4}))
+    assert how.new and not how.left and not how.grown
+    torch.testing.assert_close(after(tokens(31)).logits, before(tokens(31)).logits, rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("shared", [0, 1])
 def test_experts_in_a_feed_forwards_place_begin_as_the_identity(tiny: Tiny, shared: int) -> None:
     """With what their routers know of the step before: nothing yet. What moves is the layer that becomes experts, and no other."""
@@ -123,6 +145,36 @@ def test_gates_that_come_change_nothing_and_those_that_go_leave_the_unit(tiny: T
     assert sorted(back.left) == sorted(how.new) and not back.new
     _, _, other = grown(tiny(**sections, **gates), tiny(**sections, head_gating={"enabled": True, "ffn_groups": 2}))
     assert other.new == other.left and all(".1.unit.output.gate." in name for name in other.new)
+
+
+VALUED = {"num_layers": 3, "value_residual": True}
+
+
+def test_values_of_the_first_attention_that_come_change_nothing_and_leave_the_units_when_they_go(tiny: Tiny) -> None:
+    before, after, how = grown(tiny(model={"num_layers": 3}), tiny(model=VALUED))
+    assert how.new == [f"model.layers.{layer}.0.unit.first_share" for layer in (1, 2)] and not how.left and not how.grown
+    assert torch.equal(after(tokens(31)).logits, before(tokens(31)).logits)
+    _, _, back = grown(tiny(model=VALUED), tiny(model={"num_layers": 3}))
+    assert back.left == how.new and not back.new and not back.is_same_model
+
+
+def test_a_deeper_model_with_values_of_the_first_attention_computes_the_same(tiny: Tiny) -> None:
+    before, after, how = grown(tiny(model=VALUED), tiny(model=VALUED | {"num_layers": 5}))
+    assert {name.split(".")[2] for name in how.new} == {"3", "4"} and not how.left
+    assert torch.equal(after(tokens(31)).logits, before(tokens(31)).logits)
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+def test_another_units_values_begin_to_be_mixed_anew(tiny: Tiny, layer: int) -> None:
+    """Where the first attention gives way, shares that were learned for its values are not taken of what is the first now."""
+    before, after, how = grown(tiny(model=VALUED), tiny(model=VALUED, s5={"enabled": True, "layers": [layer]}))
+    mixing = "model.layers.2.0.unit.first_share"
+    assert (mixing in how.new) == (layer == 0) and "model.layers.2.0.unit.query_key_value.weight" in how.kept
+    for one in before.layers:
+        if layer == 0 and one[0].unit.first_share is not None:
+            one[0].unit.first_share.data.zero_()
+    before.layers[layer][0].unit.output.weight.data.zero_()
+    torch.testing.assert_close(after(tokens(31)).logits, before(tokens(31)).logits, rtol=1e-12, atol=1e-12)
 
 
 def neighbours_of(preset: Preset) -> Neighbours:
@@ -204,6 +256,7 @@ def test_who_reads_what_is_shared_is_not_kept_without_it(tiny: Tiny) -> None:
         {"model": {"position_interpolation": 2.0, "position_interpolation_layers": "odd"}},
         {"model": {"num_heads": 4, "qk_norm": False}},
         {"model": {"norm_eps": 1e-3}},
+        {"model": {"logit_soft_cap": 3.0}},
     ],
     ids=str,
 )

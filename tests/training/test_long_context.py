@@ -25,7 +25,7 @@ from lm.training.evaluation import ALONE, encoded, tally_of
 from lm.training.learner import Learner
 from lm.training.setup import open_session
 from lm.training.snapshots import Snapshot, Snapshots
-from lm.training.step import Teacher, TooLarge
+from lm.training.step import Teacher, TooLarge, Total
 from tests.benchmarks.long_context import LONG, SHORT, apart
 from tests.data_sources.streams import byte_tokenizer
 from tests.training.elastic import taken_over
@@ -77,7 +77,7 @@ def text(batch: int, time: int, seed: int = 0) -> tuple[Tensor, Tensor]:
 def gradients_of(teacher: Teacher, batch: Batch, number: int = 0) -> dict[str, Tensor]:
     """What a step back-propagates."""
     assert teacher.carried is not None
-    teacher._gradients_in_memory(batch, batch.valid, 1, teacher._cut(number))
+    teacher._gradients_in_memory(batch, Total(batch.valid, int(batch.is_text.sum())), 1, teacher._cut(number))
     found = {name: parameter.grad.clone() for name, parameter in teacher.learner.named_parameters() if parameter.grad is not None}
     teacher.optimizer.zero_grad()
     teacher.carried.take_back()
@@ -87,7 +87,7 @@ def gradients_of(teacher: Teacher, batch: Batch, number: int = 0) -> dict[str, T
 def mean_loss(learner: Learner, batch: Batch, state: Any = None) -> tuple[Tensor, Any]:
     """Straight from the model: mean nats, and the state after the rows."""
     out = learner.model(batch.tokens, state or learner.model.initial_state(len(batch.tokens)), Context(restart=batch.restart))
-    total, _ = linear_cross_entropy(out.hidden.flatten(0, 1), learner.model.output_weight, batch.targets.flatten())
+    total, _ = linear_cross_entropy(out.hidden.flatten(0, 1), learner.model.readout, batch.targets.flatten())
     return total / batch.valid, out.state
 
 
@@ -141,7 +141,7 @@ def test_rows_of_a_lane_are_read_as_one_text(mixer: str) -> None:
     together = batch_of(tokens, restart)
     with torch.no_grad():
         out = learner.model(together.tokens, learner.model.initial_state(LANES), Context(restart=together.restart))
-        _, nll = linear_cross_entropy(out.hidden.flatten(0, 1), learner.model.output_weight, together.targets.flatten())
+        _, nll = linear_cross_entropy(out.hidden.flatten(0, 1), learner.model.readout, together.targets.flatten())
     wanted = nll.view(LANES, 5, ROW).transpose(0, 1).reshape(5 * LANES, ROW)  # by row number
     of_rows = [part.view(LANES, 5, ROW).transpose(0, 1).reshape(5 * LANES, ROW) for part in (tokens, restart)]
     for first in range(0, 240, 60):
@@ -287,7 +287,7 @@ def test_held_out_documents_are_read_from_their_first_token_to_their_last(tiny: 
             for start in range(0, len(ids) - 1, 300):
                 piece = torch.tensor(ids[start : start + 301])
                 hidden = model(piece[None, :-1]).hidden[0]
-                nats += float(linear_cross_entropy(hidden, model.output_weight, piece[1:])[0])
+                nats += float(linear_cross_entropy(hidden, model.readout, piece[1:])[0])
         for size in (1, 2):
             shares = [tally_of(model, texts, tokenizer, preset, ALONE._replace(rank=rank, world_size=size), lambda: False) for rank in range(size)]
             assert sum(share.nats for share in shares) == pytest.approx(nats, rel=1e-4)

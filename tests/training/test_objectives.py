@@ -11,13 +11,16 @@ from data_sources.special_tokens import OF_OBJECTIVES, ObjectiveTokens
 from data_sources.tokenizer import tokenizer_from_json
 from lm.app.partner import awoken
 from lm.export import ExportError, export_snapshot
+from lm.generation.infilling import NOT_YET
 from lm.model import build_model
 from lm.preset import Preset
 from lm.preset.objectives import Ul2Config
 from lm.training import Halted, train
 from lm.training.change import change_of
 from lm.training.evaluation import evaluate
+from lm.training.forgetting import last_measured
 from lm.training.headers import read_header
+from lm.training.run import taught
 from lm.training.snapshot_evaluation import evaluate_snapshot, held_out_texts
 from lm.training.snapshots import Snapshots
 from tests.training.test_run import STEP, trained
@@ -96,14 +99,35 @@ def test_objectives_follow_one_another_and_a_resume_finds_the_one_that_is_due(ti
     """Causal until ten steps are dealt out, then mostly S, then all denoisers; stopped in each, on each side of an edge."""
     rows = [{"until_tokens": 10 * STEP, "objective": "clm"}, {"until_tokens": 15 * STEP, "objective": "ul2", "probabilities": {"S": 1.0}}]
     preset = tiny(train={**UL2, "objectives": rows, "snapshot_every_tokens": 4 * STEP, "eval_tokens": 0})
-    train(preset, tmp_path / "whole", 20 * STEP)
+    sittings = [trained(preset, tmp_path / "whole", 20)]
+    told = ["by denoisers (S 100%) until 3,840 tokens", "by denoisers (R 33%, S 33%, X 33%)"]
+    assert [event["text"] for event in sittings.pop().of("stage")] == [f"from now on it learns {words}" for words in told]
     for stop in (9, 10, 14, 17):
-        trained(preset, tmp_path / "halved", 20, stop_after=stop - len(steps(tmp_path / "halved")) if stop > 9 else stop)
-    train(preset, tmp_path / "halved", 20 * STEP)
+        sittings.append(trained(preset, tmp_path / "halved", 20, stop_after=stop - len(steps(tmp_path / "halved")) if stop > 9 else stop))
+    sittings.append(trained(preset, tmp_path / "halved", 20))
+    assert [len(sitting.of("stage")) for sitting in sittings] == [0, 1, 0, 1, 0], "once each, and never again after a stop"
     whole = steps(tmp_path / "whole")
     assert without_time(steps(tmp_path / "halved")) == without_time(whole)
     learned = [set(step["losses"]) - {"next_token"} for step in whole]
     assert learned[:15] == [set()] * 10 + [{"ul2_S"}] * 5 and set.union(*learned[15:]) == {"ul2_R", "ul2_S", "ul2_X"}
+
+
+def test_gaps_are_offered_once_they_were_taught(tiny: Tiny, tmp_path: Path) -> None:
+    stage = {"until_tokens": 4 * STEP, "objective": "clm"}
+    preset = tiny(train={**UL2, "objectives": [stage], "eval_tokens": 0}, ul2={"objective_probabilities": {"X": 1.0}})
+    trained(preset, tmp_path, 8, stop_after=4)
+    before = Snapshots(tmp_path).newest()
+    conversation = awoken(before, tmp_path).conversation()
+    assert before.life["taught"] == {} and "___" not in conversation.in_words
+    assert "".join(conversation.say("The ___ statement")) == NOT_YET
+    train(preset, tmp_path, 8 * STEP)
+    after = Snapshots(tmp_path).newest()
+    conversation = awoken(after, tmp_path).conversation()
+    assert STEP < taught(after)["X"] < 4 * STEP and not taught(after).get("R"), "half of the text or so stood in gaps"
+    assert conversation.in_words.endswith("___ is filled in")
+    assert "".join(conversation.say("The ___ statement")).endswith(" statement")
+    del after.life["taught"]  # as a life from before they were counted
+    assert taught(after) == {"X": 1}
 
 
 MASKED = {"train": {"objective": "mlm", "eval_tokens": 1000, "snapshot_every_tokens": 4 * STEP, "sample_every_tokens": 6 * STEP}}
@@ -116,9 +140,13 @@ def test_masks_are_learned_and_gone_on_with_exactly(tiny: Tiny, tmp_path: Path) 
     train(preset, tmp_path / "halved", 20 * STEP)
     whole = steps(tmp_path / "whole")
     assert without_time(steps(tmp_path / "halved")) == without_time(whole)
+    learned = [taught(Snapshots(tmp_path / name).newest()) for name in ("whole", "halved")]
+    assert learned[0] == learned[1] and 0.1 * 20 * STEP < learned[0].pop("mask") < 0.2 * 20 * STEP and not learned[0]
     assert sum(step["loss"] for step in whole[-3:]) / 3 < whole[0]["loss"] - 0.2
     (evaluation,) = recorder.of("evaluation")
     assert evaluation["pseudo"] and 1 < evaluation["perplexity"] < 500
+    life = Snapshots(tmp_path / "whole").newest().life
+    assert life["measured"]["full"]["reference"]["pseudo"] and life["runs"][-1]["after"] and not last_measured(life, pseudo=False)
     sample = recorder.of("sample")[-1]
     before, after = sample["prompt"].split(" ___")
     assert sample["text"].startswith(before) and sample["text"].endswith(after) and len(sample["text"]) > len(before + after)

@@ -41,9 +41,8 @@ def shortened(path: Path, corpus: Path, rows: int, length: int, **train_switches
     return Preset.model_validate(shipped.model_copy(update={"data": text, "model": model, "train": train_config}).model_dump())
 
 
-@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
-def test_shipped_presets_take_two_steps_of_a_short_row(path: Path, corpus: Path, tmp_path: Path) -> None:
-    two_steps(shortened(path, corpus, rows=1, length=64), tmp_path)
+def test_the_default_preset_takes_two_steps_of_a_short_row(corpus: Path, tmp_path: Path) -> None:
+    two_steps(shortened(SHIPPED[0], corpus, rows=1, length=64), tmp_path)
 
 
 @pytest.mark.slow
@@ -114,14 +113,8 @@ def whole_and_halved(name: str, tiny: Callable[..., Preset], folder: Path, count
     return [loss for _, loss, _ in losses]
 
 
-@pytest.mark.parametrize("name", [*BUILT, "head_gating", "shared_ffn"])
-def test_each_mechanism_goes_on_exactly(name: str, tiny: Callable[..., Preset], tmp_path: Path) -> None:
-    losses = whole_and_halved(name, tiny, tmp_path, 8)
-    assert min(losses[-3:]) < losses[0]
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [*BUILT, "head_gating", "shared_ffn"])
-def test_each_mechanism_learns(name: str, tiny: Callable[..., Preset], tmp_path: Path) -> None:
+def test_each_mechanism_learns_and_goes_on_exactly(name: str, tiny: Callable[..., Preset], tmp_path: Path) -> None:
     losses = whole_and_halved(name, tiny, tmp_path, 40)
     assert sum(losses[-5:]) / 5 < losses[0] - 0.5

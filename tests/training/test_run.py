@@ -64,6 +64,7 @@ def test_it_learns(tiny: Tiny, tmp_path: Path) -> None:
 
 HEADS_ON = {f"enable_{name}": True for name in HEADS} | {"share_every": 10}
 KINDS = {"dense": {}, "experts": {"moe": {"enabled": True, "experts": 4}}, "muon": {"train": {"optimizer": "muon"}}, "heads": {"auxiliary": HEADS_ON}}
+KINDS |= {"averaged": {"train": {"average_tokens": 700}}}
 
 
 @pytest.mark.parametrize("sections", KINDS.values(), ids=KINDS)
@@ -79,7 +80,7 @@ def test_thirty_steps_at_once_equal_thirteen_then_seventeen(sections: dict[str, 
     for key in ("batch_hash", "loss", "losses", "units", "gradient_norm", "learning_rate", "tokens", "life_tokens", "step"):
         assert [event[key] for event in steps] == [event[key] for event in at_once.of("step")], key
     one, two = (Snapshots(tmp_path / name).read("current") for name in ("once", "twice"))
-    for part in ("weights", "optimizer", "random"):
+    for part in ("weights", "optimizer", "random", "average"):
         ours, theirs = getattr(one, part), getattr(two, part)
         assert ours.keys() == theirs.keys()
         assert all(torch.equal(ours[name], theirs[name]) for name in ours), part

@@ -1,5 +1,6 @@
 """Reading from both ends, with every unit that reads along time: documents apart, both sides seen, nothing beyond, and no state."""
 
+import copy
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from lm.model import Context, Model, build_model
 from lm.preset import MECHANISMS, Preset, count_parameters, model_in_words
 from lm.preset.plan import BY_TOKEN as BY_TOKEN_IN_PLANS
 from lm.preset.plan import OF_ALL_TOKENS
+from lm.units import UNITS
 from lm.units.bidirectional import BY_TOKEN, Bidirectional, reversed_context
 from tests.test_law import DATA, MODEL, VARIANTS, randomised
 
@@ -81,6 +83,44 @@ def test_documents_are_reversed_where_they_are() -> None:
         expected = [T - 1 - at for start, stop in reversed(list(zip(ends, ends[1:], strict=False))) for at in reversed(range(start, stop))]
         places = [place for start, stop in reversed(list(zip(ends, ends[1:], strict=False))) for place in range(stop - start)]
         assert turned.position[row].tolist() == places and expected == list(range(T))
+
+
+LEARNED = {"colt5_attention": {"router_type": "threshold"}, "colt5": {}, "moe": {"experts": 3, "experts_per_token": 1, "balance_weight": 0.5}}
+
+
+@pytest.mark.parametrize("ways", ["own", "shared"])
+@pytest.mark.parametrize("name", LEARNED)
+def test_losses_and_what_is_heard_are_of_both_ways(name: str, ways: str) -> None:
+    """Against the unit itself, which reads the text and the text reversed: losses are halves of both, and each unit hears of what it read."""
+    sections = {name: {"enabled": True} | LEARNED[name]}
+    preset = Preset.model_validate({"model": MODEL, "data": DATA, **sections})
+    unit = Bidirectional(lambda: UNITS[name](preset), ways == "shared")
+    torch.manual_seed(3)
+    for parameter_name, parameter in unit.named_parameters():
+        parameter.data.normal_(std=0.05 if parameter_name.endswith("threshold") else 1.0)
+    for buffer_name, buffer in unit.named_buffers():
+        buffer.fill_(0.9) if buffer_name.endswith("share") else None
+    x, is_text = torch.randn(2, T, MODEL["hidden_size"]), torch.ones(2, T, dtype=torch.bool)
+    is_text[:, 15:] = False  # what is no text stands at one end
+    context = Context(is_text=is_text).derived(x[..., 0], torch.zeros(2, dtype=torch.int64), carry=False)
+    turned = Context(is_text=is_text.flip(1)).derived(x[..., 0], torch.zeros(2, dtype=torch.int64), carry=False)
+    back = unit.back or unit.onward
+    readings = [each(text, each.initial_state(2), about) for each, text, about in ((unit.onward, x, context), (back, x.flip(1), turned))]
+    mixed = unit(x, unit.initial_state(2), context)
+    assert mixed.losses and mixed.losses.keys() == readings[0].losses.keys()
+    for loss, value in mixed.losses.items():
+        assert readings[0].losses[loss] != 0
+        torch.testing.assert_close(value, (readings[0].losses[loss] + readings[1].losses[loss]) / 2)
+    both = {key: value + readings[1].stats[key] for key, value in readings[0].stats.items()}
+    heard = [both] if ways == "shared" else [reading.stats for reading in readings]
+    expected = [copy.deepcopy(each) for each in [unit.onward, back][: len(heard)]]
+    for each, stats in zip(expected, heard, strict=True):
+        each.after_step(stats)
+    before = {name: buffer.clone() for name, buffer in unit.named_buffers()}
+    unit.after_step(mixed.stats)
+    assert any(not torch.equal(buffer, before[name]) for name, buffer in unit.named_buffers())
+    for each, found in zip(expected, [unit.onward, back], strict=False):
+        assert {name: buffer.tolist() for name, buffer in each.named_buffers()} == {name: buffer.tolist() for name, buffer in found.named_buffers()}
 
 
 def test_nothing_can_be_carried_on_from() -> None:

@@ -44,7 +44,7 @@ def unit_of(section: dict[str, Any], std: float = 0.4, size: int = D) -> Moe:
 
 
 def context_of(x: Tensor, scored: Tensor | None = None) -> Context:
-    return Context(scored=scored).derived(x[..., 0], torch.zeros(len(x), dtype=torch.int64), carry=False)
+    return Context(is_text=scored).derived(x[..., 0], torch.zeros(len(x), dtype=torch.int64), carry=False)
 
 
 def read(unit: Moe, x: Tensor) -> Tensor:

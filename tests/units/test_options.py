@@ -1,4 +1,6 @@
-"""Gates before any unit's output, and feed-forwards that layers share: against the same written plainly, and dense models of the same function."""
+"""Gates before any unit's output, feed-forwards that layers share, and values of the first attention in those of others: against the same written
+plainly, and dense models of the same function.
+"""
 
 from typing import Any
 
@@ -46,7 +48,7 @@ def test_a_gate_scales_each_group_by_what_is_in_all_of_them() -> None:
 @pytest.mark.parametrize("name", UNITS)
 def test_every_unit_can_be_gated_and_begins_as_it_would_without(name: str) -> None:
     """Bit for bit, by the name and the weights of its own output; and a group whose gate is closed is not heard."""
-    preset = preset_of(**({name: {"enabled": True}} if name not in ("attention", "swiglu") else {}))
+    preset = preset_of(**({name: {"enabled": True}} if name not in ("attention", "swiglu", "relu2") else {}))
     torch.manual_seed(0)
     unit = UNITS[name](preset)
     if name not in OUTPUT_WIDTHS:
@@ -158,3 +160,63 @@ def test_layers_whose_feed_forward_is_another_stay_as_they_are() -> None:
     model = build_model(preset, V)
     assert [at_layer(preset, layer).model.feed_forward_size for layer in range(LAYERS)] == [4, F_SIZE, 4]
     assert model.layers[1][1].unit.output.in_features == F_SIZE and type(model.layers[1][1].unit) is UNITS["rwkv_channel"]
+
+
+def valued(**sections: Any) -> Preset:
+    return preset_of(model={"num_kv_heads": 1, "value_residual": True} | sections.pop("model", {}), **sections)
+
+
+def plain_attention(unit: nn.Module, x: Tensor, first: Tensor | None, restart: Tensor, window: int) -> tuple[Tensor, Tensor]:
+    """A loop over tokens: what attention with one key and value gives for `x` (B, T, D), and its own values (B, T, K)."""
+    size = unit.head_size
+    query, key, value = (x @ unit.query_key_value.weight.T).split([unit.heads * size, size, size], -1)
+    used = value if first is None else (1 - unit.first_share) * value + unit.first_share * first
+    y = torch.zeros(B, T, unit.heads, size, dtype=x.dtype)
+    for row in range(B):
+        for t in range(T):
+            begun = max(place for place in range(t + 1) if restart[row, place] or place == 0)
+            seen = range(max(begun, t - window + 1), t + 1)
+            keys = torch.stack([turned(unit.key_norm(key[row, s]), s - begun) for s in seen])
+            for head in range(unit.heads):
+                asks = turned(unit.query_norm(query[row, t, head * size : (head + 1) * size]), t - begun)
+                y[row, t, head] = (keys @ asks / size**0.5).softmax(0) @ used[row, list(seen)]
+    return y.flatten(2) @ unit.output.weight.T, value
+
+
+def turned(x: Tensor, place: int) -> Tensor:
+    angles = place * 10_000.0 ** (-torch.arange(0, len(x), 2, dtype=x.dtype) / len(x))
+    left, right = x.chunk(2)
+    return torch.cat([left * angles.cos() - right * angles.sin(), left * angles.sin() + right * angles.cos()])
+
+
+def test_values_of_the_first_attention_are_mixed_into_those_of_the_others() -> None:
+    """As in a loop over tokens, in all of the document and in a window; with something between that has no values."""
+    preset = valued(model={"num_layers": 4}, longformer={"enabled": True, "layers": [3], "window": 3}, s5={"enabled": True, "layers": [1]})
+    model = randomised(build_model(preset, V))
+    assert [getattr(layer[0].unit, "first_share", None) is not None for layer in model.layers] == [False, False, True, True]
+    restart = torch.zeros(B, T, dtype=torch.bool)
+    restart[0, 4] = True
+    context = Context(restart=restart).derived(tokens(), torch.zeros(B, dtype=torch.int64), carry=False)
+    x, first = model.embedding(tokens()), None
+    for depth, layer in enumerate(model.layers):
+        z = layer[0].norm(x)
+        if depth == 1:
+            y = layer[0].unit(z, layer[0].unit.initial_state(B), context).y
+        else:
+            y, value = plain_attention(layer[0].unit, z, first, restart, 3 if depth == 3 else T)
+            first = value if first is None else first
+        x = x + y
+        x = x + layer[1].unit(layer[1].norm(x), (), context).y
+    expected = model.norm(x) @ model.output_weight.T
+    torch.testing.assert_close(model(tokens(), context=Context(restart=restart)).logits, expected)
+
+
+def test_first_shares_are_none_and_learn() -> None:
+    model, without = build_model(valued(), V), build_model(preset_of(model={"num_kv_heads": 1}), V)
+    for layer in (*model.layers, *without.layers):
+        nn.init.ones_(layer[0].unit.output.weight)
+    without.load_state_dict({name: value for name, value in model.state_dict().items() if not name.endswith("first_share")})
+    assert torch.equal(model(tokens()).logits, without(tokens()).logits)
+    model(tokens()).logits.square().sum().backward()
+    shares = {name: parameter for name, parameter in model.named_parameters() if name.endswith("first_share")}
+    assert list(shares) == [f"layers.{layer}.0.unit.first_share" for layer in (1, 2)] and all(bool(share.grad != 0) for share in shares.values())

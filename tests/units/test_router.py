@@ -28,7 +28,7 @@ def router_of(budget: float = 0.3, **switches: Any) -> Router:
 
 
 def context_of(restart: Tensor | None = None, scored: Tensor | None = None, start: int = 0) -> Context:
-    return Context(restart=restart, scored=scored).derived(torch.zeros(B, T), torch.full((B,), start), carry=True)
+    return Context(restart=restart, is_text=scored).derived(torch.zeros(B, T), torch.full((B,), start), carry=True)
 
 
 def restarts() -> Tensor:
@@ -97,7 +97,7 @@ def test_the_budget_counts_scored_tokens_however_they_are_cut() -> None:
     router.share.fill_(0.7)
     scored = drawn(B, T, seed=2) > 0
     whole = router(x, (), context_of(scored=scored))
-    parts = [router(x[:, part], (), Context(scored=scored[:, part]).derived(x[:, part, 0], torch.zeros(B), carry=True)) for part in (slice(4), slice(4, T))]
+    parts = [router(x[:, part], (), Context(is_text=scored[:, part]).derived(x[:, part, 0], torch.zeros(B), carry=True)) for part in (slice(4), slice(4, T))]
     counts = [scored[:, :4].sum(), scored[:, 4:].sum()]
     torch.testing.assert_close(whole.loss, sum(part.loss * count for part, count in zip(parts, counts, strict=True)) / scored.sum())
     for key in ("share", "scores"):

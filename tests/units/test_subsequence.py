@@ -22,6 +22,7 @@ SECTIONS: dict[str, dict[str, Any]] = {
     "rwkv": {"rwkv": {"mix_rank": 5, "decay_rank": 7}},
     "hyena": {"hyena": {"filter_order": 7, "embedding_dim": 5, "filter_length": 4}},
     "swiglu": {},
+    "relu2": {},
 }
 
 
@@ -55,7 +56,7 @@ def restarts() -> Tensor:
 
 def context_of(restart: Tensor | None, start: Tensor, part: slice = slice(None), carry: bool = True, scored: Tensor | None = None) -> Context:
     piece = torch.zeros(B, T)[:, part]
-    return Context(restart=None if restart is None else restart[:, part], scored=scored).derived(piece, start, carry)
+    return Context(restart=None if restart is None else restart[:, part], is_text=scored).derived(piece, start, carry)
 
 
 def one_by_one(unit: Unit, x: Tensor, picked: Tensor, restart: Tensor) -> Tensor:

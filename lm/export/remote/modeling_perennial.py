@@ -124,8 +124,8 @@ class PerennialForCausalLM(PreTrainedModel, GenerationMixin):
         keeps = self.config.use_cache and not self.training if use_cache is None else use_cache
         state = past.state if past else self.model.initial_state(rows) if keeps else None
         scored = None if labels is None else F.pad(labels[:, 1:], (0, 1), value=-100) >= 0
-        out = self.model(input_ids, state, Context(restart=beginnings(attention_mask, read, time), scored=scored))
-        logits = F.linear(out.hidden[:, -logits_to_keep:], self.model.output_weight)
+        out = self.model(input_ids, state, Context(restart=beginnings(attention_mask, read, time), is_text=scored))
+        logits = self.model.readout.logits(out.hidden[:, -logits_to_keep:])
         loss = None
         if labels is not None:
             loss = self.loss_function(logits, labels, self.config.vocab_size, num_items_in_batch=num_items_in_batch)

@@ -12,6 +12,7 @@ class Options(NamedTuple):
 
     gates: tuple[int, ...]  # before the output of each of its units; 0: none
     shared_width: int  # channels of its feed-forward that other layers share; 0: none
+    values: tuple[str, ...]  # of each of its units: "first" are mixed into those that are "mixed", "own" have no part in it
 
 
 class Preset(SimpleNamespace):

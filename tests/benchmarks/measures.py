@@ -1,0 +1,106 @@
+"""What several benchmarks measure with: bits per byte, seconds, the highest memory of a process, and results that outlive a benchmark that is cut off."""
+
+import contextlib
+import hashlib
+import json
+import math
+import re
+import resource
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from data_sources import Batch
+
+WARMUP_STEPS, DECAY = 50, 0.2
+
+
+def factor(step: int, steps: int) -> float:
+    """Of the learning rate: warmed up, and lowered over the last fifth."""
+    return min(1.0, (step + 1) / WARMUP_STEPS, 0.1 + 0.9 * (steps - step) / (DECAY * steps))
+
+
+@torch.no_grad()
+def bits_per_byte(loss: Any, module: nn.Module, batches: list[Batch], sizes: torch.Tensor) -> tuple[float, float]:
+    """(bits per byte, nats a token) of the held-out batches."""
+    module.eval()
+    nats = sum(float(loss(batch)) * batch.valid for batch in batches)
+    module.train()
+    written = sum(int(sizes[batch.targets[batch.targets >= 0].cpu()].sum()) for batch in batches)
+    return nats / math.log(2) / written, nats / sum(batch.valid for batch in batches)
+
+
+def unigram_entropy(batches: list[Batch]) -> float:
+    """Nats a token of a model that knows how often each token occurs in this very text, and nothing else."""
+    counts = Counter(int(token) for batch in batches for token in batch.targets[batch.targets >= 0])
+    total = sum(counts.values())
+    return -sum(count / total * math.log(count / total) for count in counts.values())
+
+
+def timed(do: Callable[[], object]) -> float:
+    """Seconds that `do` takes: of the processor, whose count other work leaves alone, or by the clock where a GPU works."""
+    on_gpu = torch.cuda.is_available()
+    clock = time.perf_counter if on_gpu else time.process_time
+    began = clock()
+    do()
+    if on_gpu:
+        torch.cuda.synchronize()
+    return clock() - began
+
+
+def peak_bytes() -> int:
+    """The most memory that this process ever held, or that it took of its GPU.
+
+    Linux's own count of the program that runs: getrusage also counts what the process that started it held then.
+    """
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    with contextlib.suppress(OSError):
+        return 1024 * int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1])
+    held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return held if sys.platform == "darwin" else 1024 * held
+
+
+def apart(module: str, argument: str) -> Any:
+    """What the benchmark `module` prints last, as JSON, when it is run with `argument` in a process of its own."""
+    done = subprocess.run([sys.executable, "-m", module, argument], stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def digest(thing: Any) -> str:
+    """A few letters that change when any part of `thing` (plain JSON) does."""
+    return hashlib.sha256(json.dumps(thing, sort_keys=True).encode()).hexdigest()[:12]
+
+
+class Results:
+    """What was found, a line of JSON for each thing asked: nothing is measured twice, and what was cut off goes on."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self._known = path, {}
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
+        if text and not text.endswith("\n"):
+            path.write_text(text + "\n", encoding="utf-8")
+        for line in text.splitlines():
+            with contextlib.suppress(ValueError):  # cut off in the middle
+                told = json.loads(line)
+                self._known[digest(told["asked"])] = told["found"]
+
+    def known(self, asked: Mapping[str, Any]) -> Any:
+        """None when it was never measured."""
+        return self._known.get(digest(asked))
+
+    def of(self, asked: Mapping[str, Any], measure: Callable[[], Any]) -> Any:
+        """What `asked` came to: measured now, unless it was."""
+        if (found := self.known(asked)) is not None:
+            return found
+        found = self._known[digest(asked)] = measure()
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"asked": asked, "found": found}) + "\n")
+        return found

@@ -1,0 +1,62 @@
+"""Models in training for measurements: taught by the program's own steps, without what else belongs to a run."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from data_sources import Batch, open_stream
+from lm.auxiliary.heads import build_heads
+from lm.model import build_model
+from lm.preset import Preset
+from lm.training.distribution import Ranks
+from lm.training.learner import Learner
+from lm.training.optimizer import build_optimizer
+from lm.training.step import Teacher
+
+BUDGET_WITHOUT_END = 10**9
+
+
+def teacher_of(preset: Preset, vocab_size: int, like: Learner | None = None, pad: int = 0) -> tuple[Teacher, Learner]:
+    """A model with its heads, drawn from the preset's seed, and what takes its steps.
+
+    like: whose first weights it has wherever it can. pad: the tokenizer's padding.
+    """
+    torch.manual_seed(preset.train.seed)
+    ranks = Ranks(preset.train)
+    learner = alike(Learner(build_model(preset, vocab_size), build_heads(preset, pad)), like).to(ranks.device)
+    return Teacher(ranks, learner, build_optimizer(learner, preset.train), preset.train, preset.loss_weights), learner
+
+
+def alike(learner: Learner, first: Learner | None) -> Learner:
+    """`learner` with the first weights of `first` wherever name and shape agree: others alone may make as large a difference as what is measured."""
+    own = learner.state_dict()
+    same = {name: value for name, value in (first.state_dict() if first else {}).items() if name in own and own[name].shape == value.shape}
+    learner.load_state_dict(same, strict=False)
+    return learner
+
+
+def next_token(learner: Learner, batch: Batch) -> torch.Tensor:
+    """Mean cross entropy of the batch in nats, on the learner's device."""
+    return learner([batch.to(learner.model.embedding.weight.device)]).losses["next_token"]
+
+
+def batches_of(preset: Preset, tokenizer: Any) -> Iterator[Batch]:
+    """The steps' rows, in the order of the preset's seed."""
+    with open_stream(preset.data, tokenizer, preset.model.seq_length, preset.step_rows, seed=preset.train.seed) as stream:
+        for batch, _ in stream:
+            yield batch
+
+
+def held_out(preset: Preset, tokenizer: Any, rows: int) -> list[Batch]:
+    """At least `rows` rows of text that is never trained on."""
+    with open_stream(preset.data, tokenizer, preset.model.seq_length, preset.step_rows, part="held_out") as stream:
+        return [next(stream)[0] for _ in range(-(-rows // preset.step_rows))]
+
+
+def random_batch(rows: int, length: int, vocab_size: int) -> Batch:
+    """Random tokens, for what does not depend on the text, and should not need a tokenizer."""
+    tokens = torch.randint(vocab_size, (rows, length), generator=torch.Generator().manual_seed(0))
+    restart, number = torch.zeros_like(tokens, dtype=torch.bool), torch.arange(rows)
+    edges = torch.arange(rows + 1, dtype=torch.int32) * length
+    return Batch(tokens, tokens.roll(-1, 1), restart, torch.zeros_like(tokens), number, number, edges, tokens.numel(), 0, last=False)

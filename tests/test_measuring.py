@@ -1,0 +1,122 @@
+"""What benchmarks measure with: results that go on, peers of equal size, rates that are tried until the best is inside, arms of cards that are presets."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+
+import pytest
+
+from lm.preset import Preset, count_parameters
+from tests.benchmarks import cards, comparison
+from tests.benchmarks.measures import Results, digest
+from tests.benchmarks.peers import count, of_size
+from tests.benchmarks.teaching import teacher_of
+
+SMALL = {"hidden_size": 48, "num_layers": 3, "num_heads": 4, "seq_length": 32}
+
+
+def test_what_was_cut_off_goes_on(tmp_path):
+    path, taken = tmp_path / "results.jsonl", []
+
+    def of(results, seed):
+        return results.of({"seed": seed}, lambda: taken.append(seed) or {"bits": seed / 2})
+
+    first = Results(path)
+    assert [of(first, seed) for seed in (1, 2, 1)] == [{"bits": 0.5}, {"bits": 1.0}, {"bits": 0.5}] and taken == [1, 2]
+    path.write_text(path.read_text()[:-9])
+    again = Results(path)
+    assert again.known({"seed": 2}) is None and again.known({"seed": 1}) == {"bits": 0.5}
+    of(again, 2), of(Results(path), 2)
+    assert taken == [1, 2, 2] and Results(path).known({"seed": 2}) == {"bits": 1.0}
+    assert digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1}) != digest({"a": 1, "b": 3})
+
+
+@pytest.mark.slow
+def test_a_process_tells_its_own_memory_and_not_that_of_who_began_it(tmp_path):
+    (tmp_path / "own.py").write_text("from tests.benchmarks.measures import peak_bytes\nprint('said')\nprint(peak_bytes())\n")
+    program = "import tests.benchmarks.measures as m; held = b'x' * 700_000_000; assert m.peak_bytes() > len(held); print(m.apart('own', ''))"
+    surroundings = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), os.getcwd()])}
+    done = subprocess.run([sys.executable, "-c", program], env=surroundings, capture_output=True, text=True, check=True)
+    assert 10_000_000 < int(done.stdout) < 690_000_000
+
+
+@pytest.mark.parametrize("name", comparison.PEERS)
+@pytest.mark.parametrize("tied", [True, False])
+def test_peers_have_as_many_parameters(name, tied):
+    preset = Preset.model_validate({"model": SMALL | {"tie_embeddings": tied}, "data": {"sources": ["c4"]}})
+    wanted = count_parameters(preset, 301).total
+    assert count(teacher_of(preset, 301)[1]) == wanted
+    peer = of_size(comparison.PEERS[name], preset, 301, wanted)
+    assert abs(count(peer) / wanted - 1) < 0.005
+    assert peer.config.vocab_size == 301 and next(peer.parameters()).device.type == "cpu"
+
+
+def test_a_smaller_sister():
+    sister = comparison.scaled(comparison.load_preset("configs/00_best_general.json"), 128)
+    assert (sister.model.hidden_size, sister.model.num_heads, sister.data.vocab_size, sister.model.num_layers) == (128, 2, 8192, 8)
+
+
+@pytest.mark.parametrize(("best", "further"), [(2e-3, ()), (4e-3, (8e-3,)), (1e-2, (8e-3, 16e-3)), (6e-4, (5e-4, 2.5e-4)), (1.0, (8e-3, 16e-3, 32e-3))])
+def test_rates_are_tried_until_the_best_is_not_the_last(best, further):
+    rates = (1e-3, 2e-3, 4e-3)
+    found = comparison.tried(rates, lambda rate: abs(math.log(rate / best)))
+    assert tuple(found) == pytest.approx(rates + further)
+
+
+def test_the_peers_rate_is_nanogpts():
+    assert comparison.cosine(0.5 * comparison.WARMUP) == 0.5 and comparison.cosine(comparison.WARMUP) == 1.0
+    assert comparison.cosine(0.5 + 0.5 * comparison.WARMUP) == pytest.approx(0.55) and comparison.cosine(1.0) == comparison.cosine(1.1) == pytest.approx(0.1)
+
+
+def test_where_a_curve_reaches_another():
+    curve = [comparison.Look(100, 10.0, 3.0), comparison.Look(200, 30.0, 2.0), comparison.Look(300, 40.0, 2.5), comparison.Look(400, 50.0, 1.5)]
+    assert comparison.reached(curve, 2.25) == (175, 25.0)
+    assert comparison.reached(curve, 1.75) == (375, 47.5)
+    assert comparison.reached(curve, 3.5) == (100, 10.0) and comparison.reached(curve, 1.0) is None
+    mean = comparison.middle([curve, [look._replace(bits=look.bits + 1, seconds=0.0) for look in curve]])
+    assert mean[1] == (200, 15.0, 2.5)
+
+
+def test_the_picture_is_drawn(tmp_path):
+    curves = {
+        name: [[comparison.Look(n, n * speed, 3 / n + seed) for n in range(1, 20)] for seed in (0, 0.1)] for speed, name in enumerate(comparison.NAMES, 1)
+    }
+    comparison.figure(curves, str(tmp_path / "a.svg"))
+    drawn = (tmp_path / "a.svg").read_text()
+    assert "<svg" in drawn and "<dc:date>" not in drawn
+
+
+def test_every_arm_is_a_preset_of_its_own():
+    presets = {arm.name: cards.preset_of(arm).model_dump_json() for arm in (cards.ATTENTION, *cards.ARMS)}
+    assert len(presets) == len(cards.ARMS) + 1 == len(set(presets.values()))
+    plain = count_parameters(cards.preset_of(cards.ATTENTION), cards.VOCABULARY).active
+    for arm in cards.ARMS:
+        preset = cards.preset_of(arm, seed=3)
+        *sections, switch = arm.switch.split(".")
+        held = preset.model_dump(mode="json")
+        for section in sections:
+            held = held[section]
+        assert json.dumps(held[switch]) == json.dumps(arm.value) and preset.train.seed == 3
+        assert not arm.sized or abs(count_parameters(preset, cards.VOCABULARY).active / plain - 1) < 0.1, arm.name
+
+
+def test_what_is_measured_is_what_is_shown(tmp_path, monkeypatch):
+    from lm.app.cards import read_cards
+
+    class Bench:
+        def run(self, arm, seed):
+            return {"bits": 2.5 - 0.01 * seed if arm == cards.ATTENTION else 2.4, "speed": 0.5 + seed}
+
+        def memory(self, arm):
+            return 10 if arm == cards.ATTENTION else 15
+
+    monkeypatch.setattr(cards, "SEEDS", (0, 1))
+    told = [cards.card(Bench(), arm) for arm in cards.ARMS]
+    (tmp_path / "cards.json").write_text(json.dumps(told))
+    read = read_cards(tmp_path / "cards.json")
+    assert len(read) == len(cards.ARMS)
+    assert (read[0].bits, read[0].speed, read[0].memory) == (-0.095, 1.0, 1.5)
+    row = list(cards.table(Bench(), told))[3]
+    assert row.startswith("| `longformer.enabled`, window 64 | -0.0950 (-0.1000 to -0.0900) | 1.00 | 1.50 |")
