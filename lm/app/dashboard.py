@@ -7,8 +7,8 @@ curve          | numbers                    curve            | numbers
 sources                                                      | held-out text
 experts                                     sources          | what the model writes
 memory                                      experts          |
-gradient                                    memory           |
-held-out text                               gradient         |
+losses                                      memory           |
+held-out text                               losses           |
 what the model writes                       log
 log                                         keys
 keys
@@ -58,11 +58,12 @@ def keys(facts: Facts, width: int) -> Text:
 def _narrow(facts: Facts, width: int, height: int) -> Lines:
     """One column; the curve takes what the rest leaves."""
     sources = panels.sources(facts, width, max(height // 4, 4))
-    writes = panels.samples(facts, width, 2 + height // 12)
+    losses = panels.losses(facts, width, height // 4)
+    writes = panels.samples(facts, width, 2 + height // 12 - (len(losses) > 2))
     held_out = panels.held_out_line(facts, width)
     experts, memory = panels.experts(facts, width, height // 15), panels.memory(facts, width, height // 15)
-    beside_them = [*experts, *memory, *panels.heads(facts, width, height // 15)]
-    log = panels.log(facts, width, 2 + height // 10 - min(len(beside_them), 1))
+    beside_them = [*experts, *memory, *losses]
+    log = panels.log(facts, width, 2 + height // 10 - min(len(beside_them), 1 + (len(losses) > 2)))
     rest = height - len(sources) - len(writes) - len(held_out) - len(beside_them) - len(log)
     right = 24
     upper = beside(panels.loss(facts, width - right - 3, rest), panels.numbers(facts, right, rest), width - right - 3, right)
@@ -75,7 +76,8 @@ def _wide(facts: Facts, width: int, height: int) -> Lines:
     left = width - right - 3
     log = panels.log(facts, width, max(height // 7, 3))
     rest = height - len(log) - 1
-    sources, *others = panels.sources(facts, left, rest // 3), *(panel(facts, left, rest // 6) for panel in (panels.experts, panels.memory, panels.heads))
+    sources, losses = panels.sources(facts, left, rest // 3), panels.losses(facts, left, rest // 3)
+    others = [*(panel(facts, left, rest // 6) for panel in (panels.experts, panels.memory)), losses]
     below = [Text(""), *sources, *(line for part in others if part for line in (Text(""), *part))]
     numbers, held_out = panels.numbers(facts, right, 11), panels.held_out_table(facts, right, rest // 3)
     writes = panels.samples(facts, right, rest - len(numbers) - len(held_out) - 2)

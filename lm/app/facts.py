@@ -63,6 +63,8 @@ class Facts:
     pace: float | None = None  # tokens a second, smoothed
     device_share: float | None = None  # of what the device could multiply, as the forecast told
     memory: dict[str, Any] | None = None  # of what was read: as the last step told, seconds smoothed
+    weights: dict[str, float] = field(default_factory=dict)  # of the losses beside the next token's
+    losses: dict[str, float] = field(default_factory=dict)  # the means of these, smoothed
     shares: dict[str, float] = field(default_factory=dict)  # of the trunk's gradient, by loss, as last measured
     sources: dict[str, SourceFacts] = field(default_factory=dict)
     curve: Curve = field(default_factory=Curve)
@@ -141,6 +143,7 @@ class Facts:
         self.parameters, self.world_size, self.budget = event["parameters"], event["world_size"], event["budget"]
         self.begun_at, self.life_tokens = event["tokens"], event["life_tokens"]
         self.sources = {name: SourceFacts(one_line(name)) for name in event["sources"]}
+        self.weights = event.get("loss_weights", {})
 
     def _on_resume(self, event: Event) -> None:
         self.begun_at, self.life_tokens = event["tokens"], event["life_tokens"]
@@ -169,6 +172,7 @@ class Facts:
         self.pace = _smoothed(self.pace, event["tokens_per_second"])
         told = {name.removeprefix(OF_DENOISERS): loss for name, loss in event["losses"].items() if name.startswith(OF_DENOISERS)}
         self.denoisers |= {kind: _smoothed(self.denoisers.get(kind), loss) for kind, loss in told.items()}
+        self.losses |= {name: _smoothed(self.losses.get(name), event["losses"][name]) for name in self.weights if name in event["losses"]}
         if told := event.get("memory"):
             before = self.memory or {}
             seconds = {key: _smoothed(before.get(key), told[key]) for key in ("asked_seconds", "added_seconds")}

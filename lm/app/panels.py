@@ -7,10 +7,11 @@ from rich.text import Text
 
 from lm.app.curve import draw
 from lm.app.facts import Facts, SourceFacts, over_mean
-from lm.app.text import ACCENT, LABEL, QUIET, TONES, Lines, apart, filled, fitted, spans, title, wrapped
+from lm.app.text import ACCENT, LABEL, QUIET, TONES, Lines, apart, filled, fitted, packed, spans, title, wrapped
 from lm.app.words import AS_TRAINED, NOTHING, counted, denoisers_in_words, duration, figure, milliseconds, one_line, rate, size
 
 STATE_STYLES = {"reading": "green", "waiting": "yellow", "given up": "red", "finished": "dim"}
+IDLE = 0.0005  # share of the gradient below which a loss does nothing
 BARS = "▁▂▃▄▅▆▇█"
 
 
@@ -133,12 +134,24 @@ def memory(facts: Facts, width: int, height: int) -> Lines:
     return [title("memory", width, " · ".join([f"{counted(told['chunks'])} chunks", took, *held_out]))]
 
 
-def heads(facts: Facts, width: int, height: int) -> Lines:
-    """What part of the trunk's gradient each loss beside the next token's makes, in a line, the largest first; nothing before it was measured."""
-    if not facts.shares or height < 1:
+def losses(facts: Facts, width: int, height: int) -> Lines:
+    """What is learned beside the next token: of each loss its mean, its weight and its share of the trunk's gradient, and in the heading the share
+    that the next token's own has. Those that do nothing come first, then the largest. Nothing where there are none."""
+    if not facts.weights or height < 1:
         return []
-    shares = sorted(((share, name) for name, share in facts.shares.items() if name != "next_token"), reverse=True)
-    return [title("gradient", width, " · ".join(f"{one_line(name).replace('_', ' ')} {100 * share:.1f}%" for share, name in shares))]
+    own = facts.shares.get("next_token")
+    heading = title("losses", width, "" if own is None else f"next token {100 * own:.1f}% of the gradient")
+    shares = {name: facts.shares.get(name) for name in facts.weights}
+    names = sorted(shares, key=lambda name: -(1 + IDLE if shares[name] is None else 2 if shares[name] < IDLE else shares[name]))
+    return [heading, *packed([_loss(facts, name, shares[name]) for name in names], width)][:height]
+
+
+def _loss(facts: Facts, name: str, share: float | None) -> Text:
+    """ "latent consistency 0.123×0.05 1.2%"."""
+    value = facts.losses.get(name)
+    told = NOTHING if value is None else f"{value:.3g}"
+    part = ("", "") if share is None else (" idle", "yellow") if share < IDLE else (f" {100 * share:.1f}%", ACCENT)
+    return spans((one_line(name).replace("_", " "), LABEL), f" {told}", (f"×{facts.weights[name]:g}", QUIET), part)
 
 
 def bars(load: list[float], width: int) -> str:

@@ -49,6 +49,18 @@ def title(words: str, width: int, after: str = "") -> Text:
     return line
 
 
+def packed(cells: Sequence[Text], width: int, gap: int = 2) -> Lines:
+    """`cells` in few lines of at most `width`, none of them broken: each in the first line that has room for it."""
+    lines: Lines = []
+    for cell in cells:
+        room = (number for number, line in enumerate(lines) if line.cell_len + gap + cell.cell_len <= width)
+        if (number := next(room, None)) is None:
+            lines.append(cell)
+        else:
+            lines[number] = Text.assemble(lines[number], " " * gap, cell, no_wrap=True, end="")
+    return lines
+
+
 def wrapped(line: Text, width: int, height: int) -> Lines:
     """`line` broken between words into at most `height` lines; the last ends with an ellipsis when there was more."""
     starts = _breaks(line.plain, max(width, 1))

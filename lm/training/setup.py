@@ -281,7 +281,7 @@ def _tell_run(run: Run, ranks: Ranks, report: Reporter) -> None:
     model = run.learner.model
     about = {"preset": run.preset.name, "parameters": sum(p.numel() for p in model.parameters()), "plan": model_in_words(run.preset)}
     about |= {"device": device_in_words(ranks), "world_size": ranks.size, "budget": run.budget, "tokens": run.tokens, "life_tokens": run.life["tokens"]}
-    report({"event": "run", **about, "sources": [source.name for source in run.preset.data.sources]})
+    report({"event": "run", **about, "sources": [source.name for source in run.preset.data.sources], "loss_weights": run.preset.loss_weights})
 
 
 def _memory(run: Run, snapshot: Snapshot | None, under_way: bool, tokenizer: Any, folder: Path, ranks: Ranks, report: Reporter) -> Remembering | None:

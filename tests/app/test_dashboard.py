@@ -286,22 +286,43 @@ def test_weights_are_measured_beside_their_average():
     assert "not averaged" not in screen(told([*opening(), evaluation(8192, 3.0)]), 200, 50)
 
 
-def with_shares(shares: dict[str, float]) -> Facts:
-    events = [step(n, 4096 * n, random.Random(n)) | ({"gradient_shares": shares} if n == 2 else {}) for n in (1, 2, 3)]
+NINE = ("second_next", "reconstruction", "value", "dynamics", "dynamics_kl", "dynamics_value", "policy", "latent_consistency", "span_contrastive")
+
+
+def with_heads(shares: dict[str, float], names: tuple[str, ...] = NINE) -> Facts:
+    """A run with losses beside the next token's, whose shares were measured in the second step."""
+    begun = [event | ({"loss_weights": dict.fromkeys(names, 0.05)} if event["event"] == "run" else {}) for event in opening()]
+    told_of = {name: 10.0 / 3**number for number, name in enumerate(names)}
+    events = [step(n, 4096 * n, random.Random(n)) for n in (1, 2, 3)]
+    events = [event | {"losses": event["losses"] | told_of} | ({"gradient_shares": shares} if event["step"] == 2 else {}) for event in events]
     sample = {"event": "sample", "tokens": 8192, "prompt": "The history of", "text": " the city goes back to the early years of the war."}
-    return told([*opening(), *events, evaluation(8192, 3.0), sample])
+    return told([*begun, *events, evaluation(8192, 3.0), sample])
 
 
-def test_what_each_loss_does_to_the_trunk_is_shown_and_pushes_nothing_away():
-    facts = with_shares({"next_token": 0.871, "value": 0.0042, "span_contrastive": 0.1248})
-    for width, height in SIZES:
-        lines = lines_of(facts, width, height)
-        assert len(lines) == height and {line.cell_len for line in lines} == {width}
-    for text in (screen(facts, 80, 24), screen(facts, 200, 50)):
-        assert "gradient span contrastive 12.5% · value 0.4% ─" in text
+ALL_SHARES = {"next_token": 0.606} | dict(zip(NINE, (0.08, 0.0, 0.02, 0.03, 0.05, 0.0041, 0.0002, 0.1, 0.106), strict=True))
+
+
+def test_all_losses_are_shown_with_weights_and_shares_and_push_nothing_away():
+    for shares in (ALL_SHARES, {}):
+        for width, height in SIZES:
+            lines = lines_of(with_heads(shares), width, height)
+            assert len(lines) == height and {line.cell_len for line in lines} == {width}
+    facts = with_heads(ALL_SHARES)
+    for text in (screen(facts, 80, 24), screen(facts, 200, 50), screen(facts, 110, 30)):
+        assert "losses next token 60.6% of the gradient ─" in text
+        for words in ("reconstruction 3.33×0.05 idle", "policy 0.0137×0.05 idle", "dynamics value 0.0412×0.05 0.4%", "span contrastive 0.00152×0.05 10.6%"):
+            assert words in text, words
+        assert all(name.replace("_", " ") in text for name in NINE)
         for words in ("wikipedia", "natural_questions", "tokens/s", "held-out", "perplexity", "it writes", "The history", "log", "Ctrl-C"):
             assert words in text, words
-    assert "gradient span" not in screen(with_shares({}), 200, 50)
+        assert any("\u2801" <= character <= "\u28ff" for character in text), "the curve has a place"
+    assert "losses ─" in screen(with_heads({}), 200, 50) and "second next 10×0.05" in screen(with_heads({}), 80, 24)
+    assert "losses" not in screen(with_heads({}, ()), 200, 50)
+
+
+def test_losses_that_do_nothing_come_first():
+    lines = [line.plain for line in panels.losses(with_heads(ALL_SHARES), 60, 2)]
+    assert len(lines) == 2 and lines[1].count("idle") == 2
 
 
 def test_the_printed_line_says_how_much_is_remembered():
