@@ -189,8 +189,11 @@ class Writing(Iterator[str]):
 
         Whenever an interrupt comes, what is told belongs together: one assignment counts.
         """
+        is_due = not (self._now.ahead or self._now.planned)
+        if is_due and self._sounds and len(self._now.unread) > 1:
+            self._catch_up(self._now)
         began = time.perf_counter()
-        now = self._now = self._now if self._now.ahead or self._now.planned else self._read_on(self._now)
+        now = self._now = self._read_on(self._now) if is_due else self._now
         history = self._history[: self._before + now.written]
         with torch.no_grad():
             chosen = Chosen(now.planned[0], planned=now.planned[1:]) if now.planned else self._chooser.chosen(now.ahead, history)
@@ -213,10 +216,21 @@ class Writing(Iterator[str]):
         ahead = Ahead(rows.after(now.rows), drafts, state)
         return now._replace(ahead=ahead, rows=None) if drafts else now._replace(state=state, unread=(), ahead=ahead, rows=None)
 
+    @property
+    def _sounds(self) -> bool:
+        """Whether the pass that is due is to show what one takes without drafts."""
+        return bool(self._settings.draft_length) and sum(pace.passes for pace in self.paces) % SOUNDED == SOUNDED // 2
+
+    def _catch_up(self, now: Read) -> None:
+        """Read what drafts left unread, all but the newest token. Its time is theirs: it counts with the pass before."""
+        began = time.perf_counter()
+        state, _ = self._further(now._replace(written=now.written - 1, unread=now.unread[:-1]), ())
+        self._now = now._replace(state=state, unread=now.unread[-1:])
+        self._pace = self._pace.plus(Pace(seconds=time.perf_counter() - began))
+
     def _room(self, now: Read) -> int:
         """For how many drafts there is room in the pass that is due."""
-        plain, drafted = (pace.passes for pace in self.paces)
-        if len(now.unread) > PENDING or (len(now.unread) == 1 and plain + drafted >= SOUNDED * plain + SOUNDED // 2):
+        if len(now.unread) > PENDING or self._sounds:
             return 0
         asked = self._recall.before_next(len(self._prompt) + now.written)
         return min(asked, self._settings.max_new_tokens - now.written - 1)

@@ -265,7 +265,7 @@ def test_going_on_after_an_end_is_to_choose_anew(kind: str) -> None:
 
 
 def test_no_pass_is_long_and_none_is_made_to_undo() -> None:
-    """With drafts that are never kept there are as many passes as tokens, and what is read again stays within bounds."""
+    """With drafts that are never kept there are as many passes as tokens, but for those before one that is as without, and what is read again stays within bounds."""
     model, heads = randomised(tiny_preset())
     expected = written(begun(model, heads, plain(GREEDY)))
     seen: list[int] = []
@@ -276,7 +276,7 @@ def test_no_pass_is_long_and_none_is_made_to_undo() -> None:
     model.forward = lambda tokens, *rest: seen.append(tokens.shape[1]) or forward(tokens, *rest)
     assert written(writing) == expected
     del model.forward
-    assert len(seen) == len(expected) - 1 and writing.paces.drafted.kept == 0
+    assert 0 <= len(seen) - (len(expected) - 1) <= len(expected) / SOUNDED and writing.paces.drafted.kept == 0
     assert PENDING < max(seen) <= PENDING + 1 + 5
     assert len(expected) == 40
 
@@ -291,12 +291,18 @@ def test_passes_as_without_drafts_are_known_by_what_they_read(kind: str) -> None
     next(writing)
     drafter, forward = Told([] if kind == "never sure" else expected, 1.0 if kind == "all wrong" else 0.5), model.forward
     tried: list[int] = []
-    read: list[int] = []
+    passes: list[tuple[int, int]] = []
+
+    def read(tokens: torch.Tensor, *rest: Any) -> Any:
+        if tried:  # else what drafts left is read by itself
+            passes.append((tokens.shape[1], tried.pop()))
+        return forward(tokens, *rest)
+
     writing._chooser.drafts = lambda latent, history, limit: tried.append(limit) or drafter(latent, history, limit)
-    model.forward = lambda tokens, *rest: read.append(tokens.shape[1]) or forward(tokens, *rest)
+    model.forward = read
     written(writing)
     del model.forward
-    alone = [count == 1 and not limit for count, limit in zip(read, tried, strict=True)]
+    alone = [count == 1 and not limit for count, limit in passes]
     paces = writing.paces
     assert (paces.plain.passes, paces.drafted.passes) == (sum(alone), len(alone) - sum(alone))
     assert paces.plain.tokens == paces.plain.passes and 2 <= paces.plain.passes <= 2 + len(alone) / SOUNDED, "one in sixteen, and the last"
