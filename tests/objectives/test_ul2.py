@@ -70,11 +70,12 @@ def test_rates_and_lengths_are_the_papers_over_many_draws(kind: str, number: int
 def check_draws(kind: str, number: int, way: Setting, least: int) -> None:
     """So many gaps or more of a way in table 1: share of the tokens, mean length, the whole distribution of lengths, and where they are."""
     draws = Draws("paper", kind, number)
-    sizes, leans, reached = [], [], np.zeros(LENGTH, np.bool_)
-    while sum(map(len, sizes[-1:])) * len(sizes) < least or len(sizes) < least // 50:
+    sizes, leans, reached, found = [], [], np.zeros(LENGTH, np.bool_), 0
+    while found < least or len(sizes) < least // 50:
         gaps = Gaps.drawn(*Counts(way, 100, tuple(draws.shares(2).tolist())).of(LENGTH), LENGTH, draws)
         inside = gaps.inside(LENGTH)
         sizes.append(gaps.length)
+        found += len(gaps.length)
         leans.append(int(inside[: LENGTH // 2].sum()) - int(inside[LENGTH // 2 :].sum()))
         reached |= inside
     taken, count = np.array([each.sum() for each in sizes]), np.array([len(each) for each in sizes])
