@@ -73,9 +73,6 @@ class Timed:
     def least_room(self, row: int) -> int:
         return self._rewriter.least_room(row)
 
-    def __call__(self, seed: int, row: int, position: int, source: Source, room: int) -> Example:
-        return self._rewriter(seed, row, position, source, room)
-
     def planned(self, seed: int, row: int, position: int, source: Source, room: int) -> Example:
         began = time.thread_time()
         example = self._rewriter.planned(seed, row, position, source, room)
