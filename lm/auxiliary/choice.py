@@ -10,15 +10,15 @@ from torch import Tensor
 from data_sources.order import draw
 
 
-def every(stride: int, seed: int, purpose: str, row: Tensor, start: int, like: Tensor) -> Tensor:
+def one_in(stride: int, seed: int, purpose: str, row: Tensor, start: int, like: Tensor) -> Tensor:
     """One in `stride` columns of each row, from a place drawn for it: (B, T) bool for `like` (B, T), whose columns begin at `start`.
 
     row: (B,) int64 on the host, numbers of the rows.
     """
-    return since(stride, seed, purpose, row, start, like) % stride == 0
+    return after_first(stride, seed, purpose, row, start, like) % stride == 0
 
 
-def since(stride: int, seed: int, purpose: str, row: Tensor, start: int, like: Tensor) -> Tensor:
+def after_first(stride: int, seed: int, purpose: str, row: Tensor, start: int, like: Tensor) -> Tensor:
     """Columns since the first that is chosen of each row, negative before it: (B, T) int64."""
     first = torch.tensor([draw(seed, number, purpose) % stride for number in row.tolist()], dtype=torch.int64).to(like.device)
     return start + torch.arange(like.shape[1], device=like.device) - first[:, None]

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lm.auxiliary.choice import goes_on, since
+from lm.auxiliary.choice import after_first, goes_on
 from lm.auxiliary.head import FeedForward, Head, Reading, Taught, divergence
 from lm.auxiliary.value import Value
 from lm.ops.picking import gathered, index_of
@@ -48,7 +48,7 @@ class Dynamics(Head):
 
     def chains(self, reading: Reading) -> tuple[Tensor, Tensor]:
         """Where chains begin: places (N,) in the flattened B * T, and which of them compare distributions (N,) bool."""
-        columns = since(self.stride * self.compared, self.seed, "dynamics", reading.row, reading.start, reading.targets)
+        columns = after_first(self.stride * self.compared, self.seed, "dynamics", reading.row, reading.start, reading.targets)
         index = index_of((columns % self.stride == 0) & goes_on(reading.restart, 1) & (reading.targets >= 0))
         return index, gathered(columns % (self.stride * self.compared) == 0, index)
 

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lm.auxiliary.choice import every, goes_on, uniform
+from lm.auxiliary.choice import goes_on, one_in, uniform
 from lm.auxiliary.head import FeedForward, Head, Reading, Taught
 from lm.ops.picking import gathered, index_of
 from lm.preset import Preset
@@ -36,7 +36,7 @@ class LatentConsistency(Head):
 
     def beginnings(self, reading: Reading) -> Tensor:
         """Places (N,) in the flattened B * T after which rollouts begin."""
-        chosen = every(self.stride, self.seed, "rollouts", reading.row, reading.start, reading.targets)
+        chosen = one_in(self.stride, self.seed, "rollouts", reading.row, reading.start, reading.targets)
         return index_of(chosen & goes_on(reading.restart, self.depth) & (reading.targets >= 0))
 
     @torch.no_grad()

@@ -9,7 +9,7 @@ Sizes: D hidden, V vocabulary, N chosen tokens.
 
 from torch import Tensor
 
-from lm.auxiliary.choice import every
+from lm.auxiliary.choice import one_in
 from lm.auxiliary.head import FeedForward, Head, Reading, Taught, divergence
 from lm.ops.picking import gathered, index_of
 from lm.ops.readout import Readout
@@ -31,7 +31,7 @@ class Policy(Head):
 
     def asked(self, reading: Reading) -> Tensor:
         """The latents (N, D) that are looked at."""
-        chosen = every(self.stride, self.seed, "policy", reading.row, reading.start, reading.targets)
+        chosen = one_in(self.stride, self.seed, "policy", reading.row, reading.start, reading.targets)
         return gathered(reading.hidden, index_of(chosen & (reading.targets >= 0)))
 
     def taught(self, reading: Reading) -> Taught:

@@ -5,7 +5,7 @@ Sizes: B batch, T time, N chosen tokens.
 
 from torch import Tensor
 
-from lm.auxiliary.choice import every
+from lm.auxiliary.choice import one_in
 from lm.auxiliary.head import Reading
 from lm.auxiliary.token_head import TokenHead
 from lm.ops.picking import gathered, index_of
@@ -19,6 +19,6 @@ class Reconstruction(TokenHead):
         super().__init__("reconstruction", preset)
 
     def asked(self, reading: Reading) -> tuple[Tensor, Tensor]:
-        chosen = every(self.stride, self.seed, "reconstruction", reading.row, reading.start, reading.targets)
+        chosen = one_in(self.stride, self.seed, "reconstruction", reading.row, reading.start, reading.targets)
         index = index_of(chosen & (reading.targets >= 0))
         return index, gathered(reading.tokens, index)

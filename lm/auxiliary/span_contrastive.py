@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data_sources.order import LANES
-from lm.auxiliary.choice import since
+from lm.auxiliary.choice import after_first
 from lm.auxiliary.head import Head, Reading, Taught
 from lm.ops.picking import index_of
 from lm.preset import Preset
@@ -58,7 +58,7 @@ class SpanContrastive(Head):
 
     def spans(self, reading: Reading) -> Spans:
         """Every stride-th place begins a span, where L scored tokens of one document follow one that is seen."""
-        columns, length = since(self.stride, self.seed, "spans", reading.row, reading.start, reading.targets), self.length
+        columns, length = after_first(self.stride, self.seed, "spans", reading.row, reading.start, reading.targets), self.length
         time = columns.shape[1]
         whole = ((reading.targets >= 0) & ~reading.restart).long().cumsum(1)
         inside = F.pad(whole, (1, 0))[:, length:] - F.pad(whole, (1, 0))[:, : max(time + 1 - length, 0)]  # (B, T + 1 - L)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from data_sources import Batch
 from data_sources.batch import Arrivals
-from lm.auxiliary.choice import coming_mean, every, goes_on, uniform
+from lm.auxiliary.choice import coming_mean, goes_on, one_in, uniform
 from lm.auxiliary.head import Reading
 from lm.auxiliary.heads import HEADS
 from lm.auxiliary.latent_consistency import drawn
@@ -123,7 +123,7 @@ def test_nothing_that_was_read_is_in_the_value_to_come() -> None:
 def test_a_token_is_named(setting: tuple, name: str, ahead: int) -> None:
     learner, reading = setting
     head, documents = learner.heads[name], document(reading)
-    chosen = every(2, 0, name.replace("_", " "), reading.row, 0, reading.tokens)
+    chosen = one_in(2, 0, name.replace("_", " "), reading.row, 0, reading.tokens)
     total, count = 0.0, 0
     for row, line in enumerate(documents):
         for time in range(len(line)):
@@ -141,7 +141,7 @@ def test_a_token_is_named(setting: tuple, name: str, ahead: int) -> None:
 def test_the_policy_is_near_the_models_own_distribution(setting: tuple) -> None:
     learner, reading = setting
     head, total = learner.heads["policy"], 0.0
-    chosen = every(5, 0, "policy", reading.row, 0, reading.tokens) & (reading.targets >= 0)
+    chosen = one_in(5, 0, "policy", reading.row, 0, reading.tokens) & (reading.targets >= 0)
     for row, time in chosen.nonzero().tolist():
         teacher = torch.distributions.Categorical(logits=scores_of(reading, reading.hidden[row, time]))
         student = torch.distributions.Categorical(logits=head.scores(reading.hidden[row, time], reading.readout))
@@ -335,11 +335,11 @@ def test_steps_are_sound_where_rows_are_shorter_than_what_heads_look_at(switches
 
 def test_choices_do_not_depend_on_how_rows_are_cut() -> None:
     row, like = torch.tensor([5, 77, 1_000_003]), torch.zeros(3, 20)
-    for draw in (lambda row, start, like: every(4, 1, "x", row, start, like), lambda row, start, like: uniform(1, "x", row, start, like)):
+    for draw in (lambda row, start, like: one_in(4, 1, "x", row, start, like), lambda row, start, like: uniform(1, "x", row, start, like)):
         whole = draw(row, 0, like)
         parts = torch.cat([draw(row, 0, like[:, :7]), draw(row, 7, like[:, 7:])], 1)
         assert torch.equal(whole, parts) and torch.equal(whole[1:2], draw(row[1:2], 0, like[1:2]))
-    assert every(4, 1, "x", row, 0, like).sum(1).tolist() == [5, 5, 5]
+    assert one_in(4, 1, "x", row, 0, like).sum(1).tolist() == [5, 5, 5]
     assert not torch.equal(uniform(1, "x", row, 0, like), uniform(1, "y", row, 0, like))
     lots = uniform(3, "z", torch.arange(50), 0, torch.zeros(50, 400))
     assert lots.min() >= 0 and lots.max() < 1 and abs(float(lots.mean()) - 0.5) < 0.01 and abs(float(lots.std()) - 12**-0.5) < 0.01
