@@ -193,7 +193,7 @@ def test_wide_columns_measures_and_a_folder_in_use(folder):
         (folder / "checkpoints" / "lm_prev.pth").write_bytes(b"cut off")
         person.types("q")
         opens(person, "back")
-        person.waits_for("(?s)prev ✗.*is damaged or cut off", 10)
+        person.waits_for("(?s)prev ✗.*is damaged or cut off", 30)
         person.types("enter")
         assert "Stay as it is" not in person.text
         flipped(folder / "checkpoints" / "lm_prev2.pth")  # which only its checksums tell
