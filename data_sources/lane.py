@@ -18,7 +18,7 @@ from data_sources.chunks import Stretch
 from data_sources.encoder import Encoder, Tokens
 from data_sources.feed import Aside, Feed, Found, Place
 from data_sources.order import draw
-from data_sources.packed import NOT_SCORED, Planned, RowView
+from data_sources.packed import NOT_SCORED, RowView
 from data_sources.rewriting import Rewriting, Source
 
 READING, FINISHED, ASIDE = 0, 1, 2
@@ -181,8 +181,8 @@ class Lane:
             position += self._copy(row, position)
             if self._mix.one_document_a_row and self._document is None:
                 break
-        if self._rewriting.rewriter and position < size:
-            row.restart[position] = True  # what is read from both ends must not begin with padding
+        if self._rewriting.rewriter:
+            row.end(position)
         return position
 
     def _copy(self, row: RowView, position: int) -> int:
@@ -192,16 +192,10 @@ class Lane:
         offset, room = standing.offset, len(row.tokens) - position
         example = self._rewriting.example(row.number, position, Source(document.tokens, document.targets, offset), room)
         size = example.size
-        to = slice(position, position + size)
-        row.source[to] = self._under_way
-        if example.plan is None:
-            row.tokens[to], row.targets[to] = example.tokens, example.targets
-        else:
-            row.planned.append(Planned(row.index, position, size, example.plan))
-        if row.kind is not None:
-            row.kind[to] = example.kind
+        row.source[position : position + size] = self._under_way
+        row.write(position, example)
         self.stretches.append(Stretch(row.number, position, self._under_way, document, offset, example.taken))
-        row.restart[position] |= self._fresh or example.begins
+        row.restart[position] |= self._fresh
         self._fresh = False
         if self._context_length:
             row.restart[position + -offset % self._context_length : position + size : self._context_length] = True

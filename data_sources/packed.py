@@ -13,7 +13,7 @@ from data_sources.chunks import Chunks
 from data_sources.order import LANES
 from data_sources.past import Read
 from data_sources.recall import Answers
-from data_sources.rewriting import OF_NO_KIND, Rewriter
+from data_sources.rewriting import OF_NO_KIND, Example, Rewriter
 
 NOT_SCORED = -100
 NO_SOURCE = -1
@@ -39,6 +39,21 @@ class RowView(NamedTuple):
     kind: np.ndarray | None
     index: int  # in its batch
     planned: list[Planned]
+
+    def write(self, position: int, example: Example) -> None:
+        """Put an example there, or its plan."""
+        to = slice(position, position + example.size)
+        if example.plan is None:
+            self.tokens[to], self.targets[to] = example.tokens, example.targets
+        else:
+            self.planned.append(Planned(self.index, position, example.size, example.plan))
+        if self.kind is not None:
+            self.kind[to] = example.kind
+        self.restart[position] |= example.begins
+
+    def end(self, position: int) -> None:
+        """Only padding follows: what is read from both ends must not begin with it."""
+        self.restart[position : position + 1] = True
 
 
 @dataclass

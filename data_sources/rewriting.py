@@ -42,16 +42,12 @@ class Rewriter(Protocol):
         """Positions that row number `row` must still have for another example. No row is shorter."""
         ...
 
-    def __call__(self, seed: int, row: int, position: int, source: Source, room: int) -> Example:
-        """The example at `position` of row number `row`, of up to `room` positions."""
-        ...
-
     def planned(self, seed: int, row: int, position: int, source: Source, room: int) -> Example:
-        """The same, or one with a plan in the place of its tokens and targets."""
+        """The example at `position` of row number `row`, of up to `room` positions; it may have a plan in the place of its tokens and targets."""
         ...
 
     def finished(self, row: int, plans: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens and targets of the plans of a batch, one behind the other: those that each would have had alone. row: any of the batch."""
+        """Tokens and targets of the plans of a batch, one behind the other; each is the same in any batch. row: any of the batch."""
         ...
 
 

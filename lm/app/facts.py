@@ -84,6 +84,7 @@ class Facts:
             "certificate": self._on_certificate,
             "weights": self._on_weights,
             "forecast": self._on_forecast,
+            "compiled": self._on_compiled,
             "step": self._on_step,
             "stage": self._on_stage,
             "source": self._on_source,
@@ -160,6 +161,9 @@ class Facts:
         self.device_share = event.get("device_share", self.device_share)
         if event.get("tight") or event.get("rows", 0) < event.get("asked", 0):
             self.say(event["text"], "warning" if event["tight"] else "quiet")
+
+    def _on_compiled(self, event: Event) -> None:
+        self.say(event["text"], "quiet" if event["compiled"] else "warning")
 
     def _on_step(self, event: Event) -> None:
         self.step, self.phase, self.is_training = event, "training", True

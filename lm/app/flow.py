@@ -74,8 +74,8 @@ class Lines:
             self._blanks += character
             return done
         if cell_len(character) > 1:
-            done = self._whole()
-            self._word = character
+            done = self._whole() if cell_len(self._word) else ""
+            self._word += character
             return done + self._whole()
         self._word += character
         return self._whole() if cell_len(self._word) >= self._room() else ""
@@ -94,8 +94,9 @@ class Lines:
         if not word:
             return ""
         self._word = self._blanks = ""
-        if self._column + len(blanks) + cell_len(word) <= room:
-            self._column += len(blanks) + cell_len(word)
+        size = cell_len(word)
+        if not size or self._column + len(blanks) + size <= room:  # where an accent ends takes no room, also behind the edge
+            self._column += len(blanks) + size
             return blanks + word
         parts = chop_cells(word, room)
         before = "\n" if self._column else ""

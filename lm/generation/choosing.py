@@ -30,6 +30,11 @@ class Chosen(NamedTuple):
     is_draft: bool = False
     planned: tuple[int, ...] = ()  # what is written behind it without another look
 
+    @classmethod
+    def of(cls, piece: list[int]) -> "Chosen":
+        """A whole piece."""
+        return cls(piece[0], planned=tuple(piece[1:]))
+
 
 class Chooser:
     """Chooses by `settings`. ValueError, one line, where they ask for a head that is not among `heads`."""
@@ -47,18 +52,22 @@ class Chooser:
 
     def chosen(self, ahead: Ahead, history: list[int]) -> Chosen | None:
         """What comes behind `history`. None when every token is banned."""
-        latent = ahead.rows.latent[0]
-        ruled = self._sampler.ruled(self._steered(ahead.rows.scores[0], latent), history)
+        scores, latent = ahead.rows.scores[0], ahead.rows.latent[0]
+        if self._planner and self._planner.commits_pieces:
+            ruled = self._ruled(scores, latent, history)
+            return None if ruled is None else Chosen.of(self._planner.piece(ruled, latent, history, self.warmth(latent)))
+        chances = self.chances(scores, latent, history)
+        if chances is None:
+            return None
+        return Chosen(*self._sampler.checked(chances, *ahead.drafts[0])) if ahead.drafts else Chosen(self._sampler.draw(chances))
+
+    def chances(self, scores: Tensor, latent: Tensor, history: list[int]) -> Tensor | None:
+        """The distribution (V,) of the next token, where tokens are chosen one by one, by the model's `scores` (V,) and the latent (D,) that they
+        are from. None when every token is banned."""
+        ruled = self._ruled(scores, latent, history)
         if ruled is None:
             return None
-        warmth = self.warmth(latent)
-        if self._planner and self._planner.commits_pieces:
-            token, *planned = self._planner.piece(ruled, latent, history, warmth)
-            return Chosen(token, planned=tuple(planned))
-        chances = self._sampler.chances(self._planner.routed(ruled, latent) if self._planner else ruled, warmth)
-        if not ahead.drafts:
-            return Chosen(self._sampler.draw(chances))
-        return Chosen(*self._sampler.checked(chances, *ahead.drafts[0]))
+        return self._sampler.chances(self._planner.routed(ruled, latent) if self._planner else ruled, self.warmth(latent))
 
     def warmth(self, latent: Tensor) -> float:
         """What the temperature is multiplied by after `latent` (D,): between a half and 2."""
@@ -70,6 +79,7 @@ class Chooser:
             return 1.0
         return 2 ** (self._settings.difficulty_temperature * math.tanh(bits / usual - 1))
 
-    def _steered(self, scores: Tensor, latent: Tensor) -> Tensor:
+    def _ruled(self, scores: Tensor, latent: Tensor, history: list[int]) -> Tensor | None:
+        """Scores (V,) as the policy steers them, with penalties and bans. None when every token is banned."""
         weight = self._settings.policy_weight
-        return scores + weight * self._foresight.policy(latent) if weight else scores
+        return self._sampler.ruled(scores + weight * self._foresight.policy(latent) if weight else scores, history)

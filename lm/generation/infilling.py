@@ -30,7 +30,6 @@ GAP = re.compile(r" ?_{3,}(?:[ \t]+_{3,})*")
 SHOWN = "___"
 OF_THE_MODEL_ALONE = ("temperature", "top_p", "no_repeat_ngram", "repetition_penalty", "max_new_tokens")  # no heads look at a gap
 LONGEST = 4  # tokens that a masked model puts into a gap
-NEAR = 2  # tokens on each side of it, by which it finds how many
 WHAT_INSTEAD = (
     "This model reads a text from both ends at once, so it can't go on from where your words stop. "
     f"It can tell what is missing: write a sentence with {SHOWN} in it, and it fills the gap."
@@ -124,7 +123,7 @@ class Filler(NamedTuple):
 
 
 class MaskedFiller(NamedTuple):
-    """A model that reads from both ends, trained with masks: each gap gets the number of tokens, up to LONGEST, that its surroundings go with best.
+    """A model that reads from both ends, trained with masks: each gap gets the number of tokens, up to LONGEST, that the model finds likeliest.
 
     Of the tokens of a gap the surest is put in first, and the rest is predicted again (as mask-predict does, Ghazvininejad et al. 2019). No more
     is read at a time than a row of training holds: what stands nearest to the gap.
@@ -150,43 +149,28 @@ class MaskedFiller(NamedTuple):
             before += [*words, *part]
 
     def _likeliest(self, before: Sequence[int], behind: Sequence[int]) -> list[int]:
-        """The tokens of a gap."""
-        words = [self.mask] * self._length(before, behind)
-        for _ in words:
-            places = [len(before) + place for place, word in enumerate(words) if word == self.mask]
-            scores = self._scores([[*before, *words, *behind]], [places])[0]
-            scores[:, sorted(special_ids(self.tokenizer))] = -torch.inf
-            place, word = divmod(int(scores.argmax()), scores.shape[1])
-            words[places[place] - len(before)] = word
-        return words
+        """The tokens of a gap: of the number whose log-likelihoods, each as it was when it was put in, have the highest mean."""
+        tries, totals = [[self.mask] * length for length in range(1, LONGEST + 1)], [0.0] * LONGEST
+        while unfinished := [number for number, words in enumerate(tries) if self.mask in words]:
+            scores = self._scores([[*before, *tries[number], *behind] for number in unfinished], len(before))
+            scores[..., sorted(special_ids(self.tokenizer))] = -torch.inf
+            for number, likely in zip(unfinished, scores, strict=True):
+                words = tries[number]
+                likely[[place for place in range(LONGEST) if words[place : place + 1] != [self.mask]]] = -torch.inf
+                place, word = divmod(int(likely.argmax()), likely.shape[1])
+                words[place], totals[number] = word, totals[number] + float(likely[place, word])
+        return max(zip(tries, totals, strict=True), key=lambda found: found[1] / len(found[0]))[0]
 
-    def _length(self, before: Sequence[int], behind: Sequence[int]) -> int:
-        """The one with which up to NEAR tokens on each side of the gap are likeliest, each masked in turn (as in pseudo-likelihood, Salazar et al.
-        2020) while the gap is masks: so that the same tokens are compared for all lengths, whichever words will stand between them."""
-        around, near = [*before, *behind], range(max(len(before) - NEAR, 0), min(len(before) + NEAR, len(before) + len(behind)))
-        rows, places = [], []
-        for length in range(1, LONGEST + 1):
-            for place in near:
-                row = [*around[:place], self.mask, *around[place + 1 :]]
-                rows.append([*row[: len(before)], *[self.mask] * length, *row[len(before) :]])
-                places.append([place + length * (place >= len(before))])
-        if not rows:
-            return 1
-        scores = self._scores(rows, places)[:, 0]
-        stood = torch.tensor([around[place] for place in near] * LONGEST, device=scores.device)
-        return 1 + int(scores.gather(1, stood[:, None]).view(LONGEST, -1).sum(1).argmax())
-
-    def _scores(self, rows: Sequence[list[int]], places: Sequence[list[int]]) -> Tensor:
-        """Log-likelihoods (R, P, V) of what stands at some places of each of `rows`, which are read at once: where one ends, filling begins anew."""
+    def _scores(self, rows: Sequence[list[int]], start: int) -> Tensor:
+        """Log-likelihoods (R, LONGEST, V) of what stands from `start` on in each of `rows`, read at once: where one ends, filling begins anew."""
         longest = max(map(len, rows))
         device, fill = self.model.embedding.weight.device, self.tokenizer.pad_token_id
         tokens = torch.tensor([[*row, *[fill] * (longest - len(row))] for row in rows], device=device)
         ends = torch.tensor([len(row) for row in rows], device=device)
         restart = torch.arange(longest, device=device) == ends[:, None]
         with torch.no_grad(), at_rest(self.model):
-            hidden = self.model(tokens, context=Context(restart=restart)).hidden
-            chosen = hidden[torch.arange(len(rows), device=device)[:, None], torch.tensor(places, device=device)]
-            return self.model.readout.logits(chosen).float().log_softmax(-1)
+            hidden = self.model(tokens, context=Context(restart=restart)).hidden[:, start : start + LONGEST]
+            return self.model.readout.logits(hidden).float().log_softmax(-1)
 
 
 def nearest(before: Sequence[int], behind: Sequence[int], room: int) -> tuple[Sequence[int], Sequence[int]]:

@@ -50,6 +50,7 @@ class Read(NamedTuple):
     ahead: Ahead | None  # None: a pass is due
     rows: Rows | None = None  # where a pass is due, but nothing is unread: after the last token written
     planned: tuple[int, ...] = ()  # what will be written, come what may
+    waiting: int = 0  # how many tokens would be unread, had nobody looked at the state: what comes must not hang on that
 
 
 def generate(
@@ -121,7 +122,7 @@ class Writing(Iterator[str]):
         self._heads = heads or {}
         self._specials = special_ids(tokenizer)
         self._chooser = Chooser(settings, seed, model, self._heads, self._specials)
-        self._paces, self._pace = Paces(), Pace()
+        self._paces, self._pace, self._sounded = Paces(), Pace(), 0
         self._history = [token for token in self.read if token not in self._specials]
         self._before = len(self._history)
         self._flow = self._pieces_written()
@@ -205,18 +206,22 @@ class Writing(Iterator[str]):
     def _read_on(self, now: Read) -> Read:
         """What was written is read, and drafts behind it."""
         room = self._room(now)
+        self._sounded += self._is_sounding(now)
         with torch.no_grad():
             drafts = self._chooser.drafts(now.latent, self._history[: self._before + now.written], room)
         burdened = self._settings.draft_length and (room or len(now.unread) != 1)
         self._paces, self._pace = self.paces, Pace(passes=1, drafts=len(drafts), burdened=int(bool(burdened)))
         state, rows = self._further(now, drafts)
         ahead = Ahead(rows.after(now.rows), drafts, state)
-        return now._replace(ahead=ahead, rows=None) if drafts else now._replace(state=state, unread=(), ahead=ahead, rows=None)
+        return now._replace(ahead=ahead, rows=None) if drafts else now._replace(state=state, unread=(), ahead=ahead, rows=None, waiting=0)
+
+    def _is_sounding(self, now: Read) -> bool:
+        """Whether the pass that is due has no drafts, to tell what one costs without."""
+        return now.waiting == 1 and sum(pace.passes for pace in self.paces) >= SOUNDED * self._sounded + SOUNDED // 2
 
     def _room(self, now: Read) -> int:
         """For how many drafts there is room in the pass that is due."""
-        plain, drafted = (pace.passes for pace in self.paces)
-        if len(now.unread) > PENDING or (len(now.unread) == 1 and plain + drafted >= SOUNDED * plain + SOUNDED // 2):
+        if now.waiting > PENDING or self._is_sounding(now):
             return 0
         asked = self._recall.before_next(len(self._prompt) + now.written)
         return min(asked, self._settings.max_new_tokens - now.written - 1)
@@ -272,9 +277,10 @@ def after(now: Read, chosen: Chosen) -> Read:
     written, unread = now.written + 1, (*now.unread, chosen.token)
     if not chosen.is_draft:
         latent = now.ahead.rows.latent[0] if now.ahead else now.latent
-        return Read(now.state, written, unread, latent, None, planned=chosen.planned)
+        return Read(now.state, written, unread, latent, None, planned=chosen.planned, waiting=now.waiting + 1)
     rest = now.ahead.rest()
-    return now._replace(written=written, ahead=rest, **({"unread": unread} if rest.drafts else {"state": rest.state, "unread": ()}))
+    left = {"unread": unread, "waiting": now.waiting + 1} if rest.drafts else {"state": rest.state, "unread": (), "waiting": 0}
+    return now._replace(written=written, ahead=rest, **left)
 
 
 def undecided(now: Read) -> Read:

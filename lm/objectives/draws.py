@@ -19,22 +19,11 @@ KEY_BITS, INDEX_BITS = 28, 16  # of a random key that choices go by, and of the 
 
 
 class Draws:
-    """Numbers of one key: a few `lots` that come with it, and from `start` on as many more as are asked for."""
+    """Numbers of one key: a few `lots`, and where the stream of all others starts."""
 
     def __init__(self, *key: Key) -> None:
         self.start, *lots = WORDS.unpack(hashlib.blake2b(repr(key).encode(), digest_size=WORDS.size).digest())
         self.lots = [(lot >> 11) * 2.0**-53 for lot in lots]  # five, from 0 up to 1
-        self._taken = 0
-
-    def bits(self, count: int) -> np.ndarray:
-        """(count,) uint64, the next ones."""
-        steps = np.arange(self._taken + 1, self._taken + count + 1, dtype=np.uint64) * GOLDEN
-        self._taken += count
-        return mixed(steps + np.uint64(self.start))
-
-    def shares(self, count: int) -> np.ndarray:
-        """(count,) float64 from 0 up to 1."""
-        return (self.bits(count) >> np.uint64(11)) * 2.0**-53
 
 
 def mixed(z: np.ndarray) -> np.ndarray:
@@ -49,9 +38,3 @@ def mixed(z: np.ndarray) -> np.ndarray:
 def ranked(bits: np.ndarray, places: np.ndarray) -> np.ndarray:
     """The top of random bits, and behind it the place that they are for: to be sorted by, with no two alike."""
     return (bits >> np.uint64(64 - KEY_BITS) << np.uint64(INDEX_BITS)) | places.astype(np.uint64)
-
-
-def chosen(bits: np.ndarray, count: int) -> np.ndarray:
-    """`count` of the numbers below len(bits), ascending: where bits are random all such choices are equally likely."""
-    lowest = np.sort(ranked(bits, np.arange(len(bits))))[:count] & np.uint64((1 << INDEX_BITS) - 1)
-    return np.sort(lowest).astype(np.int64)

@@ -29,12 +29,6 @@ class Masked:
     def least_room(self, row: int) -> int:
         return 1
 
-    def __call__(self, seed: int, row: int, position: int, source: Source, room: int) -> Example:
-        """As much of the document as there is room for."""
-        planned = self.planned(seed, row, position, source, room)
-        tokens, targets = self.finished(row, [planned.plan])
-        return planned._replace(tokens=tokens, targets=targets, plan=None)
-
     def planned(self, seed: int, row: int, position: int, source: Source, room: int) -> Example:
         held = as_it_stands(source, room)
         learned = learned_of(source, slice(source.offset, source.offset + held.taken))

@@ -34,11 +34,6 @@ class Scheduled:
         rewriter = self.at(row)
         return rewriter.least_room(row) if rewriter else 1
 
-    def __call__(self, seed: int, row: int, position: int, source: Source, room: int) -> Example:
-        """What the one at `row` makes of the document."""
-        rewriter = self.at(row)
-        return rewriter(seed, row, position, source, room) if rewriter else as_it_stands(source, room)
-
     def planned(self, seed: int, row: int, position: int, source: Source, room: int) -> Example:
         rewriter = self.at(row)
         return rewriter.planned(seed, row, position, source, room) if rewriter else as_it_stands(source, room)

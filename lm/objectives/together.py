@@ -1,4 +1,4 @@
-"""The examples of a whole batch made at once: the same as one by one (lm/objectives/spans.py, lm/objectives/masked.py), in a fraction of the time.
+"""The examples of a whole batch made at once, in a fraction of the time that one by one would take (lm/objectives/spans.py, lm/objectives/masked.py).
 
 All texts stand one behind the other in one array, and so do their gaps and what is made of them; what belongs to which is told by counts.
 
@@ -62,7 +62,7 @@ def keys_of(plans: Sequence[Any], counts: np.ndarray, first: np.ndarray | int = 
     return mixed(np.repeat(starts, counts) + (within(counts) + 1).astype(np.uint64) * GOLDEN)
 
 
-def learned_of(plans: Sequence[Any]) -> np.ndarray | None:
+def learned_in_all(plans: Sequence[Any]) -> np.ndarray | None:
     """Which tokens of all texts may be learned; None for all."""
     if all(plan.learned is None for plan in plans):
         return None
@@ -94,7 +94,7 @@ def with_gaps(plans: Sequence[GapPlan], names: np.ndarray, end: int) -> Made:
     targets = np.full(len(tokens), NOT_SCORED, np.int64)
     targets[:-1][is_answer[:-1]] = tokens[1:][is_answer[:-1]]
     targets[ends - 1] = end
-    learned = learned_of(plans)
+    learned = learned_in_all(plans)
     if learned is not None:
         is_learned = np.zeros(len(tokens), np.bool_)
         is_learned[is_word & is_answer] = learned[inside]
@@ -132,7 +132,7 @@ def with_masks(plans: Sequence[MaskPlan], rate: float, masked: float, random: fl
     text, ends = np.concatenate([plan.text for plan in plans]).astype(np.int64), length.cumsum()
     lots = shares(keys_of(plans, length))
     lots[text == bos] = 1.0
-    learned = learned_of(plans)
+    learned = learned_in_all(plans)
     if learned is not None:
         lots[~learned] = 1.0
     lowest = np.minimum.reduceat(lots, ends - length)

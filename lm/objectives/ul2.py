@@ -22,7 +22,7 @@ import numpy as np
 from data_sources.packed import NOT_SCORED
 from data_sources.rewriting import Example, Source, as_it_stands
 from lm.objectives.draws import Draws
-from lm.objectives.spans import Counts, Gaps, Setting, corrupted
+from lm.objectives.spans import Counts, Setting
 from lm.objectives.together import GapPlan, with_gaps
 
 KINDS = ("R", "S", "X")
@@ -46,16 +46,6 @@ class Ul2:
 
     def least_room(self, row: int) -> int:
         return LEAST_ROOM
-
-    def __call__(self, seed: int, row: int, position: int, source: Source, room: int) -> Example:
-        """The next example of a document."""
-        planned = self.planned(seed, row, position, source, room)
-        if planned.plan is None:
-            return planned
-        start, text, learned, noise, gaps, spared, mode = planned.plan
-        where = Gaps.drawn(noise, gaps, len(text), Draws(seed, row, position, "ul2"), spared)
-        made = corrupted(text, learned, where, mode, self.names, self.end)
-        return planned._replace(tokens=made.tokens, targets=made.targets, plan=None)
 
     def planned(self, seed: int, row: int, position: int, source: Source, room: int) -> Example:
         left = len(source.tokens) - source.offset

@@ -29,7 +29,11 @@ class GenerationConfig(Config):
     repetition_penalty: float = Field(1.1, ge=1, le=10, description="Lowers the score of tokens already written; 1 does nothing.")
     max_new_tokens: int = Field(200, ge=1, le=1_000_000, description="Longest answer.")
     draft_length: int = Field(
-        0, ge=0, le=64, description="Tokens that the dynamics module drafts and the model checks in one pass; 0: none. Changes speed alone."
+        0,
+        ge=0,
+        le=64,
+        description="Tokens that the dynamics module drafts and the model checks in one pass; 0: none. Changes speed alone, but for the likeliest of two "
+        "tokens that are alike within rounding at temperature 0.",
     )
     draft_entropy: float | None = Field(
         None, ge=0, le=100, description="A draft ends before a token whose distribution, as drafted from, has more entropy than this, in nats; null: never."

@@ -25,7 +25,7 @@ _TWO_OBJECTIVES = 'ul2.enabled asks for train.objective "ul2", and that is "{}";
 class ObjectiveStage(Config):
     """What is learned until the model's life stands at so many tokens."""
 
-    until_tokens: int = Field(ge=1, description="Tokens of the model's life until which this is learned.")
+    until_tokens: int = Field(ge=1, description="Tokens of the model's life, those of earlier runs among them, until which this is learned.")
     objective: Objective | None = Field(None, description="As train.objective; ul2 when null and probabilities are given.")
     probabilities: dict[Denoiser, Share] | None = Field(None, description="How often each denoiser is drawn, for ul2; as its section says when null.")
 

@@ -82,7 +82,9 @@ class TrainConfig(Config):
         "clm", description="What is learned. clm: the next token; ul2: gaps; mlm: masked tokens; custom: the targets that sources give (target_field)."
     )
     objectives: Annotated[tuple[ObjectiveStage, ...], Field(strict=False)] = Field(
-        (), description="Other objectives before, stage after stage of the model's life; train.objective after the last."
+        (),
+        description="Other objectives before, stage after stage of the model's life; train.objective after the last. Stages don't begin again with a run: "
+        "for the end of the third run of 100,000,000 tokens, say until_tokens 295000000.",
     )
     optimizer: Literal["adamw", "muon"] = Field("adamw", description="Update rule. muon: for the matrices of layers, AdamW for the rest; for GPUs.")
     momentum: float = Field(0.95, ge=0, lt=1, description="Memory of Muon.")
@@ -98,6 +100,9 @@ class TrainConfig(Config):
         ge=0,
         le=10**12,
         description="Half-life, in tokens, of a moving average of the weights, which evaluation, samples, chat and exports then use; 0: none.",
+    )
+    compile: Literal["auto", "on", "off"] = Field(
+        "auto", description="Whether torch compiles parts of the layers: the first step then takes longer, the others less. auto: on GPUs."
     )
     precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 matrix products where the device is faster with them.")
 

@@ -37,34 +37,33 @@ def denoisers_of(preset: Preset) -> list[str]:
 
 
 def with_gaps(kind: str, documents: Sequence[Source], tokenizer: Any, preset: Preset) -> Corrupted | None:
-    """Documents as one denoiser presents them; None where there are none."""
+    """Documents as one denoiser presents them, one after the other in rows; None where there are none. What is too short for it is not scored."""
     rewriter = replace(ul2_of(preset, tokenizer), shares=tuple(float(other == kind) for other in KINDS))
-    return in_rows(documents, rewriter, tokenizer, preset.model.seq_length)
-
-
-def in_rows(documents: Sequence[Source], rewriter: Rewriter, tokenizer: Any, seq_length: int) -> Corrupted | None:
-    """Documents as a rewriter presents them, one after the other in rows of `seq_length`."""
-    rows = list(_filled(documents, rewriter, tokenizer, seq_length))
+    rows = list(_filled(documents, rewriter, preset.model.seq_length, tokenizer.pad_token_id))
     if not rows:
         return None
+    for row in rows:
+        row.finish(rewriter)
+        row.targets[row.kind != KINDS.index(kind)] = NOT_SCORED
     return Corrupted(*(torch.from_numpy(np.concatenate([getattr(row, name) for row in rows])) for name in Corrupted._fields))
 
 
-def _filled(documents: Sequence[Source], rewriter: Rewriter, tokenizer: Any, seq_length: int) -> Iterator[Rows]:
-    row, number, position = Rows.blank([0], seq_length, tokenizer.pad_token_id), 0, 0
+def _filled(documents: Sequence[Source], rewriter: Rewriter, seq_length: int, pad: int) -> Iterator[Rows]:
+    """Rows of one each, examples in them planned or written."""
+    row, position = Rows.blank([0], seq_length, pad, has_kinds=True), 0
     for source in documents:
         while source.offset < len(source.tokens):
+            number = int(row.row[0])
             if seq_length - position < rewriter.least_room(number):
-                row.restart[0, position : position + 1] = True
+                row.view(0).end(position)
                 yield row
                 number += 1
-                row, position = Rows.blank([number], seq_length, tokenizer.pad_token_id), 0
-            example = rewriter(SEED, number, position, source, seq_length - position)
-            to = slice(position, position + len(example.tokens))
-            row.tokens[0, to], row.targets[0, to], row.restart[0, position] = example.tokens, example.targets, True
-            source, position = source._replace(offset=source.offset + example.taken), to.stop
+                row, position = Rows.blank([number], seq_length, pad, has_kinds=True), 0
+            example = rewriter.planned(SEED, number, position, source, seq_length - position)
+            row.view(0).write(position, example)
+            source, position = source._replace(offset=source.offset + example.taken), position + example.size
     if position:
-        row.restart[0, position : position + 1] = True
+        row.view(0).end(position)
         yield row
 
 

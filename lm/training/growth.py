@@ -11,6 +11,9 @@ Gates are beside a unit: it is kept without those it had, and with new ones, whi
 values in its own, which is 0 at first, and again where those values are another unit's. A layer that only some tokens read
 from now on (mixture of depths), or all of them again, keeps its units, and the model computes otherwise.
 
+A unit that reads both ways from now on (model.bidirectional) reads onward as it did. The one that reads back beside it is new, and begins as the
+identity, so that the model computes what it did; or as a copy, where one unit has read both ways until now.
+
 A model whose tensors are all alike may still be another: attention that becomes Longformer, or other rotary angles. What its modules
 compute by is compared, too.
 """
@@ -32,6 +35,7 @@ TABLES = (EMBEDDING, OUTPUT, PLACES)
 IN_UNIT = re.compile(r"(model\.layers\.\d+)\.(\d+)\.(.+)")  # layer, place in the layer, the rest
 IN_WHOLE = re.compile(r"(?:heads\.\w+|model\.shared_ffn)\.")  # what is kept as a whole or not at all
 BESIDE = re.compile(r"unit\.(output\.gate\..+|first_share)")
+ONWARD, BACK = "unit.onward.", "unit.back."  # of a unit that reads both ways
 VALUES, FIRST_SHARE = ".unit.query_key_value.weight", ".unit.first_share"
 SHARED_FFN, SCALE = re.compile(r"model\.shared_ffn\..+"), "shared_scale"
 # A unit that has a tensor of the first name reads what tensors of the second make.
@@ -110,12 +114,20 @@ def _kept_units(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> dic
             if alike:
                 there = place if place in alike else alike[0]
                 theirs_there = left.pop(there)
-                kept |= {f"{layer}.{place}.{rest}": f"{layer}.{there}.{rest}" for rest in shapes if theirs_there.get(rest) == shapes[rest]}
+                called = {(_onward(rest), shape): rest for rest, shape in theirs_there.items()}
+                same = {rest: called[found] for rest, shape in shapes.items() if (found := (_onward(rest), shape)) in called}
+                kept |= {f"{layer}.{place}.{rest}": f"{layer}.{there}.{rest_there}" for rest, rest_there in same.items()}
     return kept
 
 
 def _ungated(shapes: Mapping[str, torch.Size]) -> dict[str, torch.Size]:
-    return {rest: shape for rest, shape in shapes.items() if not BESIDE.fullmatch(rest)}
+    """Of what must be alike: neither what stands beside a unit, nor the one that reads back."""
+    return {_onward(rest): shape for rest, shape in shapes.items() if not (BESIDE.fullmatch(rest) or rest.startswith(BACK))}
+
+
+def _onward(rest: str) -> str:
+    """The name in a unit that reads one way."""
+    return rest.replace(ONWARD, "unit.", 1)
 
 
 def _without_orphans(kept: dict[str, str], ours: Mapping[str, Tensor]) -> dict[str, str]:
@@ -162,6 +174,8 @@ def fitted(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], how: Fit) -
     taken = {name: theirs[there] for name, there in how.kept.items()} | {name: grown_rows(name, theirs[name], ours[name]) for name in how.grown}
     if OUTPUT in how.new and EMBEDDING in taken:
         taken[OUTPUT] = taken[EMBEDDING]
+    turned = {name: name.replace(BACK, ONWARD) for name in how.new if BACK in name}
+    taken |= {name: taken[onward] for name, onward in turned.items() if ONWARD in how.kept.get(onward, "")}
     if any(SHARED_FFN.fullmatch(name) for name in how.kept):  # a layer that comes to it begins without
         taken |= {name: torch.zeros_like(ours[name]) for name in how.new if name.endswith(SCALE)}
     return taken

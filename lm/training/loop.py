@@ -117,6 +117,8 @@ class Loop:
             before, run.cursor = run.tokens, turn.cursor
             step = self.session.teacher.step(turn.batch, len(run.data.sources), run.tokens, run.budget, run.life["steps"])
             self.session.drawn = None
+            if compiling := self.session.teacher.compiled.news():
+                self.session.report({"event": "compiled", **compiling})
             self.session.count(step, turn.batch, turn.cursor)
             if not step.tokens:
                 continue  # of lanes that have ended, near the end of a finite mix
@@ -133,6 +135,8 @@ class Loop:
         teacher = self.session.teacher
         asked, need = teacher.micro_rows, teacher.fit(batch)
         self.session.report({"event": "forecast", **need.told(teacher.micro_rows, asked)})
+        if teacher.compiled.is_on:
+            self.session.report({"event": "phase", "text": "compiling, which makes the first step a long one"})
 
     def foresee_time(self) -> None:
         """What the run will take, by the first steps, of which the very first is slower and not counted."""

@@ -10,6 +10,7 @@ lanes were left in; each window is back-propagated when it is read, so that memo
 import math
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -22,6 +23,7 @@ from lm.ops.cross_entropy import CHUNK_ELEMENTS, DEVICE_FACTOR
 from lm.preset.training import TrainConfig
 from lm.training.averaging import Average
 from lm.training.carried import Carried, detached
+from lm.training.compiling import Compiled, compiles
 from lm.training.distribution import Ranks, is_out_of_memory
 from lm.training.forecast import PROBE, Need, kept_bytes, lasting_bytes, memory_of, slack
 from lm.training.learner import Learner, weighted_sum
@@ -96,6 +98,7 @@ class Teacher:
         of the gradient, where there are heads; 0: never. average: of the learner's weights, which follows them."""
         self.ranks, self.optimizer, self.config, self.weights, self.carried = ranks, optimizer, config, weights, carried
         self.alone, self.learner, self.share_every, self.average = learner, ranks.wrapped(learner), share_every, average
+        self.compiled = Compiled(learner.model, compiles(config.compile, ranks.device))
         self.parameters = [parameter for parameter in learner.parameters() if parameter.requires_grad]
         self.micro_rows = config.per_gpu_batch_size
         if carried:  # no lane twice, since its second row goes on from its first
@@ -197,7 +200,7 @@ class Teacher:
         while True:
             fits = True
             try:
-                found = self._gradients(batch, total, num_sources, cut)
+                found = self.compiled.done(partial(self._gradients, batch, total, num_sources, cut), self._begin_again)
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error):
                     raise
@@ -207,12 +210,16 @@ class Teacher:
             if self.micro_rows == 1:  # said by all ranks together, so that none is left waiting
                 what, remedy = self._least
                 raise TooLarge(f"{what} does not fit into memory: lower {remedy} or model.hidden_size")
-            self.optimizer.zero_grad(set_to_none=True)
-            if self.carried:
-                self.carried.take_back()
+            self._begin_again()
             self.micro_rows = max(1, self.micro_rows // 2)
             if self.ranks.device.type == "cuda":
                 torch.cuda.empty_cache()
+
+    def _begin_again(self) -> None:
+        """Forget what the step under way has found."""
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.carried:
+            self.carried.take_back()
 
     def _first_windows(self, batch: Batch, cut: Cut) -> list[Window]:
         """The beginnings of this rank's first rows, as many at a time as fit the memory."""

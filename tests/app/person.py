@@ -75,7 +75,11 @@ class Person:
         for _ in range(100):
             if f"❯ {entry}" in self.text:
                 return
+            before = self.text
             self.types("down")
+            until = time.monotonic() + 5  # a busy machine may draw late, and the next press would go past it
+            while self.text == before and time.monotonic() < until:
+                self.look()
         raise AssertionError(f"not in the list: {entry}\n{self.text}")
 
     def resizes(self, width: int, height: int) -> None:

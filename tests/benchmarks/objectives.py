@@ -73,9 +73,6 @@ class Timed:
     def least_room(self, row: int) -> int:
         return self._rewriter.least_room(row)
 
-    def __call__(self, seed: int, row: int, position: int, source: Source, room: int) -> Example:
-        return self._rewriter(seed, row, position, source, room)
-
     def planned(self, seed: int, row: int, position: int, source: Source, room: int) -> Example:
         began = time.thread_time()
         example = self._rewriter.planned(seed, row, position, source, room)
@@ -93,8 +90,8 @@ def preset_of(arm: str, seed: int = 0, **model: Any) -> Preset:
     """The arm `arm` over DATA."""
     sections = ARMS[arm]
     habits = {"per_gpu_batch_size": 8, "eval_tokens": 0, "evaluate_every_tokens": 10**9, "sample_every_tokens": 10**9, "snapshot_every_minutes": 3}
-    raw = {"name": arm, "model": MODEL | sections.get("model", {}) | model, "train": habits | sections.get("train", {}) | {"seed": seed}}
-    raw |= {"ul2": sections.get("ul2", {})}
+    raw = {"name": arm, "model": MODEL | sections.get("model", {}) | model, "ul2": sections.get("ul2", {})}
+    raw |= {"train": habits | sections.get("train", {}) | {"seed": seed}}
     return Preset.model_validate({**raw, "data": DATA.model_copy(update={"vocab_size": 4096}).model_dump()})
 
 

@@ -1,14 +1,20 @@
-"""What planning brings at equal time: python -m tests.benchmarks.planning
+"""What looking ahead brings, by text that the model has never seen: python -m tests.benchmarks.planning
 
-The same model writes on from held-out beginnings: plainly, with drafts, steered by the policy, with temperatures by difficulty, and with planners
-that commit tokens or pieces. All get the same processor time in each run as plain sampling took, drawing on with further seeds, and of what they wrote
-the text that the model itself thinks likeliest (nats a token, read afresh) is taken: so a way that is twice as fast may choose among twice as many. Told:
-nats a token of the text taken and of all texts, distinct words and pairs of tokens in them (Li et al. 2016), and texts a way had time for.
+The same model goes on from held-out beginnings: plainly, with drafts, steered by the policy, with temperatures by difficulty, and with planners that
+commit tokens or pieces. No way is judged by the model itself. Told of each way:
 
-Questions: held-out ones of a source with answers (PLANNING_QUESTIONS names it, such as natural_questions), in the form that the model was taught in;
-exact match and ROUGE-L (Lin 2004) of the answer taken, against the one that is held out. Without one, what stands is measured on text alone.
+- nats a token of the true continuation under the way's own distribution of the next token, at temperature 1 and without nucleus or penalties, and by
+  how much that is above or below the model's (with its standard error over beginnings). A planner gives most of the vocabulary no chance, so of its
+  distribution one part in twenty is the model's. Drafts have the model's distribution; pieces have none of a next token.
+- texts written at the shipped settings, each way with the same processor time as plain sampling took for PLANNING_TEXTS: ROUGE-L (Lin 2004) with the
+  true continuation, the mean over all texts and that of the best of what a way had time for; the part of their pairs of tokens that are different
+  ones (Li et al. 2016; the true continuations' own stands in the first line), and how many texts there were.
+- answers to held-out questions of a source (PLANNING_QUESTIONS names it, such as natural_questions), in the form that the model was taught in: the
+  same, and how many match exactly.
 
-PLANNING_PROMPTS (12), PLANNING_TEXTS (2: texts plain sampling has time for), PLANNING_TOKENS (48). The model: tests/benchmarks/foretelling.py.
+A line is printed as soon as it is known. PLANNING_SEEDS ("0 1"), PLANNING_PROMPTS (36: beginnings, and questions), PLANNING_TEXTS (2), PLANNING_TOKENS
+(48). The model: tests/benchmarks/foretelling.py; ways that ask for a head it does not have are left out, so "policy" needs a FORETELLING_PRESET
+with auxiliary.enable_policy.
 """
 
 import os
@@ -19,15 +25,20 @@ from typing import NamedTuple
 
 import torch
 
+from data_sources.special_tokens import special_ids
 from lm.app.partner import Partner
+from lm.generation.choosing import Chooser
 from lm.generation.writing import Writing, beginning, prompt_tokens
 from lm.preset.generation import GenerationConfig, PlannerConfig
 from tests.benchmarks.foretelling import beginnings, taught
 
 PROMPT = 32  # tokens
-PROMPTS, TEXTS, TOKENS = (int(os.environ.get(f"PLANNING_{name}", value)) for name, value in (("PROMPTS", 12), ("TEXTS", 2), ("TOKENS", 48)))
+PROMPTS, TEXTS, TOKENS = (int(os.environ.get(f"PLANNING_{name}", value)) for name, value in (("PROMPTS", 36), ("TEXTS", 2), ("TOKENS", 48)))
+SEEDS = [int(word) for word in os.environ.get("PLANNING_SEEDS", "0 1").split()]
 QUESTIONS = os.environ.get("PLANNING_QUESTIONS", "")
+MIXED = 0.05  # of the model's own distribution in a planner's
 PLAIN = GenerationConfig(max_new_tokens=TOKENS)
+BARE = {"temperature": 1.0, "top_p": 1.0, "repetition_penalty": 1.0}
 PLANNERS = {
     "planner, tokens": PlannerConfig(enabled=True),
     "planner, tokens, no value": PlannerConfig(enabled=True, value_weight=0.0),
@@ -43,41 +54,48 @@ WAYS = {
 } | {name: PLAIN.model_copy(update={"planner": planner}) for name, planner in PLANNERS.items()}
 
 
-class Text(NamedTuple):
-    """What was written, and its nats a token under the model."""
+class Task(NamedTuple):
+    """A beginning, and how it goes on."""
 
-    tokens: tuple[int, ...]
-    nats: float
-
-
-def written(partner: Partner, prompt: list[int], settings: GenerationConfig, seed: int) -> Text:
-    writing = Writing(partner.model, partner.tokenizer, prompt, settings, seed=seed, heads=partner.heads)
-    for _ in writing:
-        pass
-    return Text(writing.tokens, 0.0)
+    prompt: list[int]
+    truth: list[int]
 
 
 @torch.no_grad()
-def judged(partner: Partner, prompt: list[int], text: Text) -> Text:
-    """With the nats that the model itself gives it, without any rule of sampling; the end counts where it ended by itself."""
-    ends = [partner.tokenizer.eos_token_id] * (len(text.tokens) < TOKENS)
-    tokens = torch.tensor([[*prompt, *text.tokens, *ends]])
-    logs = partner.model(tokens[:, :-1]).logits[0, len(prompt) - 1 :].log_softmax(-1)
-    return text._replace(nats=-float(logs.gather(1, tokens[0, len(prompt) :, None]).mean()))
+def nats(partner: Partner, task: Task, settings: GenerationConfig) -> float:
+    """Nats a token of the truth, given all before each, under the distribution that it would be drawn from."""
+    specials, tokens = special_ids(partner.tokenizer), [*task.prompt, *task.truth]
+    chooser = Chooser(settings.model_copy(update=BARE), 0, partner.model, partner.heads, specials)
+    out, total = partner.model(torch.tensor([tokens[:-1]])), 0.0
+    for place in range(len(task.prompt), len(tokens)):
+        scores, token = out.logits[0, place - 1], tokens[place]
+        chance = chooser.chances(scores, out.hidden[0, place - 1], [told for told in tokens[:place] if told not in specials])[token]
+        if settings.planner.enabled:
+            chance = (1 - MIXED) * chance + MIXED * scores.softmax(-1)[token]
+        total -= float(chance.log())
+    return total / len(task.truth)
 
 
-def texts_within(partner: Partner, prompt: list[int], settings: GenerationConfig, seconds: float | None) -> tuple[list[Text], float]:
+def written(partner: Partner, prompt: list[int], settings: GenerationConfig, seed: int) -> tuple[int, ...]:
+    writing = Writing(partner.model, partner.tokenizer, prompt, settings, seed=seed, heads=partner.heads)
+    for _ in writing:
+        pass
+    return writing.tokens
+
+
+def texts_within(partner: Partner, prompt: list[int], settings: GenerationConfig, seed: int, seconds: float | None) -> tuple[list[tuple[int, ...]], float]:
     """TEXTS of them where no time is given, else as many as are whole within `seconds` of the processor, at least one; and how long it took."""
     began, found = time.process_time(), []
     while len(found) < TEXTS if seconds is None else not found or time.process_time() - began < seconds * len(found) / (len(found) + 1):
-        found.append(written(partner, prompt, settings, len(found)))
+        found.append(written(partner, prompt, settings, 1000 * seed + len(found)))
     return found, time.process_time() - began
 
 
 def distinct(texts: list[tuple[int, ...]], size: int) -> float:
     """Of all runs of `size` tokens, the part that are different ones, text by text."""
     runs = [[text[at : at + size] for at in range(len(text) - size + 1)] for text in texts]
-    return statistics.mean(len(set(each)) / len(each) for each in runs if each)
+    parts = [len(set(each)) / len(each) for each in runs if each]
+    return statistics.mean(parts) if parts else float("nan")
 
 
 def longest_common(one: list[str], other: list[str]) -> int:
@@ -102,40 +120,68 @@ def matches(found: str, truth: str) -> bool:
     return re.findall(r"\w+", found.lower()) == re.findall(r"\w+", truth.lower())
 
 
-def compared(partner: Partner, prompts: list[list[int]], truths: list[str] | None) -> None:
-    """A line for each way."""
+def mean_and_error(values: list[float]) -> str:
+    error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else float("nan")
+    return f"{statistics.mean(values):+.4f} +- {error:.4f}"
+
+
+def compared(partner: Partner, tasks: list[Task], ways: dict[str, GenerationConfig]) -> None:
+    """The true continuation by each way's distribution."""
+    plain: list[float] = []
+    for name, settings in ways.items():
+        if settings.draft_length or settings.planner.commit == "piece":
+            continue
+        found = [nats(partner, task, settings) for task in tasks]
+        plain = plain or found
+        apart = mean_and_error([one - other for one, other in zip(found, plain, strict=True)])
+        print(f"  {name}: {statistics.mean(found):.4f} nats a token of the truth, {apart} against plain", flush=True)
+
+
+def wrote(partner: Partner, tasks: list[Task], ways: dict[str, GenerationConfig], seed: int, answers: bool) -> None:
+    """What each way writes in the time that plain sampling takes. answers: whether a match counts."""
     budgets: list[float] = []
-    for name, settings in WAYS.items():
-        best, every = [], []
-        for number, prompt in enumerate(prompts):
-            found, seconds = texts_within(partner, prompt, settings, budgets[number] if name != "plain" else None)
+    truths = [partner.tokenizer.decode(task.truth, skip_special_tokens=True) for task in tasks]
+    for name, settings in ways.items():
+        every, means, bests, exact = [], [], [], []
+        for number, (task, truth) in enumerate(zip(tasks, truths, strict=True)):
+            found, seconds = texts_within(partner, task.prompt, settings, seed, budgets[number] if name != "plain" else None)
             budgets += [seconds] * (name == "plain")
-            weighed = [judged(partner, prompt, text) for text in found]
-            every += weighed
-            best.append(min(weighed, key=lambda text: text.nats))
-        tokens = [text.tokens for text in best]
-        told = f"{statistics.mean(text.nats for text in best):.3f} nats a token of the best, {statistics.mean(text.nats for text in every):.3f} of all"
-        told += f"; distinct tokens {distinct(tokens, 1):.3f}, pairs {distinct(tokens, 2):.3f}; {len(every) / len(prompts):.1f} texts"
-        if truths:
-            answers = [partner.tokenizer.decode(text, skip_special_tokens=True) for text in tokens]
-            pairs = list(zip(answers, truths, strict=True))
-            told += f"; exact match {statistics.mean(matches(*pair) for pair in pairs):.3f}, ROUGE-L {statistics.mean(rouge_l(*pair) for pair in pairs):.4f}"
-        print(f"  {name}: {told}", flush=True)
+            texts = [partner.tokenizer.decode(text, skip_special_tokens=True) for text in found]
+            likeness = [rouge_l(text, truth) for text in texts]
+            means, bests = [*means, statistics.mean(likeness)], [*bests, max(likeness)]
+            exact.append(statistics.mean(matches(text, truth) for text in texts))
+            every += found
+        told = f"ROUGE-L {statistics.mean(means):.4f}, of the best {statistics.mean(bests):.4f}; distinct pairs {distinct(every, 2):.3f}"
+        told += f"; {len(every) / len(tasks):.1f} texts" + (f"; exact match {statistics.mean(exact):.4f}" if answers else "")
+        print(f"  seed {seed}, {name}: {told}", flush=True)
+
+
+def tasks_of(partner: Partner, texts: dict[str, list[str]]) -> dict[str, list[Task]]:
+    """Beginnings of held-out texts, and held-out questions, with what comes after them."""
+    start, tokenizer = beginning(partner.tokenizer), partner.tokenizer
+    plain = {name: kept for name, kept in texts.items() if name != QUESTIONS}
+    rows = [row for kept in plain.values() for row in beginnings(kept, tokenizer, PROMPT + TOKENS, -(-PROMPTS // len(plain)))][:PROMPTS]
+    asked = [text.removeprefix("Q: ").partition("\nA:") for text in texts.get(QUESTIONS, [])][:PROMPTS]
+    pairs = ((prompt_tokens(tokenizer, f"Q: {question}\nA:"), prompt_tokens(tokenizer, answer)[:TOKENS]) for question, _, answer in asked)
+    found = {"beginnings": [Task([start, *row[:PROMPT]], row[PROMPT:]) for row in rows]}
+    return found | {"questions": [Task([start, *question], answer) for question, answer in pairs if answer]}
 
 
 def main() -> None:
     torch.set_num_threads(1)
     partner, texts = taught()
-    start = beginning(partner.tokenizer)
-    plain = {name: kept for name, kept in texts.items() if name != QUESTIONS}
-    rows = [row for kept in plain.values() for row in beginnings(kept, partner.tokenizer, PROMPT, -(-PROMPTS // len(plain)))][:PROMPTS]
-    print(f"{len(rows)} held-out beginnings", flush=True)
-    compared(partner, [[start, *row] for row in rows], None)
-    asked = [text.removeprefix("Q: ").partition("\nA: ") for text in texts.get(QUESTIONS, [])][:PROMPTS]
-    if asked:
-        print(f"{len(asked)} held-out questions of {QUESTIONS}", flush=True)
-        prompts = [[start, *prompt_tokens(partner.tokenizer, f"Q: {question}\nA:")] for question, _, _ in asked]
-        compared(partner, prompts, [answer for _, _, answer in asked])
+    refused = {name: settings.without_head(set(partner.heads)) for name, settings in WAYS.items()}
+    for name, why in refused.items():
+        if why:
+            print(f"{name} is left out: {why}", flush=True)
+    ways = {name: settings for name, settings in WAYS.items() if not refused[name]}
+    for kind, tasks in tasks_of(partner, texts).items():
+        if tasks:
+            pairs = distinct([tuple(task.truth) for task in tasks], 2)
+            print(f"{len(tasks)} held-out {kind}; distinct pairs in what is true {pairs:.3f}", flush=True)
+            compared(partner, tasks, ways)
+            for seed in SEEDS:
+                wrote(partner, tasks, ways, seed, kind == "questions")
 
 
 if __name__ == "__main__":

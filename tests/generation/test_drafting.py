@@ -1,11 +1,11 @@
 """Drafts change speed alone: the distribution, the state, and all that writing promises stay as they are."""
 
 import copy
+import itertools
 import math
 import random
 import statistics
 from collections.abc import Callable, Sequence
-from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +109,21 @@ def test_greedy_is_token_identical_and_states_are_those_of_reading(name: str) ->
         holds_all_it_wrote(model, writing)
         if wrong == 0:
             assert writing.paces.drafted.kept == writing.paces.drafted.drafts and writing.paces.drafted.tokens > 2 * writing.paces.drafted.passes
+
+
+def test_greedy_is_token_identical_in_float32_where_tokens_are_apart() -> None:
+    """As it is written in chat: passes of different lengths round differently, by far less than the likeliest tokens are apart here."""
+    model, heads = (part.float() for part in randomised(tiny_preset(), std=0.5))
+    settings = GREEDY.model_copy(update={"max_new_tokens": 12, "no_repeat_ngram": 0, "repetition_penalty": 1.0})
+    for seed, prompt in enumerate(itertools.product((1, 5), (3, 4))):
+        expected = written(Writing(model, ENDLESS, prompt, plain(settings), heads=heads))
+        logits = model(torch.tensor([[*prompt, *expected]])).logits[0, len(prompt) - 1 : -1].topk(2).values
+        assert logits.dtype == torch.float32 and (logits[:, 0] - logits[:, 1]).min() > 1e-4
+        for wrong in (None, 0.4):
+            writing = Writing(model, ENDLESS, prompt, settings, heads=heads)
+            if wrong:
+                writing._chooser.drafts = Told(expected, wrong, seed)
+            assert written(writing) == expected and writing.paces.drafted.drafts
 
 
 @pytest.mark.longest
@@ -306,7 +321,9 @@ def test_a_draft_ends_where_its_entropy_is_high(temperature: float) -> None:
     lengths, most = set(), statistics.quantiles((nats_of(draft) for seed in range(12) for draft in drafts(None, seed)), n=6)[-1] + 1e-5
     for seed in range(12):
         every, some = drafts(None, seed), drafts(most, seed)
-        assert len(every) == 6 and [draft.token for draft in some] == [draft.token for draft in takewhile(lambda draft: nats_of(draft) <= most, every)]
+        assert len(every) == 6 and [draft.token for draft in some] == [
+            draft.token for draft in itertools.takewhile(lambda draft: nats_of(draft) <= most, every)
+        ]
         lengths.add(len(some))
     assert lengths == {6} if temperature == 0 else len(lengths) > 1
     assert GenerationConfig().draft_entropy is None

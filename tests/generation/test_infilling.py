@@ -10,7 +10,7 @@ import torch
 
 from data_sources.special_tokens import ObjectiveTokens, with_objective_tokens
 from lm.generation.chat import PLAIN, Conversation
-from lm.generation.infilling import GAP, LONGEST, NEAR, NOT_YET, FillingConversation, MaskedFiller, conversation_of, filler_of, nearest
+from lm.generation.infilling import GAP, LONGEST, NOT_YET, FillingConversation, MaskedFiller, conversation_of, filler_of, nearest
 from lm.model import Context, Model, build_model
 from lm.ops.readout import Readout
 from lm.preset import Preset
@@ -175,10 +175,11 @@ class Known(torch.nn.Module):
 
     def __init__(self, size: int, says: Callable[[list[int], int], dict[int, float]]) -> None:
         super().__init__()
-        self.says, self.rows = says, []
+        self.says, self.rows, self.passes = says, [], 0
         self.embedding, self.readout = torch.nn.Embedding(1, 1), Readout(torch.eye(size))
 
     def forward(self, tokens: torch.Tensor, context: Context) -> Any:
+        self.passes += 1
         hidden = torch.zeros(*tokens.shape, len(self.readout.weight))
         for number, (row, restart) in enumerate(zip(tokens.tolist(), context.restart.tolist(), strict=True)):
             own = row[: restart.index(True)] if True in restart else row
@@ -193,22 +194,19 @@ def ids(tokenizer: Any, text: str) -> list[int]:
     return tokenizer.encode(text, add_special_tokens=False)
 
 
-def known(gapped: Any, length: int, text: str, says: Callable[[list[int], int], dict[int, float]], row: int = 64) -> MaskedFiller:
-    """What fills gaps with a model that `says` what stands in them, and finds all words of `text` likely where a gap is `length` masks."""
-    mask, around = ObjectiveTokens.of(gapped).mask, {gapped.bos_token_id, *ids(gapped, text)}
+def known(gapped: Any, length: int, others: int, says: Callable[[list[int], int], dict[int, float]], row: int = 64) -> MaskedFiller:
+    """What fills gaps with a model that `says` what stands in them, and is less sure of it unless a gap has `length` tokens beside `others`."""
 
     def says_of_all(row: list[int], place: int) -> dict[int, float]:
-        if around <= {*row}:
-            return says(row, place)
-        return dict.fromkeys(around, 5.0) if row.count(mask) == length + 1 else {}
+        return {token: score if len(row) == others + length else score / 10 for token, score in says(row, place).items()}
 
-    return MaskedFiller(Known(len(gapped), says_of_all), gapped, mask, row)
+    return MaskedFiller(Known(len(gapped), says_of_all), gapped, ObjectiveTokens.of(gapped).mask, row)
 
 
 @pytest.mark.parametrize("length", range(1, LONGEST + 1))
-def test_a_gap_is_as_long_as_goes_best_with_what_stands_around_it(length: int, gapped: Any) -> None:
+def test_a_gap_is_as_long_as_is_likeliest(length: int, gapped: Any) -> None:
     (word,) = ids(gapped, "w")
-    filling = known(gapped, length, "xy", lambda row, place: {word: 3.0}).filling("x___y", SURE)
+    filling = known(gapped, length, 3, lambda row, place: {word: 3.0}).filling("x___y", SURE)
     assert "".join(filling) == f"x{'w' * length}y" and filling.finished_by == "end"
 
 
@@ -220,32 +218,35 @@ def test_the_surest_word_is_put_in_first_and_is_seen_by_the_rest(gapped: Any) ->
             return {a: 2.0, b: 1.0} if row[place - 1] != mask else {c: 3.0}
         return {d: 2.0} if row[place + 1 : place + 2] == [c] else {b: 9.0}
 
-    assert "".join(known(gapped, 2, "xy", says).filling("x___y", SURE)) == "xdcy"
+    assert "".join(known(gapped, 2, 3, says).filling("x___y", SURE)) == "xdcy"
 
 
 def test_tokens_that_stand_for_no_text_fill_no_gap(gapped: Any) -> None:
     tokens, (word,) = ObjectiveTokens.of(gapped), ids(gapped, "w")
-    likelier = dict.fromkeys([tokens.mask, gapped.eos_token_id, tokens.gaps[3], *tokens.modes.values()], 9.0)
-    filling = known(gapped, 1, "xy", lambda row, place: {**likelier, word: 1.0}).filling("x___y", SURE)
+    likelier = dict.fromkeys([tokens.mask, gapped.eos_token_id, tokens.gaps[3], *tokens.modes.values()], 4.0)
+    filling = known(gapped, 1, 3, lambda row, place: {**likelier, word: 3.0}).filling("x___y", SURE)
     assert "".join(filling) == "xwy"
 
 
 def test_later_gaps_are_masks_until_they_are_filled(gapped: Any) -> None:
     mask, (word,) = ObjectiveTokens.of(gapped).mask, ids(gapped, "w")
-    filler = known(gapped, 2, "x,,,,yz", lambda row, place: {word: 1.0})  # with the mask of the later gap, one of a single token fits
-    filling = filler.filling("x___,,,,y___z", SURE)
-    between, behind = ids(gapped, ",,,,y"), ids(gapped, "z")
+    before, between, behind = [gapped.bos_token_id, *ids(gapped, "x")], ids(gapped, ",y"), ids(gapped, "z")
+    filler = known(gapped, 1, 6, lambda row, place: {word: 3.0})
+    filling = filler.filling("x___,y___z", SURE)
     assert next(piece for piece in filling if filling.fills) == "w"
-    assert filler.model.rows[-1] == [gapped.bos_token_id, *ids(gapped, "x"), mask, *between, mask, *behind]
-    assert "".join(filling) == ",,,,ywwz"
-    assert [gapped.bos_token_id, *ids(gapped, "xw"), *between, mask, mask, *behind] in filler.model.rows
+    assert filler.model.rows[0] == [*before, mask, *between, mask, *behind]
+    assert all(row[-2:] == [mask, *behind] and mask not in row[-4:-2] for row in filler.model.rows)
+    filler.model.rows.clear()
+    assert "".join(filling) == ",ywz"
+    assert filler.model.rows[0] == [*before, word, *between, mask, *behind]
 
 
-def test_what_is_read_of_a_long_text_is_a_row_around_the_gap(gapped: Any) -> None:
-    text = "x" * 300
-    filler = known(gapped, 1, "x", lambda row, place: dict.fromkeys(ids(gapped, "w"), 3.0), row=24)
-    assert "".join(filler.filling(f"{text}___{text}", SURE)).startswith(text)
-    assert max(map(len, filler.model.rows)) == 24 and len(filler.model.rows) <= LONGEST * 2 * NEAR + LONGEST
+def test_what_is_read_of_a_long_text_is_a_row_around_the_gap_with_all_lengths_at_once(gapped: Any) -> None:
+    (word,) = ids(gapped, "w")
+    filler = known(gapped, 3, 20, lambda row, place: {word: 3.0}, row=24)
+    text = "".join(filler.filling(f"{'x' * 300}___{'y' * 300}", SURE))
+    assert text == f"{'x' * 300}www{'y' * 300}"
+    assert filler.model.passes == LONGEST and {len(row) for row in filler.model.rows} == {21, 22, 23, 24}
 
 
 @pytest.mark.parametrize("room", [0, 1, 5, 8, 30])
@@ -265,8 +266,7 @@ def test_rows_of_different_length_are_read_as_each_alone(preset: Preset, gapped:
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     filler = filler_of(model, gapped, both, {"mask": 9})
-    rows = [[5, 6, 7], [9, 8, 7, 6, 5, 4], [30]]
-    scores = filler._scores(rows, [[0, 2], [5, 1], [0, 0]])
-    for row, places, found in zip(rows, ([0, 2], [5, 1], [0, 0]), scores, strict=True):
-        alone = model(torch.tensor([row])).logits[0, places].float().log_softmax(-1)
-        torch.testing.assert_close(found, alone, rtol=1e-5, atol=1e-5)
+    rows = [[5, 6, 7, 8], [9, 8, 7, 6, 5, 4, 3], [30, 31, 32, 33, 34]]
+    for row, found in zip(rows, filler._scores(rows, 1), strict=True):
+        alone = model(torch.tensor([row])).logits[0, 1 : 1 + LONGEST].float().log_softmax(-1)
+        torch.testing.assert_close(found[: len(alone)], alone, rtol=1e-5, atol=1e-5)

@@ -8,10 +8,10 @@ import torch
 
 from lm.model import build_model
 from lm.preset import Preset
-from lm.training.corrupted import denoisers_of
-from lm.training.evaluation import evaluate, first_texts
-from tests.data_sources.streams import paragraphs
-from tests.objectives.rebuilding import tokenizer_with_gaps
+from lm.training.corrupted import denoisers_of, with_gaps
+from lm.training.evaluation import document_of, evaluate, first_texts
+from tests.data_sources.streams import PAD, paragraphs
+from tests.objectives.rebuilding import parsed, tokenizer_with_gaps
 
 TOKENIZER = tokenizer_with_gaps()
 NAMES = ("prose", "digits", "letters")
@@ -74,3 +74,19 @@ def test_each_source_of_the_mix_has_an_equal_part(texts: dict[str, list[str]], m
 def test_denoisers_are_those_of_every_stage_and_of_what_follows(ul2: dict[str, Any], train: dict[str, Any], expected: str) -> None:
     types = {"denoiser_types": ["R", "S", "X", "prefix"]}
     assert "".join(denoisers_of(preset_of(ul2=types | ul2, train=train))) == expected
+
+
+@pytest.mark.parametrize("kind", "RSX")
+def test_rows_hold_every_document_and_what_is_too_short_is_not_scored(kind: str) -> None:
+    documents = [document_of(text[: 40 + 13 * number], TOKENIZER) for number, text in enumerate(paragraphs(12))] + [document_of("ab", TOKENIZER)]
+    found = with_gaps(kind, documents, TOKENIZER, preset_of(model={"hidden_size": 8, "num_heads": 2, "seq_length": 96}))
+    text: list[int] = []
+    for tokens, targets, restart in zip(*(part.tolist() for part in found), strict=True):
+        starts = [at for at, begins in enumerate(restart) if begins] + [len(tokens)]
+        for start, stop in zip(starts, starts[1:], strict=False):
+            if tokens[start] != PAD:
+                assert PAD not in tokens[start:stop], "padding begins anew"
+                example = parsed(tokens[start:stop], targets[start:stop])
+                text += example.text
+                assert example.scored and example.kind == kind or not example.scored and len(example.text) < 4
+    assert text == [token for document in documents for token in document.tokens.tolist()]

@@ -15,6 +15,7 @@ from lm.preset import Preset
 from lm.training.corrupted import Corrupted, each_masked_once
 from lm.training.evaluation import packed
 from tests.data_sources.streams import BOS, EOS, data_config, files, global_batches, paragraphs, rows_of, three_sources, write_jsonl
+from tests.objectives.one_by_one import example_of
 from tests.objectives.rebuilding import TOKENS, tokenizer_with_gaps
 
 WORDS = np.arange(256, dtype=np.int32)
@@ -31,7 +32,7 @@ def test_rates_are_the_papers() -> None:
     source, counts = document(1001), np.zeros(4)
     words = np.zeros(256)
     for row in range(100):
-        example = BERT(0, row, 0, source, 2000)
+        example = example_of(BERT, 0, row, 0, source, 2000)
         predicted = example.targets != NOT_SCORED
         assert (example.targets[predicted] == source.tokens[predicted]).all() and not predicted[0]
         masked, same = example.tokens == TOKENS.mask, example.tokens == source.tokens
@@ -47,24 +48,24 @@ def test_rates_are_the_papers() -> None:
 
 
 def test_all_mask_and_masks_of_a_few_tokens() -> None:
-    example = Masked(0.5, 1.0, 0.0, TOKENS.mask, BOS, WORDS)(0, 3, 0, document(300), 300)
+    example = example_of(Masked(0.5, 1.0, 0.0, TOKENS.mask, BOS, WORDS), 0, 3, 0, document(300), 300)
     predicted = example.targets != NOT_SCORED
     assert (example.tokens[predicted] == TOKENS.mask).all()
     for length in (2, 3, 5):
         for row in range(50):
-            assert (BERT(0, row, 0, document(length), 64).targets != NOT_SCORED).sum() >= 1
+            assert (example_of(BERT, 0, row, 0, document(length), 64).targets != NOT_SCORED).sum() >= 1
 
 
 def test_masks_are_drawn_anew_by_row_place_and_seed() -> None:
-    seen = {tuple(BERT(*key, document(200), 200).targets.tolist()) for key in ((0, 1, 0), (0, 2, 0), (0, 1, 7), (1, 1, 0))}
-    assert len(seen) == 4 and tuple(BERT(0, 1, 0, document(200), 200).targets.tolist()) in seen
+    seen = {tuple(example_of(BERT, *key, document(200), 200).targets.tolist()) for key in ((0, 1, 0), (0, 2, 0), (0, 1, 7), (1, 1, 0))}
+    assert len(seen) == 4 and tuple(example_of(BERT, 0, 1, 0, document(200), 200).targets.tolist()) in seen
 
 
 def test_only_what_may_be_learned_is_masked() -> None:
     source = document(100)
     source.targets[:59] = NOT_SCORED
     for row in range(50):
-        assert (np.flatnonzero(BERT(0, row, 0, source, 100).targets != NOT_SCORED) >= 60).all()
+        assert (np.flatnonzero(example_of(BERT, 0, row, 0, source, 100).targets != NOT_SCORED) >= 60).all()
 
 
 def test_rows_of_the_stream_hold_the_documents_and_padding_begins_anew(tmp_path: Path) -> None:
@@ -108,7 +109,7 @@ def test_held_out_tokens_are_predicted_once_each() -> None:
 
 def test_a_batch_at_once_is_the_same_as_one_by_one() -> None:
     keys = [(0, row, row, document(length), 300) for row, length in enumerate((2, 9, 40, 200, 3))]
-    alone = [BERT(*key) for key in keys]
+    alone = [example_of(BERT, *key) for key in keys]
     tokens, targets = BERT.finished(0, [BERT.planned(*key).plan for key in keys])
     assert tokens.tolist() == np.concatenate([one.tokens for one in alone]).tolist()
     assert targets.tolist() == np.concatenate([one.targets for one in alone]).tolist()

@@ -9,9 +9,9 @@ import pytest
 
 from data_sources.packed import NOT_SCORED
 from data_sources.rewriting import OF_NO_KIND, Source
-from lm.objectives.draws import Draws
-from lm.objectives.spans import Counts, Gaps, Setting, corrupted
+from lm.objectives.spans import Counts, Setting
 from tests.data_sources.streams import BOS, EOS
+from tests.objectives.one_by_one import Stream, defined, example_of, gaps_drawn
 from tests.objectives.rebuilding import PAPER, TOKENS, mixture, parsed
 
 LENGTH = 512
@@ -33,7 +33,7 @@ def test_input_and_targets_rebuild_the_text(length: int) -> None:
     for row in range(200):
         taken, position = 0, 0
         while taken < length:
-            example = mixture()(3, row, position, source._replace(offset=taken), 10_000)
+            example = example_of(mixture(), 3, row, position, source._replace(offset=taken), 10_000)
             assert example.begins
             found = parsed(example.tokens.tolist(), example.targets.tolist())
             assert found.text == source.tokens[taken : taken + example.taken].tolist()
@@ -46,7 +46,7 @@ def test_input_and_targets_rebuild_the_text(length: int) -> None:
 @pytest.mark.parametrize("room", [*range(8, 40), 64, 127, 512, 1000])
 def test_an_example_fits_its_room_and_wastes_little(room: int) -> None:
     for row in range(60):
-        example = mixture()(0, row, 0, document(900), room)
+        example = example_of(mixture(), 0, row, 0, document(900), room)
         assert 1 <= len(example.tokens) <= room and example.taken >= 2
         wasted = min(room, 450) - len(example.tokens)
         assert wasted <= 2, "one more token would have cost a gap more, which takes three positions"
@@ -69,15 +69,18 @@ def test_rates_and_lengths_are_the_papers_over_many_draws(kind: str, number: int
 
 def check_draws(kind: str, number: int, way: Setting, least: int) -> None:
     """So many gaps or more of a way in table 1: share of the tokens, mean length, the whole distribution of lengths, and where they are."""
-    draws = Draws("paper", kind, number)
-    sizes, leans, reached = [], [], np.zeros(LENGTH, np.bool_)
-    while sum(map(len, sizes[-1:])) * len(sizes) < least or len(sizes) < least // 50:
-        gaps = Gaps.drawn(*Counts(way, 100, tuple(draws.shares(2).tolist())).of(LENGTH), LENGTH, draws)
-        inside = gaps.inside(LENGTH)
-        sizes.append(gaps.length)
+    draws = Stream("paper", kind, number)
+    sizes, leans, reached, found = [], [], np.zeros(LENGTH, np.bool_), 0
+    while found < least or len(sizes) < least // 50:
+        gaps = gaps_drawn(*Counts(way, 100, tuple(draws.shares(2))).of(LENGTH), LENGTH, draws)
+        inside = np.zeros(LENGTH, np.bool_)
+        for begin, end in gaps:
+            inside[begin:end] = True
+        sizes.append([end - begin for begin, end in gaps])
+        found += len(gaps)
         leans.append(int(inside[: LENGTH // 2].sum()) - int(inside[LENGTH // 2 :].sum()))
         reached |= inside
-    taken, count = np.array([each.sum() for each in sizes]), np.array([len(each) for each in sizes])
+    taken, count = np.array([sum(each) for each in sizes]), np.array([len(each) for each in sizes])
     assert taken.mean() == pytest.approx(way.rate * LENGTH, abs=4 * 0.5 / len(sizes) ** 0.5), "rounded by lot: half a token of spread"
     ratio = taken.sum() / count.sum()
     assert ratio == pytest.approx(way.mean_span, abs=4 * (taken - ratio * count).std() / count.mean() / len(sizes) ** 0.5)
@@ -102,7 +105,7 @@ def test_denoisers_come_as_often_as_asked_and_suffixes_begin_anywhere() -> None:
     source = document(64)
     kinds, suffixes = Counter(), []
     for row in range(rounds):
-        example = made(1, row, 0, source, 200)
+        example = example_of(made, 1, row, 0, source, 200)
         kinds["RSX"[example.kind]] += 1
         if example.kind == 1:
             suffixes.append(int((example.targets != NOT_SCORED).sum()))
@@ -129,7 +132,7 @@ def test_what_is_too_short_for_a_denoiser_is_learned_and_counted_for_none() -> N
 def test_no_answer_can_be_read_before_it_is_given() -> None:
     """All tokens of the text differ, so that one that stands anywhere before its own place would be found."""
     for row in range(500):
-        example = mixture((0.5, 0.0, 0.5))(7, row, 0, document(200), 600)
+        example = example_of(mixture((0.5, 0.0, 0.5)), 7, row, 0, document(200), 600)
         tokens, targets = example.tokens.tolist(), example.targets.tolist()
         for at, target in enumerate(targets):
             if target >= 1000:
@@ -142,7 +145,7 @@ def test_what_a_source_does_not_teach_is_not_learned() -> None:
     """A question is read and its answer is learned: in gaps, too."""
     source = document(120, answer_from=60)
     for row in range(300):
-        example = mixture()(2, row, 0, source, 400)
+        example = example_of(mixture(), 2, row, 0, source, 400)
         tokens, targets = example.tokens.tolist(), example.targets.tolist()
         for at, target in enumerate(targets):
             if target == NOT_SCORED:
@@ -156,42 +159,22 @@ def test_what_a_source_does_not_teach_is_not_learned() -> None:
 
 
 def test_a_draw_depends_on_seed_row_and_place_alone() -> None:
-    made = [mixture((0.5, 0.0, 0.5))(*key, document(300), 400) for key in ((0, 5, 0), (0, 5, 0), (1, 5, 0), (0, 6, 0), (0, 5, 9))]
+    made = [example_of(mixture((0.5, 0.0, 0.5)), *key, document(300), 400) for key in ((0, 5, 0), (0, 5, 0), (1, 5, 0), (0, 6, 0), (0, 5, 9))]
     first = made[0].tokens.tolist()
     assert made[1].tokens.tolist() == first and all(other.tokens.tolist() != first for other in made[2:])
 
 
 def test_the_beginning_of_a_document_is_never_a_gap() -> None:
     for row in range(300):
-        example = mixture((0.0, 0.0, 1.0))(0, row, 0, document(30), 100)
+        example = example_of(mixture((0.0, 0.0, 1.0)), 0, row, 0, document(30), 100)
         assert example.tokens[1] == BOS
 
 
-def test_the_fast_form_is_the_definition() -> None:
-    """One token at a time, from where the gaps are."""
-    draws = Draws("slow")
-    for _ in range(300):
-        size, mean, rate, *lots = draws.shares(5).tolist()
-        length = 5 + int(90 * size)
-        counts = Counts(Setting(1 + 7 * mean, 0.05 + 0.8 * rate), 100, tuple(lots))
-        gaps = Gaps.drawn(*counts.of(length - 1), length, draws, spared=1)
-        text = np.arange(1000, 1000 + length)
-        made = corrupted(text, None, gaps, 7, np.array(TOKENS.gaps), EOS)
-        read, answers, at = [7], [], 0
-        for number, (begin, size) in enumerate(zip(gaps.begin.tolist(), gaps.length.tolist(), strict=True)):
-            read += [*text[at:begin], TOKENS.gaps[number]]
-            answers += [TOKENS.gaps[number], *text[begin : begin + size]]
-            at = begin + size
-        read += text[at:].tolist()
-        assert made.tokens.tolist() == [*read, *answers]
-        assert made.targets.tolist() == [NOT_SCORED] * len(read) + [*answers[1:], EOS]
-
-
-def test_a_batch_at_once_is_the_same_as_one_by_one() -> None:
+def test_a_batch_at_once_is_the_definition_one_by_one() -> None:
     made = mixture((0.4, 0.1, 0.5), longest=90)
     sources = [document(length, answer_from=answer) for length in (5, 30, 89, 200) for answer in (None, length_of(length))]
     keys = [(3, row, 7 * row, source._replace(offset=row % 3), 60 + 20 * row) for row, source in enumerate(sources * 6)]
-    alone = [made(*key) for key in keys]
+    alone = [defined(made, *key) for key in keys]
     planned = [made.planned(*key) for key in keys]
     with_plans = [(one, plan) for one, plan in zip(alone, planned, strict=True) if plan.plan is not None]
     assert len(with_plans) > 20 and any(plan.plan.learned is not None for _, plan in with_plans)

@@ -123,6 +123,14 @@ def test_another_model_of_the_same_tensors_is_told_archived_and_gone_on_with(tin
     assert change_of(newest(tmp_path), other) is None, "and then there is nothing to ask"
 
 
+def test_a_model_that_is_to_read_both_ways_keeps_what_it_learned(lived: Path, tiny: Tiny) -> None:
+    change = change_of(newest(lived), tiny(train={"objective": "mlm"}, model={"bidirectional": "own"}))
+    assert change is not None
+    kept, grown, new, left = change.parts
+    assert (left.tensors, grown.names.startswith("embedding from"), new.names) == (0, True, "layers 0 to 1") and kept.tensors > new.tensors
+    assert "model.bidirectional was 'off' and is 'own'" in change.switches
+
+
 def test_what_can_not_be_kept_is_told(lived: Path, tiny: Tiny) -> None:
     change = change_of(newest(lived), tiny(model={"hidden_size": 48, "num_layers": 1}, data={"vocab_size": 700}))
     assert change is not None and [part.tensors for part in change.parts][:2] == [0, 0] and change.parts[3].tensors > change.parts[2].tensors > 0

@@ -14,6 +14,8 @@ from lm.training.growth import fit, fitted, fitted_moments
 from lm.training.learner import Learner
 from lm.training.snapshots import Snapshots
 from lm.units.retro import Neighbours
+from tests.test_law import VARIANTS
+from tests.units.test_bidirectional import MIXERS
 
 Tiny = Callable[..., Preset]
 V = 53
@@ -79,6 +81,38 @@ def test_another_mechanism_begins_as_the_identity(tiny: Tiny, mechanism: str) ->
     torch.testing.assert_close(after(tokens(31)).logits, before(tokens(31)).logits, rtol=1e-12, atol=1e-12)
     moments = fitted_moments({f"{name}/exp_avg": torch.ones(1) for name in before.state_dict(prefix="model.")}, how)
     assert moments.keys() == {f"{name}/exp_avg" for name in how.kept}
+
+
+def reading(name: str, ways: str) -> Preset:
+    """A small model of one mixer, that reads both ways or one."""
+    size, sections = {"hidden_size": 12, "num_layers": 2, "num_heads": 2, "seq_length": 64, "bidirectional": ways}, {}
+    if name != "attention":
+        sections[name] = VARIANTS[name][0].get(name, {}) | {"enabled": True}
+    return Preset.model_validate({"model": size, "data": {"sources": ["c4"]}, "train": {"objective": "clm" if ways == "off" else "mlm"}, **sections})
+
+
+@pytest.mark.parametrize("name", MIXERS)
+def test_a_model_that_reads_both_ways_computes_at_first_what_it_did(name: str) -> None:
+    """Back it says nothing at first; nothing of what reads onward is lost, on the way back to one way neither."""
+    before, after, how = grown(reading(name, "off"), reading(name, "own"))
+    assert not how.left and not how.grown and all(".unit.back." in new for new in how.new) and how.new
+    assert all(there == ours.replace(".unit.onward.", ".unit.") for ours, there in how.kept.items())
+    torch.testing.assert_close(after(tokens(23)).logits, before(tokens(23)).logits, rtol=1e-9, atol=1e-9)
+    _, again, back = grown(reading(name, "own"), reading(name, "off"))
+    assert not back.new and all(".unit.back." in left for left in back.left) and again(tokens(9)).logits.isfinite().all()
+    _, _, shared = grown(reading(name, "off"), reading(name, "shared"))
+    assert not shared.new and not shared.left and shared.otherwise
+
+
+@pytest.mark.parametrize("name", ["attention", "rwkv"])
+def test_ways_that_come_apart_begin_alike(name: str) -> None:
+    before, after, how = grown(reading(name, "shared"), reading(name, "own"))
+    assert not how.left and how.new and all(".unit.back." in new for new in how.new)
+    torch.testing.assert_close(after(tokens(23)).logits, before(tokens(23)).logits, rtol=1e-9, atol=1e-9)
+    before, after, how = grown(reading(name, "own"), reading(name, "own"))
+    assert how.is_whole and torch.equal(after(tokens(9)).logits, before(tokens(9)).logits)
+    moments = fitted_moments({"model.layers.0.0.unit.onward.output.weight/exp_avg": torch.ones(1)}, grown(reading(name, "shared"), reading(name, "own"))[2])
+    assert list(moments) == ["model.layers.0.0.unit.onward.output.weight/exp_avg"]
 
 
 @pytest.mark.parametrize("ways", [("swiglu", "relu2"), ("relu2", "swiglu")], ids=str)

@@ -100,7 +100,7 @@ def test_objectives_follow_one_another_and_a_resume_finds_the_one_that_is_due(ti
     rows = [{"until_tokens": 10 * STEP, "objective": "clm"}, {"until_tokens": 15 * STEP, "objective": "ul2", "probabilities": {"S": 1.0}}]
     preset = tiny(train={**UL2, "objectives": rows, "snapshot_every_tokens": 4 * STEP, "eval_tokens": 0})
     sittings = [trained(preset, tmp_path / "whole", 20)]
-    told = ["by denoisers (S 100%) until 3,840 tokens", "by denoisers (R 33%, S 33%, X 33%)"]
+    told = ["by denoisers (S 100%) until 3,840 tokens", "by denoisers (R 25%, S 50%, X 25%)"]
     assert [event["text"] for event in sittings.pop().of("stage")] == [f"from now on it learns {words}" for words in told]
     for stop in (9, 10, 14, 17):
         sittings.append(trained(preset, tmp_path / "halved", 20, stop_after=stop - len(steps(tmp_path / "halved")) if stop > 9 else stop))

@@ -89,7 +89,7 @@ def test_thirty_steps_at_once_equal_thirteen_then_seventeen(sections: dict[str, 
     heard = [one.weights[f"model.layers.{layer}.1.unit.{name}"] for layer in range(2) for name in ("bias", "share")] if "moe" in sections else []
     heard += [one.weights[f"heads.{name}"] for name in ("span_contrastive.left", "span_contrastive.lane")] if "auxiliary" in sections else []
     assert one.model_weights.keys() == {name.removeprefix("model.") for name in one.weights if not name.startswith("heads.")}
-    assert all(values.float().std() > 0 for values in heard)
+    assert all(values.double().std() > 0 for values in heard)
 
 
 def test_the_weights_of_the_units_losses_are_the_presets(tiny: Tiny, tmp_path: Path) -> None:
