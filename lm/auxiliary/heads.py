@@ -23,7 +23,7 @@ HEADS: dict[str, Callable[..., Head]] = {
     "latent_consistency": LatentConsistency,
     "span_contrastive": SpanContrastive,
 }
-MASK = {"span_contrastive"}
+MASKING = {"span_contrastive"}  # heads that hide tokens
 
 
 def build_heads(preset: Preset, pad: int) -> nn.ModuleDict:
@@ -31,7 +31,7 @@ def build_heads(preset: Preset, pad: int) -> nn.ModuleDict:
 
     pad: the tokenizer's padding, which stands for what a head masks: no text holds it, and a tokenizer that gets tokens keeps its id.
     """
-    return nn.ModuleDict({name: HEADS[name](preset, *[pad] * (name in MASK)) for name in preset.auxiliary.heads})
+    return nn.ModuleDict({name: HEADS[name](preset, *[pad] * (name in MASKING)) for name in preset.auxiliary.heads})
 
 
 def load_heads(heads: nn.ModuleDict, weights: Mapping[str, Tensor]) -> None:
