@@ -57,13 +57,14 @@ class TensorBoard:
 
 
 def curves(event: Mapping[str, Any]) -> dict[str, float]:
-    """The points that `event` adds, by the name of their curve. Brief evaluations read less text and have curves of their own."""
+    """The points that `event` adds, by the name of their curve. Brief evaluations read less text and have curves of their own, and so have those of a
+    model that saw both sides of each word."""
     if event["event"] == "step":
         losses = {f"losses/{name}": loss for name, loss in event["losses"].items()}
         sources = {f"sources/{name}": told["loss"] for name, told in event["sources"].items() if told["loss"] is not None}
         return {f"step/{name}": event[name] for name in STEP} | losses | sources
     if event["event"] == "evaluation":
-        kind = "held_out_brief" if event["brief"] else "held_out"
+        kind = "pseudo_" * event.get("pseudo", False) + "held_out" + "_brief" * event["brief"]
         by_source = {f"{kind}/{measure}/{name}": told[measure] for name, told in event["sources"].items() for measure in HELD_OUT}
         denoisers = {f"{kind}/denoisers/{name}": loss for name, loss in event.get("denoisers", {}).items()}
         weights = {f"{kind}/without_average/{measure}": event["without_average"][measure] for measure in HELD_OUT if "without_average" in event}

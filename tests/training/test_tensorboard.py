@@ -67,6 +67,15 @@ def test_every_step_and_every_evaluation_is_a_point_and_none_comes_twice(tiny: T
     assert all(torch.equal(ours.weights[name], theirs.weights[name]) for name in ours.weights)
 
 
+def test_a_model_that_reads_from_both_ends_has_held_out_curves_of_its_own(tiny: Tiny, tmp_path: Path) -> None:
+    """Its figures are far lower than those of the causal model that it may have been before."""
+    folder = tmp_path / "masked"
+    ended = trained(tiny(model={"bidirectional": "own"}, train=ON | {"objective": "mlm"}), folder, 6).of("evaluation")[-1]
+    assert points(folder, "pseudo_held_out/bits_per_byte") == [(6 * STEP, pytest.approx(ended["bits_per_byte"], rel=1e-6))]
+    curves = EventAccumulator(str(folder / FOLDER)).Reload().Tags()["scalars"]
+    assert "pseudo_held_out_brief/perplexity/reference" in curves and not [name for name in curves if name.startswith("held_out")]
+
+
 def test_without_the_package_it_halts_before_anything_begins(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lm.training.tensorboard.find_spec", lambda name: None)
     with pytest.raises(Halted) as caught:
