@@ -1,7 +1,9 @@
 """A model that is taught with its heads, for what is measured of drafts and plans; and held-out text to write from.
 
 FORETELLING_TOKENS (2,000,000) says how much it reads, FORETELLING_FOLDER where it stays: one that is there and has read that much is taken as it is.
-FORETELLING_PRESET (configs/12_planner.json) is what it is. Text: the Hub that HF_ENDPOINT leads to, else installed documentation.
+FORETELLING_PRESET (configs/12_planner.json) is what it is, and FORETELLING_HEADS ("") names heads that it learns beside its own. FORETELLING_SIZE is the
+hidden size that it is scaled to, with as many heads and half of its layers; without, it is as large as the preset says. Text: the Hub that HF_ENDPOINT
+leads to, else installed documentation.
 """
 
 import os
@@ -18,13 +20,18 @@ from tests.benchmarks.text import LOCAL
 TOKENS = int(os.environ.get("FORETELLING_TOKENS", 2_000_000))
 FOLDER = os.environ.get("FORETELLING_FOLDER", "")
 PRESET = os.environ.get("FORETELLING_PRESET", "configs/12_planner.json")
+HEADS = os.environ.get("FORETELLING_HEADS", "").split()
+SIZE = int(os.environ.get("FORETELLING_SIZE", 0))
 
 
 def preset_of(path: str) -> Preset:
     preset = load_preset(path)
     data = preset.data if os.environ.get("HF_ENDPOINT") else LOCAL
     quiet = {"eval_tokens": 20_000, "evaluate_every_tokens": 10**9, "sample_every_tokens": 10**9}
-    return preset.model_copy(update={"data": data, "train": preset.train.model_copy(update=quiet)})
+    smaller = {"hidden_size": SIZE, "num_layers": preset.model.num_layers // 2} if SIZE else {}
+    changes = {"train": quiet, "model": smaller, "auxiliary": {f"enable_{head}": True for head in HEADS}}
+    raw = preset.model_copy(update={"data": data}).model_dump(mode="json")
+    return Preset.model_validate(raw | {section: raw[section] | changed for section, changed in changes.items()})
 
 
 def taught() -> tuple[Partner, dict[str, list[str]]]:
