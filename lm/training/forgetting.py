@@ -61,7 +61,7 @@ def warning(name: str, now: float, best: float) -> str:
 
 
 def remedy(share: float) -> str:
-    """What a person can do about it, in a line, after a run of which `share` was text of earlier ones. What it costs is measured: README."""
+    """What a person can do about it, in a line, after a run of which `share` was text of earlier ones. What it costs is measured: docs/guide.md."""
     if share < ENOUGH:
         return f"To forget less: train.replay_share {ENOUGH} (now {share:.3g}) in the next run's preset; new text is then learned about 5 % less well"
     return f"To forget less: a higher train.replay_share (now {share:.3g}, at most 0.5) in the next run's preset, or the source in it again"
