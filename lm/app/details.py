@@ -52,8 +52,6 @@ def _size(preset: Preset, vocab_size: int | None) -> str:
     long = preset.train.long_context
     context = f"{preset.model.seq_length:,} tokens in a row" + (f", a context of {long.context_length:,}" if long.enabled else "")
     context = f"heads of {counted(count_heads(preset))} beside them, {context}" if preset.auxiliary.heads else context
-    if count is None:
-        return context
     if own or vocab_size:
         return f"{counted(count.total)} parameters{_active(count.active, count.total)}, {context}"
     trunk = f"{counted(count.trunk)} parameters{_active(count.trunk - count.idle, count.trunk)}"

@@ -5,7 +5,6 @@ from pathlib import Path
 
 from lm.app.words import one_line
 from lm.preset import Preset, PresetError, load_preset
-from lm.preset.plan import not_built
 
 CONFIGS = Path("configs")
 DEFAULT = "00_best_general"
@@ -13,7 +12,7 @@ DEFAULT = "00_best_general"
 
 @dataclass(frozen=True)
 class Shelved:
-    """A preset file: the preset, or the reason why it can't be picked, or both."""
+    """A preset file: the preset, or the reason why it can't be picked."""
 
     path: Path
     preset: Preset | None
@@ -25,7 +24,7 @@ class Shelved:
 
     @property
     def can_be_picked(self) -> bool:
-        return self.preset is not None and not self.reason
+        return self.preset is not None
 
 
 def read_shelf(folder: Path = CONFIGS) -> list[Shelved]:
@@ -37,11 +36,9 @@ def read_shelf(folder: Path = CONFIGS) -> list[Shelved]:
 def read_one(path: Path) -> Shelved:
     """The preset in a file."""
     try:
-        preset = load_preset(path)
+        return Shelved(path, load_preset(path))
     except PresetError as error:
         return Shelved(path, None, str(error).removeprefix(f"{path}: "))
-    missing = not_built(preset)
-    return Shelved(path, preset, f"not built yet: {', '.join(missing)}" if missing else "")
 
 
 def default_of(shelf: list[Shelved], last: str) -> Shelved | None:

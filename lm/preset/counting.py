@@ -170,12 +170,10 @@ UNIT_COUNTS: dict[str, Callable[[Preset], int]] = {
 IDLE_COUNTS: dict[str, Callable[[Preset], int]] = {"moe": _moe_idle}  # what a token leaves aside
 
 
-def count_parameters(preset: Preset, vocab_size: int) -> ParameterCount | None:
-    """Parameters of the model that build_model(preset, vocab_size) gives. None while a unit of its plan is not built."""
+def count_parameters(preset: Preset, vocab_size: int) -> ParameterCount:
+    """Parameters of the model that build_model(preset, vocab_size) gives."""
     model = preset.model
     units = [(name, depth) for depth, layer in enumerate(layer_plan(preset)) for name in layer]
-    if any(name not in UNIT_COUNTS for name, _ in units):
-        return None
     layers = [at_layer(preset, depth) for depth in range(model.num_layers)]
     norms = (len(units) + 1) * model.hidden_size
     positions = model.seq_length * model.hidden_size if model.position == "learned" else 0
@@ -231,13 +229,11 @@ def _options(preset: Preset, layers: list[Preset]) -> int:
     return gates + mixed + preset.model.hidden_size * (len(widths) + matrices * max(widths, default=0))
 
 
-def operations_per_token(preset: Preset, vocab_size: int) -> float | None:
+def operations_per_token(preset: Preset, vocab_size: int) -> float:
     """Floating point operations of a training step for each token: 6 for each number that it uses (2 forward, 4 back), and attention's
     products, 12 for each earlier token and channel, of which causality leaves half (Chowdhery et al. 2022, appendix B). What recurrences do beside
-    their matrices is left out. None while a unit of the plan is not built."""
+    their matrices is left out."""
     count, model = count_parameters(preset, vocab_size), preset.model
-    if count is None:
-        return None
     looked_up = 0 if model.tie_embeddings else vocab_size * model.hidden_size
     attending = sum(name in ("attention", "shared_attention") for layer in layer_plan(preset) for name in layer)
     return 6.0 * (count.active - looked_up) + 6.0 * attending * model.num_heads * model.head_size * model.seq_length

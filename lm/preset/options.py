@@ -50,7 +50,7 @@ def _gates(preset: Preset, unit: str) -> int:
 
 
 def _is_ffn(unit: str) -> bool:
-    return unit in ("swiglu", "relu2") or (unit in MECHANISMS and MECHANISMS[unit].kind == "ffn")
+    return unit in ("swiglu", "relu2") or (unit in MECHANISMS and MECHANISMS[unit] == "ffn")
 
 
 def check_options(preset: Preset) -> None:

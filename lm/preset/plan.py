@@ -5,35 +5,29 @@ that is claimed, then the feed-forwards that claim it (where none does SwiGLU, o
 """
 
 from itertools import groupby
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from lm.preset.fields import Layers
 from lm.preset.mechanisms import LayerMechanism
 from lm.preset.switches import Preset
 
-
-class Claim(NamedTuple):
-    """What place in a layer a mechanism takes, and whether a unit for it is there."""
-
-    kind: Literal["mixer", "cross", "ffn"]  # "cross" stands between the others and takes the place of none
-    built: bool
-
+Kind = Literal["mixer", "cross", "ffn"]  # "cross" stands between the others and takes the place of none
 
 # In the order in which they stand in a layer.
-MECHANISMS: dict[str, Claim] = {
-    "longformer": Claim("mixer", built=True),
-    "s5": Claim("mixer", built=True),
-    "hyena": Claim("mixer", built=True),
-    "rwkv": Claim("mixer", built=True),
-    "mamba2": Claim("mixer", built=True),
-    "gla": Claim("mixer", built=True),
-    "deltanet": Claim("mixer", built=True),
-    "shared_attention": Claim("mixer", built=True),
-    "colt5_attention": Claim("mixer", built=True),
-    "retro": Claim("cross", built=True),
-    "rwkv_channel": Claim("ffn", built=True),
-    "moe": Claim("ffn", built=True),
-    "colt5": Claim("ffn", built=True),
+MECHANISMS: dict[str, Kind] = {
+    "longformer": "mixer",
+    "s5": "mixer",
+    "hyena": "mixer",
+    "rwkv": "mixer",
+    "mamba2": "mixer",
+    "gla": "mixer",
+    "deltanet": "mixer",
+    "shared_attention": "mixer",
+    "colt5_attention": "mixer",
+    "retro": "cross",
+    "rwkv_channel": "ffn",
+    "moe": "ffn",
+    "colt5": "ffn",
 }
 
 GROWING = {"attention", "shared_attention", "colt5_attention"}  # units whose state holds every token of the document, or a share of them
@@ -66,8 +60,8 @@ def layer_plan(preset: Preset) -> tuple[tuple[str, ...], ...]:
     """The unit names of each layer, first to last."""
     claims = {name: layers_named(preset, name) for name in MECHANISMS if has_units(preset, name)}
 
-    def units(layer: int, kind: str) -> tuple[str, ...]:
-        return tuple(name for name, layers in claims.items() if MECHANISMS[name].kind == kind and layer in layers)
+    def units(layer: int, kind: Kind) -> tuple[str, ...]:
+        return tuple(name for name, layers in claims.items() if MECHANISMS[name] == kind and layer in layers)
 
     plain = (preset.model.activation,)
     return tuple((units(i, "mixer") or ("attention",)) + units(i, "cross") + (units(i, "ffn") or plain) for i in range(preset.model.num_layers))
@@ -118,7 +112,7 @@ def check_plan(preset: Preset) -> None:
         return
     for layer, units in enumerate(plan):
         for unit in filter(state_grows, units):
-            others = ", ".join(name for name, claim in MECHANISMS.items() if claim.kind == "mixer" and claim.built and not state_grows(name))
+            others = ", ".join(name for name, kind in MECHANISMS.items() if kind == "mixer" and not state_grows(name))
             raise ValueError(f"train.long_context: {unit} in layer {layer} keeps every token of a text without end; let another claim the layer: {others}")
 
 
@@ -154,7 +148,7 @@ def sharing_layers(preset: Preset) -> tuple[int, ...]:
     """Layers that share their feed-forward: those that shared_ffn names and no mechanism claims."""
     if not preset.shared_ffn.enabled:
         return ()
-    claims = [name for name, claim in MECHANISMS.items() if claim.kind == "ffn" and getattr(preset, name).enabled]
+    claims = [name for name, kind in MECHANISMS.items() if kind == "ffn" and getattr(preset, name).enabled]
     others = {layer for name in claims for layer in layers_named(preset, name)}
     return tuple(layer for layer in layers_named(preset, "shared_ffn") if layer not in others)
 
@@ -182,8 +176,3 @@ def plan_in_words(plan: tuple[tuple[str, ...], ...]) -> str:
             break
     runs = [(layer, len(list(group))) for layer, group in groupby(plan)]
     return ", then ".join(f"{count} x ({', '.join(layer)})" for layer, count in runs)
-
-
-def not_built(preset: Preset) -> list[str]:
-    """JSON paths of the switches that are on in `preset` and have nothing behind them yet."""
-    return [f"{name}.enabled" for name, claim in MECHANISMS.items() if not claim.built and getattr(preset, name).enabled]

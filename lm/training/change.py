@@ -14,7 +14,6 @@ from data_sources.disk import sync_folder
 from lm.preset import Preset
 from lm.preset.compare import changed_switches
 from lm.preset.objectives import ADDED_TOKENS, needs_tokens
-from lm.preset.plan import not_built
 from lm.training.headers import Header, Shape, SnapshotError, plain, preset_of
 
 NOT_THE_MODEL = {"name", "about", "train", "data", "generation"}  # sections that what the model computes does not follow from
@@ -42,8 +41,6 @@ class Change(NamedTuple):
 def change_of(header: Header, preset: Preset) -> Change | None:
     """What training with `preset` would change in the model of a snapshot; None where it would change nothing, or refuses.
     Torch is only imported where something differs."""
-    if not_built(preset):
-        return None
     try:
         before = preset_of(header.path, header.config)
     except SnapshotError:

@@ -82,7 +82,7 @@ def too_large(preset: Preset, vocab_size: int, device: torch.device) -> str:
     """Why the model of `preset` can't be trained here, in a line; empty where its parameters fit. Known before any of them is made."""
     count, (_, total) = count_parameters(preset, vocab_size), memory_of(device)
     each = BYTES_OF_NUMBER + BYTES_OF_AVERAGE * bool(preset.train.average_tokens)
-    if count is None or count.total * each <= total:
+    if count.total * each <= total:
         return ""
     needed = f"{count.total:,} parameters need {count.total * each / 1e9:,.0f} GB with what training keeps beside them"
     return f"{needed}, and this machine has {total / 1e9:,.0f} GB: lower model.hidden_size or model.num_layers"

@@ -20,7 +20,7 @@ from lm.preset import RUN_TOKENS, Preset
 from lm.preset.counting import operations_per_token
 from lm.preset.objectives import check_objectives, learned_in_words
 from lm.preset.options import check_options
-from lm.preset.plan import check_plan, not_built
+from lm.preset.plan import check_plan
 from lm.training.divergence import Watch
 from lm.training.forecast import duration_told, peak_products
 from lm.training.headers import OF_HEADS
@@ -54,11 +54,8 @@ def train(
     """Read `budget_tokens` more tokens into the model that lives in `checkpoint_dir`, going on where its run stopped.
 
     Every rank under torchrun calls this with the same preset; observers are called on rank 0. Halted, one line, when the preset
-    asks for what is not built or can't be, the folder can't be used, all sources failed, or ten steps in a row were not finite.
+    asks for what can't be, the folder can't be used, all sources failed, or ten steps in a row were not finite.
     """
-    missing = not_built(preset)
-    if missing:
-        raise Halted(f"{preset.name}: {missing[0]} is not built yet; switch it off to train this preset")
     try:
         check_plan(preset)
         check_options(preset)

@@ -36,7 +36,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
     "soft cap": {"model": {"logit_soft_cap": 2.0, "qk_norm": False}},
     "one feed-forward": {"shared_ffn": {"enabled": True, "private_share": 0.0}},
-    **{name: {name: {"enabled": True, "layers": "even"}} for name, claim in MECHANISMS.items() if claim.built},
+    **{name: {name: {"enabled": True, "layers": "even"}} for name in MECHANISMS},
     "mixture_of_depths": {"s5": {"enabled": True, "layers": "odd"}, "mixture_of_depths": {"enabled": True, "layers": "odd", "select": "previous_ffn"}},
 }
 LIFE = {"born": "2026-11-20T10:00:00+00:00", "tokens": 12_345, "steps": 9, "runs": [], "sources": {"natural_questions": 12_000, "installed_docs": 345}}

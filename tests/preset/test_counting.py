@@ -8,7 +8,7 @@ import torch
 from lm.auxiliary.heads import HEADS, build_heads
 from lm.model import build_model
 from lm.preset import MECHANISMS, Preset, count_parameters
-from lm.preset.counting import UNIT_COUNTS, count_heads
+from lm.preset.counting import count_heads
 from lm.preset.options import check_options
 
 SIZES: list[dict[str, Any]] = [
@@ -18,10 +18,9 @@ SIZES: list[dict[str, Any]] = [
     {"qk_norm": False, "hidden_size": 36, "num_heads": 3, "num_layers": 5, "seq_length": 11},
     {"activation": "relu2", "hidden_size": 36, "num_heads": 3},
 ]
-BUILT = [name for name, claim in MECHANISMS.items() if claim.built]
 
 
-@pytest.mark.parametrize("name", [None, *BUILT])
+@pytest.mark.parametrize("name", [None, *MECHANISMS])
 @pytest.mark.parametrize("model", SIZES, ids=str)
 def test_count_equals_the_built_model(model: dict[str, Any], name: str | None) -> None:
     sections = {name: {"enabled": True}} if name else {}
@@ -55,11 +54,6 @@ def test_count_with_options_of_the_plan(sections: dict[str, Any]) -> None:
     built = build_model(preset, 31)
     assert count_parameters(preset, 31).total == sum(parameter.numel() for parameter in built.parameters())
     assert sum(tensor.numel() for tensor in built.state_dict().values()) == count_parameters(preset, 31).total
-
-
-def test_no_count_for_what_is_not_built(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(UNIT_COUNTS, "retro")
-    assert count_parameters(Preset.model_validate({"data": {"sources": ["c4"]}, "retro": {"enabled": True}}), 31) is None
 
 
 @pytest.mark.parametrize("section", [{"encoder_size": 36, "chunk_size": 5}, {"encoder_layers": 3, "layers": "all"}, {"add_cross_attention": False}], ids=str)

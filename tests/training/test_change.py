@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from lm.preset import Preset
-from lm.preset.plan import MECHANISMS
 from lm.training import train
 from lm.training.change import Part, _in_words, begin_new_life, change_of
 from lm.training.growth import fit
@@ -135,11 +134,6 @@ def test_what_can_not_be_kept_is_told(lived: Path, tiny: Tiny) -> None:
     change = change_of(newest(lived), tiny(model={"hidden_size": 48, "num_layers": 1}, data={"vocab_size": 700}))
     assert change is not None and [part.tensors for part in change.parts][:2] == [0, 0] and change.parts[3].tensors > change.parts[2].tensors > 0
     assert change.tokenizer == "the preset asks for a tokenizer of 700 entries; the model was born with a tokenizer of 500 entries and keeps it for life"
-
-
-def test_what_is_not_built_is_left_to_training_to_refuse(lived: Path, tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(MECHANISMS, "hyena", MECHANISMS["hyena"]._replace(built=False))
-    assert change_of(newest(lived), tiny(hyena={"enabled": True})) is None
 
 
 def test_another_tokenizer_alone_is_asked_about(lived: Path, tiny: Tiny) -> None:

@@ -15,7 +15,6 @@ from lm.training import train
 STEP = 4 * 64  # tokens
 SHIPPED = sorted(Path("configs").glob("[0-9]*.json"))
 MODELS = sorted({layer_plan(load_preset(path)): path for path in reversed(SHIPPED)}.values())  # one preset of each
-BUILT = [name for name, claim in MECHANISMS.items() if claim.built]
 
 
 def steps(folder: Path) -> list[dict[str, Any]]:
@@ -92,7 +91,7 @@ EVERYTHING = {  # every mechanism that is built, and every option of the plan, i
 
 @pytest.mark.slow
 def test_everything_at_once_stays_finite_and_learns(tiny: Callable[..., Preset], tmp_path: Path) -> None:
-    assert {name for layer in layer_plan(tiny(**EVERYTHING)) for name in layer} == {"attention", "swiglu", *BUILT}
+    assert {name for layer in layer_plan(tiny(**EVERYTHING)) for name in layer} == {"attention", "swiglu", *MECHANISMS}
     train(tiny(**EVERYTHING, train={"eval_tokens": 1000, "learning_rate": 0.003}), tmp_path, 200 * STEP)
     told = steps(tmp_path)
     assert len(told) >= 200 and told[-1]["skipped"] == 0
@@ -114,7 +113,7 @@ def whole_and_halved(name: str, tiny: Callable[..., Preset], folder: Path, count
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [*BUILT, "head_gating", "shared_ffn"])
+@pytest.mark.parametrize("name", [*MECHANISMS, "head_gating", "shared_ffn"])
 def test_each_mechanism_learns_and_goes_on_exactly(name: str, tiny: Callable[..., Preset], tmp_path: Path) -> None:
     losses = whole_and_halved(name, tiny, tmp_path, 40)
     assert sum(losses[-5:]) / 5 < losses[0] - 0.5

@@ -13,7 +13,6 @@ import torch
 import lm.training.step as step_module
 from lm.auxiliary.heads import HEADS
 from lm.preset import Preset
-from lm.preset.plan import MECHANISMS
 from lm.training import Halted, train
 from lm.training.snapshots import SnapshotError, Snapshots, read_snapshot
 from tests.data_sources.streams import paragraphs
@@ -222,13 +221,6 @@ def test_where_the_text_is_kept_begins_no_new_run(tiny: Tiny, tmp_path: Path) ->
 def test_snapshots_come_by_tokens_too(tiny: Tiny, tmp_path: Path) -> None:
     recorder = trained(tiny(train={"snapshot_every_tokens": 5 * STEP}), tmp_path, 20)
     assert len(recorder.of("snapshot")) >= 4
-
-
-def test_what_is_not_built_is_refused(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(MECHANISMS, "hyena", MECHANISMS["hyena"]._replace(built=False))
-    with pytest.raises(Halted, match=r"hyena\.enabled is not built yet"):
-        train(tiny(hyena={"enabled": True}), tmp_path)
-    assert not list(tmp_path.iterdir())
 
 
 def test_all_sources_failed_halts(tiny: Tiny, tmp_path: Path) -> None:
