@@ -75,6 +75,9 @@ def test_where_a_curve_reaches_another():
     assert comparison.reached(curve, 2.25) == (175, 25.0)
     assert comparison.reached(curve, 1.75) == (375, 47.5)
     assert comparison.reached(curve, 3.5) == (100, 10.0) and comparison.reached(curve, 1.0) is None
+    end = comparison.Look(500, 95.0, 1.75)
+    assert comparison.place(curve, end) == "reached with 0.75 of its tokens and 0.50 of its seconds"
+    assert comparison.place(curve[:1], end) == "not reached with 0.20 of its tokens and 0.11 of its seconds"
     mean = comparison.middle([curve, [look._replace(bits=look.bits + 1, seconds=0.0) for look in curve]])
     assert mean[1] == (200, 15.0, 2.5)
 
