@@ -2,9 +2,10 @@
 
 Held-out bits per byte over tokens and over processor seconds (seconds of a GPU), tokens a second, and memory. Ours is trained as the program
 does, by the preset's `train`; the peers with AdamW as nanoGPT does (betas 0.9 and 0.95, decay 0.1, clipping 1.0, warm-up, then a cosine to
-a tenth). Each is tried at every one of COMPARISON_RATES with the first seed, further rates while its best is the highest or the lowest of
-them, and at its best rate with the other seeds. How many tokens ours needs for what the better peer ends with is asked of a run of its own, with half
-of the tokens: in the middle of a longer one the rate has not fallen yet.
+a tenth), in the precision that ours has, and compiled where ours is; compiling is in no one's time. Each is tried at every one of
+COMPARISON_RATES with the first seed, further rates while its best is the highest or the lowest of them, and at its best rate with the other
+seeds. How many tokens ours needs for what the better peer ends with is asked of a run of its own, with half of the tokens: in the middle of a
+longer one the rate has not fallen yet.
 
 COMPARISON_PRESET    configs/00_best_general.json      COMPARISON_TOKENS   2,000,000      COMPARISON_RATES     "1e-3 2e-3 4e-3"
 COMPARISON_SIZE      hidden size to scale it to: 128   COMPARISON_SEEDS    "0 1"          COMPARISON_FIGURE    a picture of it (SVG or PNG)
@@ -31,6 +32,8 @@ from torch import Tensor, nn
 from data_sources import Batch
 from data_sources.tokenizer import build_tokenizer, token_bytes
 from lm.preset import Preset, count_parameters, load_preset
+from lm.training.compiling import compiles
+from lm.training.distribution import Ranks, chosen_precision
 from tests.benchmarks.measures import Results, apart, bits_per_byte, digest, peak_bytes, timed
 from tests.benchmarks.peers import count, gpt2_of, llama_of, of_size, peer_loss, stepper
 from tests.benchmarks.teaching import batches_of, held_out, next_token, random_batch, teacher_of
@@ -99,12 +102,13 @@ def contestant(name: str, preset: Preset, vocab_size: int, budget: int = TOKENS)
         teacher, learner = teacher_of(preset, vocab_size)
         return Contestant(learner, lambda batch: next_token(learner, batch), lambda batch, read: teacher.step(batch, len(preset.data.sources), read, budget))
     torch.manual_seed(preset.train.seed)
-    wanted = count_parameters(preset, vocab_size)
-    peer = of_size(PEERS[name], preset, vocab_size, wanted.active).to(DEVICE)
+    wanted, ranks = count_parameters(preset, vocab_size), Ranks(preset.train)
+    peer = of_size(PEERS[name], preset, vocab_size, wanted.active).to(ranks.device)
+    scored = torch.compile(peer_loss) if compiles(preset.train.compile, ranks.device) else peer_loss
 
     def loss(batch: Batch) -> Tensor:
-        with torch.autocast(DEVICE.type, torch.bfloat16, enabled=DEVICE.type == "cuda"):  # where ours has it, too
-            return peer_loss(peer, batch.to(DEVICE))
+        with torch.autocast(ranks.device.type, torch.bfloat16, enabled=ranks.precision == "bfloat16"):
+            return scored(peer, batch.to(ranks.device))
 
     take = stepper(peer, loss, preset.train.learning_rate)
     return Contestant(peer, loss, lambda batch, read: take(batch, cosine((read + batch.tokens.numel()) / budget)))
@@ -149,6 +153,8 @@ class Bench:
             "tokens": tokens,
             "held_out": HELD_OUT_ROWS,
             "device": DEVICE.type,
+            "precision": chosen_precision(preset.train.precision, DEVICE.type == "cuda"),
+            "compiled": compiles(preset.train.compile, DEVICE),
             "about": digest(about),
         }
 
@@ -165,6 +171,7 @@ class Bench:
         return [Look(*look) for look in looks]
 
     def _taught(self, name: str, preset: Preset, tokens: int) -> Curve:
+        contestant(name, preset, len(self.tokenizer), tokens).step(self.held[0], 0)  # a twin, which has compiled what both compute
         one, sizes = contestant(name, preset, len(self.tokenizer), tokens), torch.tensor(token_bytes(self.tokenizer))
         curve, read, seconds = [], 0, 0.0
         for batch in batches_of(preset, self.tokenizer):
