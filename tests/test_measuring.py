@@ -10,7 +10,7 @@ import pytest
 
 from lm.preset import Preset, count_parameters
 from tests.benchmarks import cards, comparison
-from tests.benchmarks.measures import Results, digest
+from tests.benchmarks.measures import Results, commit_of, digest
 from tests.benchmarks.peers import count, of_size
 from tests.benchmarks.teaching import teacher_of
 
@@ -30,7 +30,30 @@ def test_what_was_cut_off_goes_on(tmp_path):
     assert again.known({"seed": 2}) is None and again.known({"seed": 1}) == {"bits": 0.5}
     of(again, 2), of(Results(path), 2)
     assert taken == [1, 2, 2] and Results(path).known({"seed": 2}) == {"bits": 1.0}
+    assert not list(again.commits_told())
     assert digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1}) != digest({"a": 1, "b": 3})
+
+
+def test_lines_tell_of_which_code_they_are(tmp_path):
+    def git(*words):
+        subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", *words], cwd=tmp_path / "code", check=True, capture_output=True)
+
+    (tmp_path / "code").mkdir()
+    assert commit_of(tmp_path / "code") == ""
+    (tmp_path / "code" / "a.py").write_text("a = 1\n")
+    git("init"), git("add", "."), git("commit", "-m", "a")
+    first = commit_of(tmp_path / "code")
+    (tmp_path / "code" / "results.jsonl").write_text("{}\n")
+    assert len(first) == 40 and commit_of(tmp_path / "code") == first
+    (tmp_path / "code" / "a.py").write_text("a = 2\n")
+    assert commit_of(tmp_path / "code") == first + "+"
+    path = tmp_path / "results.jsonl"
+    path.write_text('{"asked": "a", "found": 1, "commit": "1234567890abcdef+"}\n{"asked": "b", "found": 2}\n{"asked": "c", "found": 3, "commit": "5"}\n')
+    results = Results(path)
+    assert [results.of(asked, None) for asked in "ab"] == [1, 2]
+    assert list(results.commits_told()) == ["\ncommits: 1234567890ab+ (1 lines), not known (1 lines)"]
+    results.of("d", lambda: 4)
+    assert json.loads(path.read_text().splitlines()[-1]) == {"asked": "d", "found": 4, "commit": results.commit}
 
 
 @pytest.mark.slow

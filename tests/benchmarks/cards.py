@@ -227,7 +227,7 @@ def main() -> None:
             bench.run(arm, seed)
     cards = [card(bench, arm) for arm in ARMS if bench.is_done(arm)]
     FILE.write_text("[\n" + ",\n".join(map(json.dumps, cards)) + "\n]\n", encoding="utf-8")
-    print("\n".join(table(bench, cards)))
+    print("\n".join([*table(bench, cards), *bench.results.commits_told()]))
 
 
 if __name__ == "__main__":

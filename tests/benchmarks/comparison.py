@@ -272,6 +272,7 @@ def told(bench: Bench, rates: dict[str, dict[float, float]], curves: dict[str, l
     for name in PEERS:
         ratios = sorted(found[name] / found[OURS] for found in paces)
         yield f"tokens/s against {name}: {statistics.median(ratios):.2f} (median of {len(ratios)} pairs, from {ratios[0]:.2f} to {ratios[-1]:.2f})"
+    yield from bench.results.commits_told()
 
 
 def figure(curves: dict[str, list[Curve]], path: str) -> None:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -79,11 +79,27 @@ def digest(thing: Any) -> str:
     return hashlib.sha256(json.dumps(thing, sort_keys=True).encode()).hexdigest()[:12]
 
 
+def commit_of(folder: Path) -> str:
+    """The commit of the code in `folder`, with a "+" where it was changed since; empty without git."""
+
+    def told(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True).stdout.strip()
+
+    try:
+        return told("rev-parse", "HEAD") + "+" * bool(told("status", "--porcelain", "--", "*.py", "configs"))
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
 class Results:
-    """What was found, a line of JSON for each thing asked: nothing is measured twice, and what was cut off goes on."""
+    """What was found, a line of JSON for each thing asked: nothing is measured twice, and what was cut off goes on.
+
+    Each line has the commit of the code that made it, which is not asked for: other code does not measure again, but tables tell.
+    """
 
     def __init__(self, path: Path) -> None:
-        self.path, self._known = path, {}
+        self.path, self._known, self._commits = path, {}, {}
+        self.commit, self._used = commit_of(Path(__file__).parent.parent.parent), set()  # of now: the code may change while it runs
         text = path.read_text(encoding="utf-8") if path.exists() else ""
         if text and not text.endswith("\n"):
             path.write_text(text + "\n", encoding="utf-8")
@@ -91,6 +107,7 @@ class Results:
             with contextlib.suppress(ValueError):  # cut off in the middle
                 told = json.loads(line)
                 self._known[digest(told["asked"])] = told["found"]
+                self._commits[digest(told["asked"])] = told.get("commit", "")
 
     def known(self, asked: Mapping[str, Any]) -> Any:
         """None when it was never measured."""
@@ -98,9 +115,17 @@ class Results:
 
     def of(self, asked: Mapping[str, Any], measure: Callable[[], Any]) -> Any:
         """What `asked` came to: measured now, unless it was."""
+        self._used.add(key := digest(asked))
         if (found := self.known(asked)) is not None:
             return found
-        found = self._known[digest(asked)] = measure()
+        found = self._known[key] = measure()
+        self._commits[key] = self.commit
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"asked": asked, "found": found}) + "\n")
+            file.write(json.dumps({"asked": asked, "found": found, "commit": self.commit}) + "\n")
         return found
+
+    def commits_told(self) -> Iterator[str]:
+        """A line, where what was given out so far was measured with the code of several commits."""
+        commits = Counter(self._commits[key] for key in self._used)
+        if len(commits) > 1:
+            yield "\ncommits: " + ", ".join(f"{name[:12] + '+' * name.endswith('+') if name else 'not known'} ({n} lines)" for name, n in commits.most_common())
