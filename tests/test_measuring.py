@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from lm.preset import Preset, count_parameters
-from tests.benchmarks import cards, comparison
+from tests.benchmarks import cards, comparison, measures
 from tests.benchmarks.measures import Results, commit_of, digest
 from tests.benchmarks.peers import count, of_size
 from tests.benchmarks.teaching import teacher_of
@@ -32,6 +32,26 @@ def test_what_was_cut_off_goes_on(tmp_path):
     assert taken == [1, 2, 2] and Results(path).known({"seed": 2}) == {"bits": 1.0}
     assert not list(again.commits_told())
     assert digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1}) != digest({"a": 1, "b": 3})
+
+
+def test_paces_are_taken_in_turns(monkeypatch):
+    clock, order = [0.0], []
+    monkeypatch.setattr(measures, "timed", lambda do: (before := clock[0], do(), clock[0] - before)[2])
+
+    def taker(name, seconds, tokens):
+        def take(number):
+            order.append((number, name))
+            clock[0] += seconds * (1 + number)  # the machine slows down
+            return tokens
+
+        return take
+
+    found = measures.paces({"a": taker("a", 1.0, 100), "b": taker("b", 3.0, 200)}, rounds=4, warm=1)
+    assert order == [(0, "a"), (0, "b"), (1, "b"), (1, "a"), (2, "a"), (2, "b"), (3, "b"), (3, "a"), (4, "a"), (4, "b")]
+    assert [costs["b"] for costs in found] == pytest.approx([0.03, 0.045, 0.06, 0.075])
+    assert measures.ratio(found, "a", "b")[:4] == pytest.approx((1.5,) * 4)
+    costs = [{"a": 1.0, "b": cost} for cost in (5.0, 1.0, 2.0, 4.0, 100.0)]
+    assert measures.ratio(costs, "a", "b") == (4.0, 2.0, 5.0, pytest.approx(22.4), 5)
 
 
 def test_lines_tell_of_which_code_they_are(tmp_path):

@@ -1,7 +1,7 @@
 """The card of every unit and switch: what it changes against the model of attention alone, at equal tokens: python -m tests.benchmarks.cards
 
     bits        held-out bits per byte, more or less than that model's with the same seed, after the same batches
-    speed       its tokens a second over that model's: both take the same batches in turns once it is trained, and the median counts
+    speed       its tokens a second over that model's: both take the same batches once it is trained, in turns at going first, and the median counts
     memory      what model, optimizer and steps take over what that model's take, at the highest; each in a process of its own
 
 All are 64 wide and of 4 layers, and have first weights in common wherever name and shape agree. Where an arm is `sized`, its feed-forward is
@@ -19,7 +19,7 @@ import json
 import os
 import statistics
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import reduce
 from itertools import islice
 from pathlib import Path
@@ -31,7 +31,8 @@ from data_sources import Batch
 from data_sources.tokenizer import build_tokenizer, token_bytes
 from lm.preset import Preset, count_parameters, load_preset
 from lm.preset.auxiliary import HEAD_NAMES
-from tests.benchmarks.measures import Results, apart, bits_per_byte, digest, peak_bytes, timed
+from lm.training.step import Teacher
+from tests.benchmarks.measures import Results, apart, bits_per_byte, digest, paces, peak_bytes, ratio
 from tests.benchmarks.teaching import BUDGET_WITHOUT_END, batches_of, held_out, next_token, random_batch, teacher_of
 from tests.benchmarks.text import chosen_data
 
@@ -41,7 +42,7 @@ RESULTS = Path(os.environ.get("CARDS_RESULTS", "cards.jsonl"))
 FILE = Path(os.environ.get("CARDS_FILE", "docs/cards.json"))
 MODEL = {"hidden_size": 64, "num_layers": 4, "num_heads": 4, "seq_length": 256, "ffn_size": 176}
 TRAIN = {"per_gpu_batch_size": 8, "learning_rate": 2e-3, "warmup_share": 0.05}
-VOCABULARY, HELD_OUT_ROWS, PAIRS, WIDTHS = 2048, 128, 9, range(8, 1024, 4)
+VOCABULARY, HELD_OUT_ROWS, PAIRS, WIDTHS = 2048, 128, 20, range(8, 1024, 4)
 
 
 class Arm(NamedTuple):
@@ -159,12 +160,14 @@ class Bench:
             read += teacher.step(next(batches), sources, read, TOKENS, number).tokens
             number += 1
         bits, _ = bits_per_byte(lambda batch: next_token(learner, batch), learner, self.held, self.sizes)
-        ratios = []
-        for batch in islice(batches, 2 + PAIRS):
-            each = [timed(lambda one=one, batch=batch: one.step(batch, sources, 0, BUDGET_WITHOUT_END, number)) for one in (plain, teacher)]
-            ratios.append(each[0] / each[1])
-        found = {"bits": bits, "speed": statistics.median(ratios[2:])}  # the first warm up
-        print(f"{arm.name}, seed {preset.train.seed}: {bits:.4f} bits per byte, {found['speed']:.2f} times as fast", flush=True)
+        further, warm = list(islice(batches, 2 + PAIRS)), 2
+
+        def taker(one: Teacher) -> Callable[[int], int]:
+            return lambda at: one.step(further[at], sources, 0, BUDGET_WITHOUT_END, number + at).tokens
+
+        pace = ratio(paces({"plain": taker(plain), "arm": taker(teacher)}, PAIRS, warm), "arm", "plain")
+        found = {"bits": bits, "speed": pace.median, "speed_from": pace.low, "speed_to": pace.high}
+        print(f"{arm.name}, seed {preset.train.seed}: {bits:.4f} bits per byte, times as fast: {pace}", flush=True)
         return found
 
 

@@ -34,7 +34,7 @@ from data_sources.tokenizer import build_tokenizer, token_bytes
 from lm.preset import Preset, count_parameters, load_preset
 from lm.training.compiling import compiles
 from lm.training.distribution import Ranks, chosen_precision
-from tests.benchmarks.measures import Results, apart, bits_per_byte, digest, peak_bytes, timed
+from tests.benchmarks.measures import Results, apart, bits_per_byte, digest, paces, peak_bytes, ratio, timed
 from tests.benchmarks.peers import count, gpt2_of, llama_of, of_size, peer_loss, stepper
 from tests.benchmarks.teaching import batches_of, held_out, next_token, random_batch, teacher_of
 from tests.benchmarks.text import chosen_data
@@ -49,7 +49,7 @@ FIGURE = os.environ.get("COMPARISON_FIGURE", "")
 OURS, PEERS = "Perennial", {"GPT-2": gpt2_of, "Llama": llama_of}
 NAMES = (OURS, *PEERS)
 HELD_OUT_ROWS = int(os.environ.get("COMPARISON_HELD_OUT", 64))
-WARMUP, LOOKS, PAIRS, MOST_RATES = 0.05, 20, 10, 6
+WARMUP, LOOKS, PAIRS, MOST_RATES = 0.05, 20, 21, 6
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -187,16 +187,18 @@ class Bench:
         return curve
 
     def paces(self) -> list[dict[str, float]]:
-        """Seconds of a step by name, for each of PAIRS batches that all take in turns."""
+        """Seconds a token by name, for each of PAIRS batches that all take in turns."""
         preset = preset_of(RATES[0], SEEDS[0])
-        return self.results.of(self.asked(OURS, preset, "pace"), lambda: list(self._taken(preset)))
+        return self.results.of(self.asked(OURS, preset, "pace"), lambda: self._taken(preset))
 
-    def _taken(self, preset: Preset) -> Iterator[dict[str, float]]:
-        taking = {name: contestant(name, preset, len(self.tokenizer)) for name in NAMES}
-        for number, batch in enumerate(islice(batches_of(preset, self.tokenizer), 2 + PAIRS)):
-            found = {name: timed(lambda one=one, batch=batch: one.step(batch, 0)) for name, one in taking.items()}
-            if number >= 2:  # the first warm up
-                yield found
+    def _taken(self, preset: Preset) -> list[dict[str, float]]:
+        taking, warm = {name: contestant(name, preset, len(self.tokenizer)) for name in NAMES}, 3
+        batches = list(islice(batches_of(preset, self.tokenizer), warm + PAIRS))
+
+        def taker(one: Contestant) -> Callable[[int], int]:
+            return lambda number: (one.step(batches[number], 0), batches[number].tokens.numel())[1]
+
+        return paces({name: taker(one) for name, one in taking.items()}, PAIRS, warm)
 
     def memory(self, name: str) -> int:
         """Bytes at the highest, of a process that takes three steps."""
@@ -253,14 +255,13 @@ def place(curve: Curve, end: Look) -> str:
 
 def told(bench: Bench, rates: dict[str, dict[float, float]], curves: dict[str, list[Curve]], halves: list[Curve]) -> Iterator[str]:
     """The table, and what it means."""
-    preset, paces = preset_of(RATES[0], SEEDS[0]), bench.paces()
-    tokens = preset.step_rows * preset.model.seq_length
+    preset, taken = preset_of(RATES[0], SEEDS[0]), bench.paces()
     yield "| | parameters | learning rates tried | best | held-out bits per byte | tokens/s | peak memory |"
     yield "|---|---|---|---|---|---|---|"
     for name in NAMES:
         ends = [curve[-1].bits for curve in curves[name]]
         best, each = min(rates[name], key=rates[name].__getitem__), ", ".join(f"{rate:g}: {bits:.4f}" for rate, bits in sorted(rates[name].items()))
-        pace, memory = tokens / statistics.median(found[name] for found in paces), bench.memory(name) / 2**20
+        pace, memory = 1 / statistics.median(costs[name] for costs in taken), bench.memory(name) / 2**20
         spread = f"{statistics.mean(ends):.4f} ({min(ends):.4f} to {max(ends):.4f})"
         yield f"| {name} | {bench.parameters(name, preset):,} | {each} | {best:g} | {spread} | {pace:,.0f} | {memory:,.0f} MiB |"
     yield f"\n{TOKENS:,} tokens of {', '.join(source.name for source in preset.data.sources)}; {len(SEEDS)} seeds; {DEVICE.type}"
@@ -270,8 +271,7 @@ def told(bench: Bench, rates: dict[str, dict[float, float]], curves: dict[str, l
     for seed, half in zip(SEEDS, halves, strict=True):
         yield f"{OURS} with a budget of {half[-1].tokens:,} tokens, seed {seed}: {half[-1].bits:.4f}; {better}'s end is {place(half, end)}"
     for name in PEERS:
-        ratios = sorted(found[name] / found[OURS] for found in paces)
-        yield f"tokens/s against {name}: {statistics.median(ratios):.2f} (median of {len(ratios)} pairs, from {ratios[0]:.2f} to {ratios[-1]:.2f})"
+        yield f"tokens/s against {name}: {ratio(taken, OURS, name)}"
     yield from bench.results.commits_told()
 
 

@@ -6,13 +6,14 @@ import json
 import math
 import re
 import resource
+import statistics
 import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -53,6 +54,42 @@ def timed(do: Callable[[], object]) -> float:
     if on_gpu:
         torch.cuda.synchronize()
     return clock() - began
+
+
+class Ratio(NamedTuple):
+    """How many times as fast one is as another, pair by pair."""
+
+    median: float
+    low: float  # a quarter of the pairs is below it
+    high: float  # and a quarter above
+    mean: float
+    pairs: int
+
+    def __str__(self) -> str:
+        return f"{self.median:.2f} (median of {self.pairs} pairs, half of them from {self.low:.2f} to {self.high:.2f})"
+
+
+def paces(takers: Mapping[str, Callable[[int], int]], rounds: int, warm: int = 2) -> list[dict[str, float]]:
+    """Seconds a token of all takers, round by round, after `warm` that don't count. A taker takes step `number` and says how many tokens that read.
+
+    All take their turns in each round, so that what slows the machine slows all; and another goes first each time, since who goes later finds
+    other caches. Steps should be of different batches: the same one again is already where it is needed.
+    """
+    found, names = [], [*takers]
+    for number in range(warm + rounds):
+        at, costs = number % len(names), {}
+        for name in names[at:] + names[:at]:
+            read: list[int] = []
+            costs[name] = timed(lambda name=name, number=number, read=read: read.append(takers[name](number))) / read[0]
+        found.append(costs)
+    return found[warm:]
+
+
+def ratio(found: list[dict[str, float]], name: str, against: str) -> Ratio:
+    """How many times as fast as `against` the taker `name` is."""
+    ratios = [costs[against] / costs[name] for costs in found]
+    low, median, high = statistics.quantiles(ratios, n=4, method="inclusive")
+    return Ratio(median, low, high, statistics.mean(ratios), len(ratios))
 
 
 def peak_bytes() -> int:
