@@ -36,7 +36,7 @@ from lm.training.compiling import compiles
 from lm.training.distribution import Ranks, chosen_precision
 from tests.benchmarks.measures import Results, apart, bits_per_byte, digest, paces, peak_bytes, ratio, timed
 from tests.benchmarks.peers import count, gpt2_of, llama_of, of_size, peer_loss, stepper
-from tests.benchmarks.teaching import batches_of, held_out, next_token, random_batch, teacher_of
+from tests.benchmarks.teaching import batches_of, held_out, in_use, next_token, random_batch, teacher_of
 from tests.benchmarks.text import chosen_data
 
 PRESET = os.environ.get("COMPARISON_PRESET", "configs/00_best_general.json")
@@ -100,7 +100,12 @@ def contestant(name: str, preset: Preset, vocab_size: int, budget: int = TOKENS)
     """`name` with first weights of the preset's seed, whose rate falls until `budget` tokens were read."""
     if name == OURS:
         teacher, learner = teacher_of(preset, vocab_size)
-        return Contestant(learner, lambda batch: next_token(learner, batch), lambda batch, read: teacher.step(batch, len(preset.data.sources), read, budget))
+
+        def averaged(batch: Batch) -> Tensor:
+            with in_use(teacher):
+                return next_token(learner, batch)
+
+        return Contestant(learner, averaged, lambda batch, read: teacher.step(batch, len(preset.data.sources), read, budget))
     torch.manual_seed(preset.train.seed)
     wanted, ranks = count_parameters(preset, vocab_size), Ranks(preset.train)
     peer = of_size(PEERS[name], preset, vocab_size, wanted.active).to(ranks.device)

@@ -141,7 +141,7 @@ class Results:
         if text and not text.endswith("\n"):
             path.write_text(text + "\n", encoding="utf-8")
         for line in text.splitlines():
-            with contextlib.suppress(ValueError):  # cut off in the middle
+            with contextlib.suppress(ValueError, KeyError):  # cut off in the middle, or of other results
                 told = json.loads(line)
                 self._known[digest(told["asked"])] = told["found"]
                 self._commits[digest(told["asked"])] = told.get("commit", "")
