@@ -5,12 +5,14 @@ import math
 import os
 import subprocess
 import sys
+from typing import Literal, get_args, get_origin
 
 import pytest
 
+from data_sources.config import Config
 from lm.preset import Preset, count_parameters
-from tests.benchmarks import cards, comparison
-from tests.benchmarks.measures import Results, digest
+from tests.benchmarks import cards, comparison, measures
+from tests.benchmarks.measures import Results, commit_of, digest
 from tests.benchmarks.peers import count, of_size
 from tests.benchmarks.teaching import teacher_of
 
@@ -30,7 +32,50 @@ def test_what_was_cut_off_goes_on(tmp_path):
     assert again.known({"seed": 2}) is None and again.known({"seed": 1}) == {"bits": 0.5}
     of(again, 2), of(Results(path), 2)
     assert taken == [1, 2, 2] and Results(path).known({"seed": 2}) == {"bits": 1.0}
+    assert not list(again.commits_told())
     assert digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1}) != digest({"a": 1, "b": 3})
+
+
+def test_paces_are_taken_in_turns(monkeypatch):
+    clock, order = [0.0], []
+    monkeypatch.setattr(measures, "timed", lambda do: (before := clock[0], do(), clock[0] - before)[2])
+
+    def taker(name, seconds, tokens):
+        def take(number):
+            order.append((number, name))
+            clock[0] += seconds * (1 + number)  # the machine slows down
+            return tokens
+
+        return take
+
+    found = measures.paces({"a": taker("a", 1.0, 100), "b": taker("b", 3.0, 200)}, rounds=4, warm=1)
+    assert order == [(0, "a"), (0, "b"), (1, "b"), (1, "a"), (2, "a"), (2, "b"), (3, "b"), (3, "a"), (4, "a"), (4, "b")]
+    assert [costs["b"] for costs in found] == pytest.approx([0.03, 0.045, 0.06, 0.075])
+    assert measures.ratio(found, "a", "b")[:4] == pytest.approx((1.5,) * 4)
+    costs = [{"a": 1.0, "b": cost} for cost in (5.0, 1.0, 2.0, 4.0, 100.0)]
+    assert measures.ratio(costs, "a", "b") == (4.0, 2.0, 5.0, pytest.approx(22.4), 5)
+
+
+def test_lines_tell_of_which_code_they_are(tmp_path):
+    def git(*words):
+        subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", *words], cwd=tmp_path / "code", check=True, capture_output=True)
+
+    (tmp_path / "code").mkdir()
+    assert commit_of(tmp_path / "code") == ""
+    (tmp_path / "code" / "a.py").write_text("a = 1\n")
+    git("init"), git("add", "."), git("commit", "-m", "a")
+    first = commit_of(tmp_path / "code")
+    (tmp_path / "code" / "results.jsonl").write_text("{}\n")
+    assert len(first) == 40 and commit_of(tmp_path / "code") == first
+    (tmp_path / "code" / "a.py").write_text("a = 2\n")
+    assert commit_of(tmp_path / "code") == first + "+"
+    path = tmp_path / "results.jsonl"
+    path.write_text('{"asked": "a", "found": 1, "commit": "1234567890abcdef+"}\n{"asked": "b", "found": 2}\n{"asked": "c", "found": 3, "commit": "5"}\n')
+    results = Results(path)
+    assert [results.of(asked, None) for asked in "ab"] == [1, 2]
+    assert list(results.commits_told()) == ["\ncommits: 1234567890ab+ (1 lines), not known (1 lines)"]
+    results.of("d", lambda: 4)
+    assert json.loads(path.read_text().splitlines()[-1]) == {"asked": "d", "found": 4, "commit": results.commit}
 
 
 @pytest.mark.slow
@@ -75,6 +120,9 @@ def test_where_a_curve_reaches_another():
     assert comparison.reached(curve, 2.25) == (175, 25.0)
     assert comparison.reached(curve, 1.75) == (375, 47.5)
     assert comparison.reached(curve, 3.5) == (100, 10.0) and comparison.reached(curve, 1.0) is None
+    end = comparison.Look(500, 95.0, 1.75)
+    assert comparison.place(curve, end) == "reached with 0.75 of its tokens and 0.50 of its seconds"
+    assert comparison.place(curve[:1], end) == "not reached with 0.20 of its tokens and 0.11 of its seconds"
     mean = comparison.middle([curve, [look._replace(bits=look.bits + 1, seconds=0.0) for look in curve]])
     assert mean[1] == (200, 15.0, 2.5)
 
@@ -102,6 +150,25 @@ def test_every_arm_is_a_preset_of_its_own():
         assert not arm.sized or abs(count_parameters(preset, cards.VOCABULARY).active / plain - 1) < 0.1, arm.name
 
 
+def of_few_values(section, path=""):
+    """The JSON paths of switches that are on or off, or one of some words."""
+    for name, field in section.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, Config):
+            yield from of_few_values(kind, f"{path}{name}.")
+        elif kind is bool or bool in get_args(kind) or Literal in map(get_origin, (kind, *get_args(kind))):
+            yield path + name
+
+
+def test_every_switch_has_a_card_or_a_reason_not_to():
+    elsewhere = ("data.", "generation.")  # what is read, and what is done with a trained model
+    switches = {path for path in of_few_values(Preset) if not path.startswith(elsewhere)}
+    measured = {arm.switch for arm in cards.ARMS}
+    assert {"model.qk_norm", "model.activation", "train.compile", "moe.normalise", "train.long_context.enabled"} <= switches
+    assert switches - measured == set(cards.WITHOUT_CARD)
+    assert all(cards.WITHOUT_CARD.values())
+
+
 def test_what_is_measured_is_what_is_shown(tmp_path, monkeypatch):
     from lm.app.cards import read_cards
 
@@ -116,7 +183,7 @@ def test_what_is_measured_is_what_is_shown(tmp_path, monkeypatch):
     told = [cards.card(Bench(), arm) for arm in cards.ARMS]
     (tmp_path / "cards.json").write_text(json.dumps(told))
     read = read_cards(tmp_path / "cards.json")
-    assert len(read) == len(cards.ARMS)
+    assert len(read) == sum(not isinstance(arm.value, list) for arm in cards.ARMS) == len(cards.ARMS) - 1
     assert (read[0].bits, read[0].speed, read[0].memory) == (-0.095, 1.0, 1.5)
     row = list(cards.table(Bench(), told))[3]
     assert row.startswith("| `longformer.enabled`, window 64 | -0.0950 (-0.1000 to -0.0900) | 1.00 | 1.50 |")

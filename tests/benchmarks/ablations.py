@@ -1,57 +1,55 @@
 """What the model's defaults are worth, each against what else could stand there: python -m tests.benchmarks.ablations
 
-    time     processor time of a training step of each arm against the default's: both take the same batch in turn and take turns at going first, and the
-             median of the paired ratios counts. "half the rate" does what the default does: how far it is from 1 is how well time is known
+    time     processor time of a token in each arm's training steps against the default's, in turns (measures.paces): the median of the pairs, and where
+             half of them lie. The default against itself says how well time is known. Where steps change along the run (ramps), pairs are of steps
+             at equal distances in it, and their mean counts
     learn    held-out bits per byte after equal tokens, and after equal processor time: a run of its own, whose learning rate falls as it should, with as
              many more or fewer tokens as the arm's steps are faster or slower. The text that is held out is the same whatever the vocabulary
 
-Every run of a seed reads the same batches, from first weights that are alike wherever names and shapes agree. All learn at ABLATIONS_RATE (4e-3) but
-where an arm's name says otherwise. With another vocabulary equal tokens are not equal text: bytes_per_token says how much they are, and equal time is
-what counts. Without isolation a row is one document in training; held-out documents are read apart all the same, as they are in use. Parameters are
-the model's, without heads.
+Every arm, and the default, is tried at each of ABLATIONS_RATES with the first seed, and at its best with the other seeds. All read the same
+batches of a seed, but for ramps, which cut the same text into other steps; and first weights are alike wherever names and shapes agree. With another
+vocabulary equal tokens are not equal text: equal time is what counts. Without isolation a row is one document in training; held-out documents are
+read apart all the same, as they are in use. Parameters are the model's, without heads. Averages are evaluated in the place of the weights.
 
-Results are kept, a JSON line each, in ABLATIONS_RESULTS (ablations.jsonl), and never measured twice: what was cut off goes on. ABLATIONS_TOKENS
-(300,000), ABLATIONS_SEEDS ("0 1 2") and ABLATIONS_ARMS (names with semicolons between, all) say how much of it. Text: the Hub that HF_ENDPOINT leads
-to, else installed documentation.
+ABLATIONS_TOKENS    300,000    ABLATIONS_RATES   "2e-3 4e-3"    ABLATIONS_RESULTS   ablations.jsonl, where each run is kept: what was cut off goes on
+ABLATIONS_SEEDS     "0 1 2"    ABLATIONS_ARMS    names of ARMS with semicolons between; all without
+
+Text: the mix of the default preset from the Hub that HF_ENDPOINT leads to, else installed documentation.
 """
 
 import functools
-import json
 import os
 import statistics
-import time
+from bisect import bisect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
-from data_sources import Batch, open_stream
+from data_sources import Batch
 from data_sources.tokenizer import build_tokenizer
-from lm.auxiliary.heads import build_heads
-from lm.model import build_model
 from lm.preset import Preset, count_parameters, load_preset
-from lm.training.distribution import Ranks
-from lm.training.evaluation import encoded, evaluate
+from lm.preset.training import BatchStage, LengthStage
+from lm.training.evaluation import evaluate
 from lm.training.learner import Learner
-from lm.training.optimizer import build_optimizer
 from lm.training.step import Teacher
-from tests.benchmarks.teaching import alike
+from tests.benchmarks.measures import Ratio, Results, digest, paces, ratio, timed
+from tests.benchmarks.teaching import BUDGET_WITHOUT_END, batches_of, in_use, teacher_of
 from tests.benchmarks.text import LOCAL, held_out_texts
 
 TOKENS = int(os.environ.get("ABLATIONS_TOKENS", 300_000))
 SEEDS = tuple(map(int, os.environ.get("ABLATIONS_SEEDS", "0 1 2").split()))
-RATE = float(os.environ.get("ABLATIONS_RATE", 4e-3))
+RATES = tuple(map(float, os.environ.get("ABLATIONS_RATES", "2e-3 4e-3").split()))
 RESULTS = Path(os.environ.get("ABLATIONS_RESULTS", "ablations.jsonl"))
 DATA = load_preset("configs/00_best_general.json").data if os.environ.get("HF_ENDPOINT") else LOCAL
 MODEL = {"hidden_size": 96, "num_layers": 4, "num_heads": 4, "seq_length": 256}
-ROWS, VOCABULARY, PAIRS, HELD_OUT, LONGEST = 8, 2048, 20, 64, 4_000
+ROWS, VOCABULARY, WARM, PAIRS, HELD_OUT, LONGEST = 8, 2048, 2, 20, 64, 4_000
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-TERMS = {"tokens": TOKENS, "rate": RATE, "device": DEVICE, "sources": [source.name for source in DATA.sources]}
-clock = time.perf_counter if DEVICE == "cuda" else time.process_time
-DEFAULT = "default"
+DEFAULT, AGAIN = "default", "default again"
 
 
 class Arm(NamedTuple):
@@ -59,11 +57,16 @@ class Arm(NamedTuple):
 
     model: Mapping[str, Any] = {}
     auxiliary: Mapping[str, Any] = {}
+    train: Mapping[str, Any] = {}
     fitted: bool = False  # the feed-forward is as wide as makes the model as large as the default
     vocabulary: int = VOCABULARY
-    rate: float = 1.0  # of the default's
     first: Callable[[nn.Module], None] = lambda model: None  # what becomes of first weights
     batch: Callable[[Batch], Batch] = lambda batch: batch
+
+    @property
+    def ramps(self) -> bool:
+        """Whether steps change along the run."""
+        return any(name.endswith("curriculum") for name in self.train)
 
 
 def drawn_outputs(model: nn.Module) -> None:
@@ -80,11 +83,15 @@ def one_document_a_row(batch: Batch) -> Batch:
     return replace(batch, restart=torch.zeros_like(batch.restart), cu_seqlens=edges, restarts=0)
 
 
+def stages(**of: Sequence[tuple[float, int]]) -> dict[str, list[dict[str, int]]]:
+    """Curricula whose stages end at shares of the run."""
+    named = {"seq_length": "seq_length_curriculum", "rows": "batch_curriculum"}
+    return {named[what]: [{"until_tokens": max(1, round(share * TOKENS)), what: value} for share, value in ramp] for what, ramp in of.items()}
+
+
 ARMS = {
     DEFAULT: Arm(),
     "qk_norm off": Arm({"qk_norm": False}),
-    "qk_norm off, half the rate": Arm({"qk_norm": False}, rate=0.5),
-    "half the rate": Arm(rate=0.5),
     "relu2": Arm({"activation": "relu2"}),
     "value_residual": Arm({"value_residual": True}),
     "outputs not zero": Arm(first=drawn_outputs),
@@ -98,6 +105,12 @@ ARMS = {
     "wider, shallower": Arm({"hidden_size": 128, "num_layers": 2}, fitted=True),
     "half the vocabulary": Arm(vocabulary=VOCABULARY // 2),
     "twice the vocabulary": Arm(vocabulary=VOCABULARY * 2),
+    "muon": Arm(train={"optimizer": "muon"}),
+    "average, a sixth": Arm(train={"average_tokens": TOKENS // 6}),
+    "average, a thirtieth": Arm(train={"average_tokens": TOKENS // 30}),
+    "average, a thirtieth, no decay": Arm(train={"average_tokens": TOKENS // 30, "decay_share": 0.0}),
+    "batch ramp": Arm(train=stages(rows=[(0.1, 2), (0.3, 4)])),
+    "length ramp": Arm(train=stages(seq_length=[(0.25, 64), (0.5, 128)], rows=[(0.25, 32), (0.5, 16)])),  # as many tokens in a step
 }
 CHOSEN = os.environ["ABLATIONS_ARMS"].split(";") if "ABLATIONS_ARMS" in os.environ else [name for name in ARMS if name != DEFAULT]
 
@@ -108,28 +121,38 @@ def tokenizer_of(vocabulary: int) -> Any:
 
 
 class Text:
-    """The batches of a seed, each read and kept once for all that go through them."""
+    """The batches of a preset's seed, each read and kept once for all that go through them."""
 
-    def __init__(self, vocabulary: int, seed: int) -> None:
+    def __init__(self, preset: Preset, vocabulary: int) -> None:
         self.kept: list[Batch] = []
-        self.stream = open_stream(DATA, tokenizer_of(vocabulary), MODEL["seq_length"], ROWS, seed=seed)
+        self.stream = batches_of(preset, tokenizer_of(vocabulary))
 
     def __iter__(self) -> Iterator[Batch]:
         index = 0
         while True:
             if index == len(self.kept):
-                self.kept.append(next(self.stream)[0])
+                self.kept.append(next(self.stream))
             yield self.kept[index]
             index += 1
 
 
-text_of = functools.cache(Text)
+@functools.cache
+def text_of(vocabulary: int, seed: int, lengths: tuple[LengthStage, ...], rows: tuple[BatchStage, ...]) -> Text:
+    """One for all arms that read the same batches."""
+    preset = preset_of(DEFAULT, RATES[0], seed)
+    train = preset.train.model_copy(update={"seq_length_curriculum": lengths, "batch_curriculum": rows})
+    return Text(preset.model_copy(update={"train": train}), vocabulary)
+
+
+def batches_for(name: str, seed: int) -> Iterator[Batch]:
+    arm, train = ARMS[name], preset_of(name, RATES[0], seed).train
+    return map(arm.batch, text_of(arm.vocabulary, seed, train.seq_length_curriculum, train.batch_curriculum))
 
 
 @functools.cache
-def preset_of(name: str, seed: int) -> Preset:
+def preset_of(name: str, rate: float, seed: int) -> Preset:
     arm = ARMS[name]
-    train = {"per_gpu_batch_size": ROWS, "seed": seed, "learning_rate": RATE * arm.rate, "warmup_share": 0.05}
+    train = {"per_gpu_batch_size": ROWS, "seed": seed, "learning_rate": rate, "warmup_share": 0.05} | arm.train
 
     def sized(width: int | None) -> Preset:
         sections = {"model": MODEL | {"ffn_size": width} | arm.model, "train": train, "auxiliary": dict(arm.auxiliary)}
@@ -137,130 +160,133 @@ def preset_of(name: str, seed: int) -> Preset:
 
     if not arm.fitted:
         return sized(None)
-    wanted = parameters_of(preset_of(DEFAULT, seed), VOCABULARY)
+    wanted = parameters_of(preset_of(DEFAULT, rate, seed), VOCABULARY)
     return min(map(sized, range(8, 1024, 4)), key=lambda preset: abs(parameters_of(preset, VOCABULARY) - wanted))
 
 
 def parameters_of(preset: Preset, vocabulary: int) -> int:
-    count = count_parameters(preset, vocabulary)
-    assert count is not None
-    return count.total
+    return count_parameters(preset, vocabulary).total
 
 
-def learner_of(name: str, seed: int) -> Learner:
-    """The arm's model and heads, with the default's first weights wherever they fit."""
-    arm, preset, tokenizer = ARMS[name], preset_of(name, seed), tokenizer_of(ARMS[name].vocabulary)
-    torch.manual_seed(seed)
-    learner = Learner(build_model(preset, len(tokenizer)), build_heads(preset, tokenizer.pad_token_id))
-    if name != DEFAULT:
-        learner = alike(learner, learner_of(DEFAULT, seed))
-    arm.first(learner.model)
-    return learner
+def taught_by(name: str, rate: float, seed: int) -> tuple[Teacher, Learner]:
+    """The arm's model and heads, with the default's first weights wherever they fit, and what takes its steps."""
+    arm, default, tokenizer = ARMS[name], preset_of(DEFAULT, rate, seed), tokenizer_of(ARMS[name].vocabulary)
+    like = None if name == DEFAULT else teacher_of(default, len(tokenizer_of(VOCABULARY)))[1]
+    return teacher_of(preset_of(name, rate, seed), len(tokenizer), like, tokenizer.pad_token_id, arm.first)
 
 
-def teacher_of(name: str, seed: int) -> tuple[Teacher, Learner]:
-    preset = preset_of(name, seed)
-    ranks = Ranks(preset.train)
-    learner = learner_of(name, seed).to(ranks.device)
-    return Teacher(ranks, learner, build_optimizer(learner, preset.train), preset.train, preset.loss_weights), learner
+# What is measured.
 
 
-def timed(teacher: Teacher, batch: Batch, read: int, tokens: int, steps: int) -> tuple[int, float]:
-    """Tokens of a step, and the seconds it took."""
-    began = clock()
-    taken = teacher.step(batch, len(DATA.sources), read, tokens, steps).tokens
-    if DEVICE == "cuda":
-        torch.cuda.synchronize()
-    return taken, clock() - began
-
-
-def ratio_of(name: str) -> float:
+def time_of(name: str) -> Ratio:
     """Seconds a token against the default's."""
-    teachers = {each: teacher_of(each, SEEDS[0])[0] for each in (DEFAULT, name)}
-    batches = {each: ARMS[each].batch(next(iter(text_of(ARMS[each].vocabulary, SEEDS[0])))) for each in teachers}
-    ratios = []
-    for pair in range(PAIRS + 1):
-        costs = {}
-        for each in [*teachers][:: -1 if pair % 2 else 1]:  # who goes second finds other caches
-            tokens, seconds = timed(teachers[each], batches[each], 0, 10**9, pair)
-            costs[each] = seconds / tokens
-        ratios.append(costs[name] / costs[DEFAULT])
-    return statistics.median(ratios[1:])  # the first warms up
+
+    def taker(name: str) -> Callable[[int], int]:
+        teacher, batches = taught_by(name, RATES[0], SEEDS[0])[0], along_the_run(name)
+        return lambda number: teacher.step(batches[number], len(DATA.sources), 0, BUDGET_WITHOUT_END, number).tokens
+
+    found = paces({AGAIN: taker(DEFAULT), name: taker(name)}, PAIRS, WARM)
+    return ratio(found, AGAIN, name)
 
 
-def run(name: str, seed: int, tokens: int, texts: Sequence[str]) -> tuple[float, float]:
+def along_the_run(name: str) -> list[Batch]:
+    """WARM and PAIRS batches: the first, or where steps change along the run, those at equal distances in it."""
+    batches = batches_for(name, SEEDS[0])
+    if not ARMS[name].ramps:
+        return list(islice(batches, WARM + PAIRS))
+    run, ends = [], [0]
+    while ends[-1] < TOKENS:
+        run.append(next(batches))
+        ends.append(ends[-1] + run[-1].tokens.numel())
+    return run[:WARM] + [run[bisect(ends, (pair + 0.5) * TOKENS / PAIRS) - 1] for pair in range(PAIRS)]
+
+
+def learned(name: str, rate: float, seed: int, tokens: int, texts: Sequence[str]) -> dict[str, float]:
     """Held-out bits per byte after `tokens`, and the seconds of the steps."""
-    arm = ARMS[name]
-    teacher, learner = teacher_of(name, seed)
-    read = steps = 0
-    seconds = 0.0
-    for batch in text_of(arm.vocabulary, seed):
-        taken, took = timed(teacher, arm.batch(batch), read, tokens, steps)
-        read, steps, seconds = read + taken, steps + 1, seconds + took
+    teacher, learner = taught_by(name, rate, seed)
+    steps, read, seconds = 0, 0, 0.0
+    for batch in batches_for(name, seed):
+        taken: list[int] = []
+        seconds += timed(lambda: taken.append(teacher.step(batch, len(DATA.sources), read, tokens, steps).tokens))  # noqa: B023 - done at once
+        read, steps = read + taken[0], steps + 1
         if read >= tokens:
             break
-    found = evaluate(learner.model, tokenizer_of(arm.vocabulary), {"held out": texts}, preset_of(name, seed))
-    return found["bits_per_byte"], seconds
+    with in_use(teacher):
+        found = evaluate(learner.model, tokenizer_of(ARMS[name].vocabulary), {"held out": texts}, preset_of(name, rate, seed))
+    print(f"{name}, learning rate {rate:g}, seed {seed}: {found['bits_per_byte']:.4f} bits per byte after {read:,} tokens and {seconds:,.0f} s", flush=True)
+    return {"bits": found["bits_per_byte"], "seconds": seconds}
 
 
-def measured(name: str, seed: int, ratio: float, texts: Sequence[str]) -> dict[str, Any]:
-    tokenizer = tokenizer_of(ARMS[name].vocabulary)
-    bits, seconds = run(name, seed, TOKENS, texts)
-    at_time = round(TOKENS / ratio)
-    same = abs(at_time - TOKENS) < ROWS * MODEL["seq_length"]
-    sample = texts[:8]
-    return {
-        "bits": bits,
-        "seconds": seconds,
-        "tokens_at_time": at_time,
-        "bits_at_time": bits if same else run(name, seed, at_time, texts)[0],
-        "parameters": parameters_of(preset_of(name, seed), len(tokenizer)),
-        "bytes_per_token": sum(len(text.encode()) for text in sample) / sum(len(encoded(tokenizer, text)) for text in sample),
-    }
+class Bench:
+    """The held-out text, and what was found on it."""
+
+    def __init__(self) -> None:
+        self.results = Results(RESULTS)
+
+    @functools.cached_property
+    def texts(self) -> list[str]:
+        return held_out_texts(DATA, HELD_OUT, LONGEST)
+
+    def time(self, name: str) -> Ratio:
+        asked = {"what": "time", "arm": name, "device": DEVICE, "tokens": TOKENS, "preset": digest(preset_of(name, RATES[0], SEEDS[0]).model_dump(mode="json"))}
+        return Ratio(*self.results.of(asked, lambda: list(time_of(name))))
+
+    def bits(self, name: str, rate: float, seed: int, tokens: int = TOKENS) -> float:
+        preset = digest(preset_of(name, rate, seed).model_dump(mode="json"))
+        asked = {"what": "run", "arm": name, "rate": rate, "seed": seed, "tokens": tokens, "device": DEVICE, "preset": preset}
+        return self.results.of(asked, lambda: learned(name, rate, seed, tokens, self.texts))["bits"]
+
+    def rate(self, name: str) -> float:
+        """The best of those that are tried."""
+        return min(RATES, key=lambda rate: self.bits(name, rate, SEEDS[0]))
+
+    def bits_at_time(self, name: str, seed: int) -> float:
+        """After as much time as the default takes."""
+        time = self.time(name)
+        tokens = round(TOKENS / (time.mean if ARMS[name].ramps else time.median))
+        same = abs(tokens - TOKENS) < ROWS * MODEL["seq_length"]
+        return self.bits(name, self.rate(name), seed, TOKENS if same else tokens)
 
 
-def known_lines() -> list[dict[str, Any]]:
-    """What was measured on these terms."""
-    lines = map(json.loads, RESULTS.read_text(encoding="utf-8").splitlines() if RESULTS.exists() else [])
-    return [line for line in lines if TERMS.items() <= line.items()]
+# What is told.
 
 
-def keep(**line: Any) -> dict[str, Any]:
-    line |= TERMS
-    with RESULTS.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
-    print(json.dumps(line), flush=True)
-    return line
-
-
-def main() -> None:
-    lines = known_lines()
-    ratios = {DEFAULT: 1.0} | {line["arm"]: line["ratio"] for line in lines if "ratio" in line}
-    for name in CHOSEN:
-        if name not in ratios:
-            ratios[name] = keep(arm=name, ratio=ratio_of(name))["ratio"]
-    texts = held_out_texts(DATA, HELD_OUT, LONGEST)
-    found = {(line["arm"], line["seed"]): line for line in lines if "seed" in line}
-    for seed in SEEDS:
-        for name in [DEFAULT, *CHOSEN]:
-            if (name, seed) not in found:
-                found[name, seed] = keep(arm=name, seed=seed, **measured(name, seed, ratios[name], texts))
-    tell(found, ratios)
-
-
-def tell(found: Mapping[tuple[str, int], Mapping[str, Any]], ratios: Mapping[str, float]) -> None:
+def told(bench: Bench) -> Iterator[str]:
     """The table."""
-    base = [found[DEFAULT, seed]["bits"] for seed in SEEDS]
-    print(f"\n{DEVICE}, {TERMS['sources']}, {TOKENS:,} tokens, {len(SEEDS)} seeds, learning rate {RATE:g}")
-    print(f"default: {statistics.mean(base):.4f} bits per byte ({min(base):.4f} to {max(base):.4f}), {found[DEFAULT, SEEDS[0]]['parameters']:,} parameters\n")
-    print("| arm | parameters | time | after equal tokens | after equal time |\n|---|---|---|---|---|")
+    rate = bench.rate(DEFAULT)
+    base = [bench.bits(DEFAULT, rate, seed) for seed in SEEDS]
+    yield f"\n{DEVICE}, {', '.join(source.name for source in DATA.sources)}, {TOKENS:,} tokens, {len(SEEDS)} seeds, learning rates {RATES}"
+    parameters = parameters_of(preset_of(DEFAULT, rate, SEEDS[0]), len(tokenizer_of(VOCABULARY)))
+    yield f"default: {statistics.mean(base):.4f} bits per byte ({min(base):.4f} to {max(base):.4f}) at {rate:g}, {parameters:,} parameters"
+    itself = bench.time(DEFAULT)
+    yield f"default against itself: {itself.median:.2f} of the time ({itself.low:.2f} to {itself.high:.2f})\n"
+    yield "| arm | parameters | learning rate | time | after equal tokens | after equal time |\n|---|---|---|---|---|---|"
     for name in CHOSEN:
-        columns = [spread([found[name, seed][key] - found[DEFAULT, seed]["bits"] for seed in SEEDS]) for key in ("bits", "bits_at_time")]
-        print(f"| {name} | {found[name, SEEDS[0]]['parameters']:,} | {ratios[name]:.2f} | {' | '.join(columns)} |")
+        best, time = bench.rate(name), bench.time(name)
+        columns = [[bench.bits(name, best, seed) for seed in SEEDS], [bench.bits_at_time(name, seed) for seed in SEEDS]]
+        against = [spread([bits - plain for bits, plain in zip(column, base, strict=True)]) for column in columns]
+        parameters = parameters_of(preset_of(name, best, SEEDS[0]), len(tokenizer_of(ARMS[name].vocabulary)))
+        middle = time.mean if ARMS[name].ramps else time.median
+        yield f"| {name} | {parameters:,} | {best:g} | {middle:.2f} ({time.low:.2f} to {time.high:.2f}) | {' | '.join(against)} |"
+    yield from bench.results.commits_told()
 
 
 def spread(differences: Sequence[float]) -> str:
     return f"{statistics.mean(differences):+.4f} ({min(differences):+.4f} to {max(differences):+.4f})"
+
+
+def main() -> None:
+    if unknown := set(CHOSEN) - set(ARMS):
+        raise SystemExit(f"no such arms: {sorted(unknown)}; there are {'; '.join(ARMS)}")
+    runs = (len(CHOSEN) + 1) * (len(RATES) + len(SEEDS) - 1)
+    print(f"{runs} runs of {TOKENS:,} tokens, up to {len(CHOSEN) * len(SEEDS)} of as much time, and {len(CHOSEN) + 1} of {PAIRS} pairs of steps", flush=True)
+    bench = Bench()
+    for name in [DEFAULT, *CHOSEN]:
+        bench.time(name)
+    for seed in SEEDS:  # the first tries the rates
+        for name in [DEFAULT, *CHOSEN]:
+            bench.bits(name, bench.rate(name), seed)
+    print("\n".join(told(bench)))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The card of every unit and switch: what it changes against the model of attention alone, at equal tokens: python -m tests.benchmarks.cards
 
     bits        held-out bits per byte, more or less than that model's with the same seed, after the same batches
-    speed       its tokens a second over that model's: both take the same batches in turns once it is trained, and the median counts
+    speed       its tokens a second over that model's: both take the same batches once it is trained, in turns at going first, and the median counts
     memory      what model, optimizer and steps take over what that model's take, at the highest; each in a process of its own
 
 All are 64 wide and of 4 layers, and have first weights in common wherever name and shape agree. Where an arm is `sized`, its feed-forward is
@@ -19,7 +19,7 @@ import json
 import os
 import statistics
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import reduce
 from itertools import islice
 from pathlib import Path
@@ -31,8 +31,9 @@ from data_sources import Batch
 from data_sources.tokenizer import build_tokenizer, token_bytes
 from lm.preset import Preset, count_parameters, load_preset
 from lm.preset.auxiliary import HEAD_NAMES
-from tests.benchmarks.measures import Results, apart, bits_per_byte, digest, peak_bytes, timed
-from tests.benchmarks.teaching import BUDGET_WITHOUT_END, batches_of, held_out, next_token, random_batch, teacher_of
+from lm.training.step import Teacher
+from tests.benchmarks.measures import Results, apart, bits_per_byte, digest, paces, peak_bytes, ratio
+from tests.benchmarks.teaching import BUDGET_WITHOUT_END, batches_of, held_out, in_use, next_token, random_batch, teacher_of
 from tests.benchmarks.text import chosen_data
 
 TOKENS = int(os.environ.get("CARDS_TOKENS", 1_000_000))
@@ -41,7 +42,7 @@ RESULTS = Path(os.environ.get("CARDS_RESULTS", "cards.jsonl"))
 FILE = Path(os.environ.get("CARDS_FILE", "docs/cards.json"))
 MODEL = {"hidden_size": 64, "num_layers": 4, "num_heads": 4, "seq_length": 256, "ffn_size": 176}
 TRAIN = {"per_gpu_batch_size": 8, "learning_rate": 2e-3, "warmup_share": 0.05}
-VOCABULARY, HELD_OUT_ROWS, PAIRS, WIDTHS = 2048, 128, 9, range(8, 1024, 4)
+VOCABULARY, HELD_OUT_ROWS, PAIRS, WIDTHS = 2048, 128, 20, range(8, 1024, 4)
 
 
 class Arm(NamedTuple):
@@ -100,11 +101,48 @@ ARMS = (
     Arm("model.num_kv_heads", 2, sized=False),
     Arm("model.num_kv_heads", 1, sized=False),
     Arm("model.position", "learned", sized=False),
+    Arm("model.activation", "relu2"),
+    Arm("model.value_residual", sized=False),
+    Arm("model.logit_soft_cap", 15.0, sized=False),
     Arm("train.optimizer", "muon", sized=False),
     Arm("train.weight_decay", 0.0, sized=False),
     Arm("train.decay_share", 0.0, sized=False),
+    Arm("train.average_tokens", TOKENS // 20, sized=False),
+    Arm("train.batch_curriculum", [{"until_tokens": TOKENS // 10, "rows": 2}, {"until_tokens": 3 * TOKENS // 10, "rows": 4}], sized=False),
+    Arm("train.compile", "on", sized=False),  # for its speed
     *(Arm(f"auxiliary.enable_{head}", sized=False) for head in HEAD_NAMES),
 )
+
+# Switches of two or more values without a card, and why.
+OTHER_TEXT = "it changes what is read or learned of it: tests.benchmarks.objectives"
+OTHER_STATES = "states between rows: tests.benchmarks.long_context and passkey"
+OTHER_MEMORY = "a memory that fills as it is read: tests.benchmarks.retro_quality and memory_recall"
+OTHER_WAY = "another way of a mechanism that has a card as it comes; not measured"
+NO_LEARNING = "it changes nothing that is learned"
+WITHOUT_CARD = {
+    "model.bidirectional": OTHER_TEXT,
+    "train.tensorboard": NO_LEARNING,
+    "train.long_context.enabled": OTHER_STATES,
+    "train.objective": OTHER_TEXT,
+    "train.precision": "few processors have bfloat16: the screen and tests.benchmarks.training_step tell of devices that do",
+    "auxiliary.stop_gradients": "what heads bring with and without it: tests.benchmarks.heads",
+    "auxiliary.span_l2_normalize": OTHER_WAY,
+    "auxiliary.enable_adaptive_sources": "it changes which sources are read: tests.benchmarks.mix_shares",
+    "deltanet.output_gate": OTHER_WAY,
+    "retro.enabled": OTHER_MEMORY,
+    "retro.retriever_type": OTHER_MEMORY,
+    "retro.add_cross_attention": OTHER_MEMORY,
+    "moe.normalise": OTHER_WAY,
+    "colt5_attention.routing_strategy": OTHER_WAY,
+    "colt5_attention.router_type": OTHER_WAY,
+    "colt5.routing_strategy": OTHER_WAY,
+    "colt5.router_type": OTHER_WAY,
+    "mixture_of_depths.routing_strategy": OTHER_WAY,
+    "mixture_of_depths.router_type": OTHER_WAY,
+    "head_gating.mixers": OTHER_WAY,
+    "ul2.enabled": OTHER_TEXT,
+    "ul2.denoiser_types": OTHER_TEXT,
+}
 
 
 def preset_of(arm: Arm, seed: int = 0) -> Preset:
@@ -158,13 +196,16 @@ class Bench:
         while read < TOKENS:
             read += teacher.step(next(batches), sources, read, TOKENS, number).tokens
             number += 1
-        bits, _ = bits_per_byte(lambda batch: next_token(learner, batch), learner, self.held, self.sizes)
-        ratios = []
-        for batch in islice(batches, 2 + PAIRS):
-            each = [timed(lambda one=one, batch=batch: one.step(batch, sources, 0, BUDGET_WITHOUT_END, number)) for one in (plain, teacher)]
-            ratios.append(each[0] / each[1])
-        found = {"bits": bits, "speed": statistics.median(ratios[2:])}  # the first warm up
-        print(f"{arm.name}, seed {preset.train.seed}: {bits:.4f} bits per byte, {found['speed']:.2f} times as fast", flush=True)
+        with in_use(teacher):
+            bits, _ = bits_per_byte(lambda batch: next_token(learner, batch), learner, self.held, self.sizes)
+        further, warm = list(islice(batches, 2 + PAIRS)), 2
+
+        def taker(one: Teacher) -> Callable[[int], int]:
+            return lambda at: one.step(further[at], sources, 0, BUDGET_WITHOUT_END, number + at).tokens
+
+        pace = ratio(paces({"plain": taker(plain), "arm": taker(teacher)}, PAIRS, warm), "arm", "plain")
+        found = {"bits": bits, "speed": pace.median, "speed_from": pace.low, "speed_to": pace.high}
+        print(f"{arm.name}, seed {preset.train.seed}: {bits:.4f} bits per byte, times as fast: {pace}", flush=True)
         return found
 
 
@@ -226,8 +267,9 @@ def main() -> None:
         for arm in (ATTENTION, *(arm for arm in ARMS if arm.name in named)):
             bench.run(arm, seed)
     cards = [card(bench, arm) for arm in ARMS if bench.is_done(arm)]
-    FILE.write_text("[\n" + ",\n".join(map(json.dumps, cards)) + "\n]\n", encoding="utf-8")
-    print("\n".join(table(bench, cards)))
+    shown = [json.dumps(each) for each in cards if not isinstance(each["value"], list)]  # beside a switch there is room for one value
+    FILE.write_text("[\n" + ",\n".join(shown) + "\n]\n", encoding="utf-8")
+    print("\n".join([*table(bench, cards), *bench.results.commits_told()]))
 
 
 if __name__ == "__main__":

@@ -2,8 +2,10 @@
 
 Held-out bits per byte over tokens and over processor seconds (seconds of a GPU), tokens a second, and memory. Ours is trained as the program
 does, by the preset's `train`; the peers with AdamW as nanoGPT does (betas 0.9 and 0.95, decay 0.1, clipping 1.0, warm-up, then a cosine to
-a tenth). Each is tried at every one of COMPARISON_RATES with the first seed, further rates while its best is the highest or the lowest of
-them, and at its best rate with the other seeds.
+a tenth), in the precision that ours has, and compiled where ours is; compiling is in no one's time. Each is tried at every one of
+COMPARISON_RATES with the first seed, further rates while its best is the highest or the lowest of them, and at its best rate with the other
+seeds. How many tokens ours needs for what the better peer ends with is asked of a run of its own, with half of the tokens: in the middle of a
+longer one the rate has not fallen yet.
 
 COMPARISON_PRESET    configs/00_best_general.json      COMPARISON_TOKENS   2,000,000      COMPARISON_RATES     "1e-3 2e-3 4e-3"
 COMPARISON_SIZE      hidden size to scale it to: 128   COMPARISON_SEEDS    "0 1"          COMPARISON_FIGURE    a picture of it (SVG or PNG)
@@ -30,9 +32,11 @@ from torch import Tensor, nn
 from data_sources import Batch
 from data_sources.tokenizer import build_tokenizer, token_bytes
 from lm.preset import Preset, count_parameters, load_preset
-from tests.benchmarks.measures import Results, apart, bits_per_byte, digest, peak_bytes, timed
+from lm.training.compiling import compiles
+from lm.training.distribution import Ranks, chosen_precision
+from tests.benchmarks.measures import Results, apart, bits_per_byte, digest, paces, peak_bytes, ratio, timed
 from tests.benchmarks.peers import count, gpt2_of, llama_of, of_size, peer_loss, stepper
-from tests.benchmarks.teaching import batches_of, held_out, next_token, random_batch, teacher_of
+from tests.benchmarks.teaching import batches_of, held_out, in_use, next_token, random_batch, teacher_of
 from tests.benchmarks.text import chosen_data
 
 PRESET = os.environ.get("COMPARISON_PRESET", "configs/00_best_general.json")
@@ -45,7 +49,7 @@ FIGURE = os.environ.get("COMPARISON_FIGURE", "")
 OURS, PEERS = "Perennial", {"GPT-2": gpt2_of, "Llama": llama_of}
 NAMES = (OURS, *PEERS)
 HELD_OUT_ROWS = int(os.environ.get("COMPARISON_HELD_OUT", 64))
-WARMUP, LOOKS, PAIRS, MOST_RATES = 0.05, 20, 10, 6
+WARMUP, LOOKS, PAIRS, MOST_RATES = 0.05, 20, 21, 6
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -92,21 +96,27 @@ def preset_of(rate: float, seed: int) -> Preset:
     return Preset.model_validate(chosen.model_dump(mode="json"))
 
 
-def contestant(name: str, preset: Preset, vocab_size: int) -> Contestant:
-    """`name` with first weights of the preset's seed."""
+def contestant(name: str, preset: Preset, vocab_size: int, budget: int = TOKENS) -> Contestant:
+    """`name` with first weights of the preset's seed, whose rate falls until `budget` tokens were read."""
     if name == OURS:
         teacher, learner = teacher_of(preset, vocab_size)
-        return Contestant(learner, lambda batch: next_token(learner, batch), lambda batch, read: teacher.step(batch, len(preset.data.sources), read, TOKENS))
+
+        def averaged(batch: Batch) -> Tensor:
+            with in_use(teacher):
+                return next_token(learner, batch)
+
+        return Contestant(learner, averaged, lambda batch, read: teacher.step(batch, len(preset.data.sources), read, budget))
     torch.manual_seed(preset.train.seed)
-    wanted = count_parameters(preset, vocab_size)
-    peer = of_size(PEERS[name], preset, vocab_size, wanted.active).to(DEVICE)
+    wanted, ranks = count_parameters(preset, vocab_size), Ranks(preset.train)
+    peer = of_size(PEERS[name], preset, vocab_size, wanted.active).to(ranks.device)
+    scored = torch.compile(peer_loss) if compiles(preset.train.compile, ranks.device) else peer_loss
 
     def loss(batch: Batch) -> Tensor:
-        with torch.autocast(DEVICE.type, torch.bfloat16, enabled=DEVICE.type == "cuda"):  # where ours has it, too
-            return peer_loss(peer, batch.to(DEVICE))
+        with torch.autocast(ranks.device.type, torch.bfloat16, enabled=ranks.precision == "bfloat16"):
+            return scored(peer, batch.to(ranks.device))
 
     take = stepper(peer, loss, preset.train.learning_rate)
-    return Contestant(peer, loss, lambda batch, read: take(batch, cosine((read + batch.tokens.numel()) / TOKENS)))
+    return Contestant(peer, loss, lambda batch, read: take(batch, cosine((read + batch.tokens.numel()) / budget)))
 
 
 def cosine(share: float) -> float:
@@ -134,7 +144,7 @@ class Bench:
     def held(self) -> list[Batch]:
         return held_out(preset_of(RATES[0], 0), self.tokenizer, HELD_OUT_ROWS)
 
-    def asked(self, name: str, preset: Preset, what: str) -> dict[str, Any]:
+    def asked(self, name: str, preset: Preset, what: str, tokens: int = TOKENS) -> dict[str, Any]:
         """What a result depends on. A peer is the same whatever makes ours another model of its size."""
         told = preset.model_dump(mode="json")
         size = {key: told["model"][key] for key in ("hidden_size", "num_layers", "num_heads", "num_kv_heads", "seq_length", "tie_embeddings")}
@@ -145,9 +155,11 @@ class Bench:
             "name": name,
             "rate": rate,
             "seed": seed,
-            "tokens": TOKENS,
+            "tokens": tokens,
             "held_out": HELD_OUT_ROWS,
             "device": DEVICE.type,
+            "precision": chosen_precision(preset.train.precision, DEVICE.type == "cuda"),
+            "compiled": compiles(preset.train.compile, DEVICE),
             "about": digest(about),
         }
 
@@ -157,38 +169,41 @@ class Bench:
         with torch.device("meta"):
             return count(of_size(PEERS[name], preset, preset.data.vocab_size, self.parameters(OURS, preset)))
 
-    def run(self, name: str, rate: float, seed: int) -> Curve:
+    def run(self, name: str, rate: float, seed: int, tokens: int = TOKENS) -> Curve:
         """A whole training."""
         preset = preset_of(rate, seed)
-        looks = self.results.of(self.asked(name, preset, "run"), lambda: self._taught(name, preset))
+        looks = self.results.of(self.asked(name, preset, "run", tokens), lambda: self._taught(name, preset, tokens))
         return [Look(*look) for look in looks]
 
-    def _taught(self, name: str, preset: Preset) -> Curve:
-        one, sizes = contestant(name, preset, len(self.tokenizer)), torch.tensor(token_bytes(self.tokenizer))
+    def _taught(self, name: str, preset: Preset, tokens: int) -> Curve:
+        contestant(name, preset, len(self.tokenizer), tokens).step(self.held[0], 0)  # a twin, which has compiled what both compute
+        one, sizes = contestant(name, preset, len(self.tokenizer), tokens), torch.tensor(token_bytes(self.tokenizer))
         curve, read, seconds = [], 0, 0.0
         for batch in batches_of(preset, self.tokenizer):
             seconds += timed(lambda batch=batch, read=read: one.step(batch, read))
             read += batch.tokens.numel()
-            if read >= min(TOKENS, (len(curve) + 1) * TOKENS / LOOKS):
+            if read >= min(tokens, (len(curve) + 1) * tokens / LOOKS):
                 bits, _ = bits_per_byte(one.loss, one.module, self.held, sizes)
                 curve.append(Look(read, seconds, bits if math.isfinite(bits) else math.inf))
-            if read >= TOKENS:
+            if read >= tokens:
                 break
         said = f"{name}, learning rate {preset.train.learning_rate:g}, seed {preset.train.seed}"
         print(f"{said}: {curve[-1].bits:.4f} bits per byte after {read:,} tokens and {seconds:,.0f} s", flush=True)
         return curve
 
     def paces(self) -> list[dict[str, float]]:
-        """Seconds of a step by name, for each of PAIRS batches that all take in turns."""
+        """Seconds a token by name, for each of PAIRS batches that all take in turns."""
         preset = preset_of(RATES[0], SEEDS[0])
-        return self.results.of(self.asked(OURS, preset, "pace"), lambda: list(self._taken(preset)))
+        return self.results.of(self.asked(OURS, preset, "pace"), lambda: self._taken(preset))
 
-    def _taken(self, preset: Preset) -> Iterator[dict[str, float]]:
-        taking = {name: contestant(name, preset, len(self.tokenizer)) for name in NAMES}
-        for number, batch in enumerate(islice(batches_of(preset, self.tokenizer), 2 + PAIRS)):
-            found = {name: timed(lambda one=one, batch=batch: one.step(batch, 0)) for name, one in taking.items()}
-            if number >= 2:  # the first warm up
-                yield found
+    def _taken(self, preset: Preset) -> list[dict[str, float]]:
+        taking, warm = {name: contestant(name, preset, len(self.tokenizer)) for name in NAMES}, 3
+        batches = list(islice(batches_of(preset, self.tokenizer), warm + PAIRS))
+
+        def taker(one: Contestant) -> Callable[[int], int]:
+            return lambda number: (one.step(batches[number], 0), batches[number].tokens.numel())[1]
+
+        return paces({name: taker(one) for name, one in taking.items()}, PAIRS, warm)
 
     def memory(self, name: str) -> int:
         """Bytes at the highest, of a process that takes three steps."""
@@ -235,27 +250,34 @@ def reached(curve: Curve, bits: float) -> tuple[float, float] | None:
     return None
 
 
-def told(bench: Bench, rates: dict[str, dict[float, float]], curves: dict[str, list[Curve]]) -> Iterator[str]:
+def place(curve: Curve, end: Look) -> str:
+    """Where `curve` is as low as another is at its end, in shares of what that took."""
+    if not (at := reached(curve, end.bits)):
+        share = curve[-1].tokens / end.tokens, curve[-1].seconds / end.seconds
+        return f"not reached with {share[0]:.2f} of its tokens and {share[1]:.2f} of its seconds"
+    return f"reached with {at[0] / end.tokens:.2f} of its tokens and {at[1] / end.seconds:.2f} of its seconds"
+
+
+def told(bench: Bench, rates: dict[str, dict[float, float]], curves: dict[str, list[Curve]], halves: list[Curve]) -> Iterator[str]:
     """The table, and what it means."""
-    preset, paces = preset_of(RATES[0], SEEDS[0]), bench.paces()
-    tokens = preset.step_rows * preset.model.seq_length
+    preset, taken = preset_of(RATES[0], SEEDS[0]), bench.paces()
     yield "| | parameters | learning rates tried | best | held-out bits per byte | tokens/s | peak memory |"
     yield "|---|---|---|---|---|---|---|"
     for name in NAMES:
         ends = [curve[-1].bits for curve in curves[name]]
         best, each = min(rates[name], key=rates[name].__getitem__), ", ".join(f"{rate:g}: {bits:.4f}" for rate, bits in sorted(rates[name].items()))
-        pace, memory = tokens / statistics.median(found[name] for found in paces), bench.memory(name) / 2**20
+        pace, memory = 1 / statistics.median(costs[name] for costs in taken), bench.memory(name) / 2**20
         spread = f"{statistics.mean(ends):.4f} ({min(ends):.4f} to {max(ends):.4f})"
         yield f"| {name} | {bench.parameters(name, preset):,} | {each} | {best:g} | {spread} | {pace:,.0f} | {memory:,.0f} MiB |"
     yield f"\n{TOKENS:,} tokens of {', '.join(source.name for source in preset.data.sources)}; {len(SEEDS)} seeds; {DEVICE.type}"
     better = min(PEERS, key=lambda name: middle(curves[name])[-1].bits)
     end, ours = middle(curves[better])[-1], middle(curves[OURS])
-    at = reached(ours, end.bits)
-    place = f"reached with {at[0] / end.tokens:.2f} of its tokens and {at[1] / end.seconds:.2f} of its seconds" if at else "not reached"
-    yield f"{better}'s end, {end.bits:.4f}: {place} (not with a learning rate that falls until there)"
+    yield f"{better}'s end, {end.bits:.4f}: {place(ours, end)} (not with a learning rate that falls until there)"
+    for seed, half in zip(SEEDS, halves, strict=True):
+        yield f"{OURS} with a budget of {half[-1].tokens:,} tokens, seed {seed}: {half[-1].bits:.4f}; {better}'s end is {place(half, end)}"
     for name in PEERS:
-        ratios = sorted(found[name] / found[OURS] for found in paces)
-        yield f"tokens/s against {name}: {statistics.median(ratios):.2f} (median of {len(ratios)} pairs, from {ratios[0]:.2f} to {ratios[-1]:.2f})"
+        yield f"tokens/s against {name}: {ratio(taken, OURS, name)}"
+    yield from bench.results.commits_told()
 
 
 def figure(curves: dict[str, list[Curve]], path: str) -> None:
@@ -295,9 +317,11 @@ def main() -> None:
     bench, rates, curves = Bench(), {}, {}
     for name in NAMES:
         rates[name] = tried(RATES, lambda rate, name=name: bench.run(name, rate, SEEDS[0])[-1].bits)
-    for name, found in rates.items():
-        curves[name] = [bench.run(name, min(found, key=found.__getitem__), seed) for seed in SEEDS]
-    print("\n".join(told(bench, rates, curves)))
+    best = {name: min(found, key=found.__getitem__) for name, found in rates.items()}
+    for name, rate in best.items():
+        curves[name] = [bench.run(name, rate, seed) for seed in SEEDS]
+    halves = [bench.run(OURS, best[OURS], seed, TOKENS // 2) for seed in SEEDS]
+    print("\n".join(told(bench, rates, curves, halves)))
     if FIGURE:
         figure(curves, FIGURE)
 

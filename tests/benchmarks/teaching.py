@@ -1,14 +1,19 @@
 """Models in training for measurements: taught by the program's own steps, without what else belongs to a run."""
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from torch import nn
 
 from data_sources import Batch, open_stream
+from data_sources.lengths import RowLengths
+from data_sources.stream import Options
 from lm.auxiliary.heads import build_heads
 from lm.model import build_model
 from lm.preset import Preset
+from lm.training.averaging import Average
 from lm.training.distribution import Ranks
 from lm.training.learner import Learner
 from lm.training.optimizer import build_optimizer
@@ -17,15 +22,25 @@ from lm.training.step import Teacher
 BUDGET_WITHOUT_END = 10**9
 
 
-def teacher_of(preset: Preset, vocab_size: int, like: Learner | None = None, pad: int = 0) -> tuple[Teacher, Learner]:
-    """A model with its heads, drawn from the preset's seed, and what takes its steps.
+def teacher_of(
+    preset: Preset, vocab_size: int, like: Learner | None = None, pad: int = 0, first: Callable[[nn.Module], None] = lambda model: None
+) -> tuple[Teacher, Learner]:
+    """A model with its heads, drawn from the preset's seed, and what takes its steps and averages its weights.
 
-    like: whose first weights it has wherever it can. pad: the tokenizer's padding.
+    like: whose first weights it has wherever it can. pad: the tokenizer's padding. first: what else becomes of the model's first weights.
     """
     torch.manual_seed(preset.train.seed)
     ranks = Ranks(preset.train)
-    learner = alike(Learner(build_model(preset, vocab_size), build_heads(preset, pad)), like).to(ranks.device)
-    return Teacher(ranks, learner, build_optimizer(learner, preset.train), preset.train, preset.loss_weights), learner
+    learner = alike(Learner(build_model(preset, vocab_size), build_heads(preset, pad)), like)
+    first(learner.model)
+    learner.to(ranks.device)
+    average = Average(learner, preset.train.average_tokens) if preset.train.average_tokens else None
+    return Teacher(ranks, learner, build_optimizer(learner, preset.train), preset.train, preset.loss_weights, average=average), learner
+
+
+def in_use(teacher: Teacher) -> contextlib.AbstractContextManager[None]:
+    """In here the model computes with what evaluation and chat use: the average of its weights, where there is one."""
+    return teacher.average.in_place() if teacher.average else contextlib.nullcontext()
 
 
 def alike(learner: Learner, first: Learner | None) -> Learner:
@@ -42,8 +57,12 @@ def next_token(learner: Learner, batch: Batch) -> torch.Tensor:
 
 
 def batches_of(preset: Preset, tokenizer: Any) -> Iterator[Batch]:
-    """The steps' rows, in the order of the preset's seed."""
-    with open_stream(preset.data, tokenizer, preset.model.seq_length, preset.step_rows, seed=preset.train.seed) as stream:
+    """The steps' rows, in the order of the preset's seed, as many and as long as its curricula say."""
+    train, last = preset.train, (preset.model.seq_length, preset.step_rows)
+    lengths = [(stage.until_tokens, stage.seq_length) for stage in train.seq_length_curriculum]
+    rows = [(stage.until_tokens, stage.rows) for stage in train.batch_curriculum]
+    options = Options(lengths=RowLengths.of(lengths, rows, last))
+    with open_stream(preset.data, tokenizer, *last, seed=train.seed, options=options) as stream:
         for batch, _ in stream:
             yield batch
 
