@@ -189,8 +189,11 @@ class Loop:
         return self.run.tokens // every > before // every
 
     def save_news(self) -> None:
-        """A last snapshot, unless nothing has happened since the one that was gone on from: starting and stopping wears out none."""
-        if self.run.life["steps"] > self.first_step or self.run.ended or not self.run.certificate:
+        """A last snapshot, unless nothing has happened since the one that was gone on from: starting and stopping wears out none. Nor does a
+        model that may have come apart."""
+        if self.watch.risen:
+            self.session.report.notice(self.watch.unsaved())
+        elif self.run.life["steps"] > self.first_step or self.run.ended or not self.run.certificate:
             self.last_save()
 
     def last_save(self, amends: bool = False) -> None:
@@ -260,10 +263,11 @@ class Loop:
         """Save; then the last events of the run: how good the model is now, and why it ends. What a sudden end leaves undone of that, the
         next start does."""
         stopped = turn is not None and turn.stop
+        done = not stopped and not self.watch.risen  # what has risen is read again from the last snapshot
         self.run.ended = turn is not None and turn.batch is None and not turn.stop
-        self.run.closed = not stopped and not self.session.has_held_out
+        self.run.closed = done and not self.session.has_held_out
         self.save_news()
-        if not stopped and not self.run.closed:
+        if done and not self.run.closed:
             measured = self.session.evaluate(brief=False, should_stop=self.should_stop)
             self.run.closed = bool(measured)
             if measured:
