@@ -58,9 +58,9 @@ class Need(NamedTuple):
         room = int(ROOM * self.free) - self.lasting
         return max(1, min(asked, room // max(self.row, 1)))
 
-    def told(self, rows: int, asked: int) -> dict[str, Any]:
-        """What an event says of it, when `rows` are read at a time where `asked` were to be."""
-        text = f"a step needs about {self.of(rows) / 1e9:.1f} GB more, and {self.free / 1e9:.1f} GB are free"
+    def told(self, rows: int, asked: int, length: int) -> dict[str, Any]:
+        """What an event says of it, when `rows` of `length` tokens are read at a time where `asked` were to be."""
+        text = f"a step with rows of {length:,} tokens needs about {self.of(rows) / 1e9:.1f} GB more, and {self.free / 1e9:.1f} GB are free"
         if rows < asked:
             text += f": {'one row is' if rows == 1 else f'{rows} rows are'} read at a time, not {asked}; what is learned is the same"
         tight = self.of(rows) > self.free

@@ -94,6 +94,7 @@ class Loop:
         self.first_step = self.run.life["steps"]
         self.saved_at, self.saved_tokens = time.monotonic(), self.run.tokens
         self.skipped = self.bad_in_a_row = 0
+        self.fitted = 0  # the longest rows that it is known of how many are read at a time
         self.foreseen = False  # whether it was told how long the run will take
         self.told_short = False  # whether it was told that there is no memory for looks at the losses' shares
         self.smooth_loss = float("nan")
@@ -109,8 +110,8 @@ class Loop:
             turn = self.next_turn()
             if turn.batch is None or turn.stop:
                 break
-            if run.life["steps"] == self.first_step:
-                self.foresee_memory(turn.batch)
+            if (length := self.row_length()) > self.fitted:
+                self.foresee_memory(turn.batch, length)
             before, run.cursor = run.tokens, turn.cursor
             step = self.session.teacher.step(turn.batch, len(run.data.sources), run.tokens, run.budget, run.life["steps"])
             self.session.drawn = None
@@ -127,13 +128,19 @@ class Loop:
             self.look_around(turn, before)
         return self.close(turn)
 
-    def foresee_memory(self, batch: Batch) -> None:
-        """What the steps will need, before the first; where that is too much for what is free, fewer rows are read at a time."""
+    def foresee_memory(self, batch: Batch, length: int) -> None:
+        """What steps with rows of `length` tokens will need, before the first of them; where that is too much for what is free, fewer rows are read
+        at a time."""
         teacher = self.session.teacher
         asked, need = teacher.micro_rows, teacher.fit(batch)
-        self.session.report({"event": "forecast", **need.told(teacher.micro_rows, asked)})
-        if teacher.compiled.is_on:
+        self.session.report({"event": "forecast", **need.told(teacher.micro_rows, asked, length)})
+        if teacher.compiled.is_on and not self.fitted:
             self.session.report({"event": "phase", "text": "compiling, which makes the first step a long one"})
+        self.fitted = length
+
+    def row_length(self) -> int:
+        """Of the rows that come next: the same on every rank, also where one has none left."""
+        return self.run.lengths.at(self.run.cursor["next_row"] if self.run.cursor else 0)
 
     def foresee_time(self) -> None:
         """What the run will take, by the first steps, of which the very first is slower and not counted."""

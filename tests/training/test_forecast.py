@@ -85,6 +85,23 @@ def test_little_memory_makes_fewer_rows_and_the_same_model(tiny: Tiny, tmp_path:
         assert ours["batch_hash"] == theirs["batch_hash"] and ours["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
 
 
+def test_rows_that_become_longer_are_fitted_again(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is memory for one row of 64 tokens at a time, whether shorter ones come before it or not."""
+    needs, read, fit, gradients = [], [], Teacher.fit, Teacher._gradients
+    monkeypatch.setattr(Teacher, "_lasting", lambda teacher: 0)  # moments that are there by then would make room
+    monkeypatch.setattr(Teacher, "fit", lambda teacher, batch: needs.append(fit(teacher, batch)) or needs[-1])
+    trained(tiny(), tmp_path / "plenty", 1)
+    monkeypatch.setattr(Teacher, "_gradients", lambda *given: read.append((given[1].tokens.shape[1], given[0].micro_rows)) or gradients(*given))
+    monkeypatch.setattr("lm.training.step.memory_of", lambda device: (int(1.5 * needs[0].row / forecast.ROOM), 10**12))
+    trained(tiny(), tmp_path / "plain", 1)
+    assert read == [(64, 1)]
+    ramp = {"seq_length_curriculum": [{"until_tokens": STEP // 2, "seq_length": 16}, {"until_tokens": 2 * STEP, "seq_length": 64}]}
+    told = [event for event in trained(tiny(train=ramp), tmp_path / "ramp", 2).of("forecast") if "rows" in event]
+    assert read[1:] == [(16, 4), (16, 4), (64, 1), (64, 1)]
+    assert [event["rows"] for event in told] == [4, 1]
+    assert "a step with rows of 64 tokens needs" in told[-1]["text"] and "one row is read at a time, not 4" in told[-1]["text"]
+
+
 def test_what_can_never_fit_is_said_before_anything_is_learned(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lm.training.step.memory_of", lambda device: (10**5, 10**5))
     with pytest.raises(Halted, match=r"a step with a single row needs 0\.\d GB, and there are 0\.0 GB in all: lower model\.seq_length or model\.hidden_size"):
