@@ -121,7 +121,7 @@ class Loop:
             if not step.tokens:
                 continue  # of lanes that have ended, near the end of a finite mix
             self.tell(step, turn)
-            if len(self.pace) > STEPS_TIMED and not self.foreseen:
+            if len(self.pace) > STEPS_TIMED and run.tokens < run.budget and not self.foreseen:
                 self.foresee_time()
             self.session.compare(turn.batch_hash)
             self.halt_when_unsound(step)

@@ -126,6 +126,11 @@ def test_the_time_of_a_run_is_told_after_a_few_steps(tiny: Tiny, tmp_path: Path)
     assert 0 < time["device_share"] < 1
 
 
+def test_no_time_is_told_where_nothing_is_left_to_read(tiny: Tiny, tmp_path: Path) -> None:
+    (memory,) = trained(tiny(), tmp_path, 4).of("forecast")
+    assert "rows" in memory
+
+
 @pytest.mark.parametrize(
     ("name", "peak"),
     [
