@@ -107,7 +107,7 @@ def open_session(
             begin_run(run.life, preset, budget)
         if preset.train.long_context.enabled:
             run.carried = _carried(run, snapshot, bool(how and how.is_same_model), ranks, report)
-        run.average = _average(run, snapshot, bool(how and how.is_whole))
+        run.average = _average(run, snapshot, bool(how and how.is_whole), report)
         _tell_run(run, ranks, report)
         limit = preset.train.replay_megabytes * 1_000_000
         past = opened_past(folder, run.life, limit, report.notice) if ranks.is_first and limit else None
@@ -222,13 +222,15 @@ def _carried(run: Run, snapshot: Snapshot | None, fits: bool, ranks: Ranks, repo
     return carried
 
 
-def _average(run: Run, snapshot: Snapshot | None, fits: bool) -> Average | None:
+def _average(run: Run, snapshot: Snapshot | None, fits: bool, report: Reporter) -> Average | None:
     """The average of the weights as it was left, where it is of this very model; else one that begins with them as they are. None where it is off."""
     if not run.preset.train.average_tokens:
         return None
     average = Average(run.learner, run.preset.train.average_tokens)
     if snapshot and snapshot.average and fits:
         average.load(snapshot.average, snapshot.run["averaged"])
+    elif snapshot and snapshot.average:
+        report.notice("the average of the weights is of another model: a new one begins with the weights as they are now")
     return average
 
 

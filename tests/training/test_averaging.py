@@ -169,7 +169,9 @@ def test_an_old_life_gets_one_and_loses_it_again(tiny: Tiny, tmp_path: Path) -> 
         assert same(begun[0], before.weights) and got.of("resume")[0]["exact"]
         averaged = Snapshots(tmp_path).read("current")
         assert averaged.run["averaged"] == 3 * STEP and not same(averaged.average, averaged.weights)
-        trained(tiny(train=AVERAGED, model={"num_layers": 3}), tmp_path, 40, stop_after=1)
+        grown = trained(tiny(train=AVERAGED, model={"num_layers": 3}), tmp_path, 40, stop_after=1)
+        assert ["of another model: a new one begins" in event["text"] for event in grown.of("notice")] == [False, True]
+        assert not [event for event in got.of("notice") if "average" in event["text"]]
         assert begun[1].keys() > averaged.average.keys(), "another model begins another average"
         assert all(torch.equal(begun[1][name], tensor) for name, tensor in averaged.weights.items())
         lost = trained(tiny(model={"num_layers": 3}), tmp_path, 40, stop_after=3)
