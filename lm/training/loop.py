@@ -32,6 +32,7 @@ from lm.training.tensorboard import tensorboard_missing
 
 BAD_STEPS_IN_A_ROW = 10
 STEPS_TIMED = 4
+BESIDE = 0.02  # of the time: brief evaluations and samples wait past it. They fall due by tokens, of which a fast device reads so many in a moment
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,7 @@ class Turn(NamedTuple):
     batch_hash: str  # SHA-256 over the step's rows
     stop: bool
     save: bool
+    has_time: bool  # for evaluations and samples along the way
     waited: float  # share of the time since the last step that was spent waiting for data
     asked_seconds: float = 0.0  # that the memory took to answer the batch's readers, on the rank where it took longest
 
@@ -100,7 +102,9 @@ class Loop:
         self.smooth_loss = float("nan")
         self.watch, self.stage = Watch(len(session.tokenizer)), self.stage_now()
         self.evaluation: dict[str, Any] = {}
-        self.stepped_at = time.monotonic()
+        self.evaluates = self.samples = False  # what is due, once there is time for it
+        self.beside = 0.0  # seconds that such looks and snapshots took
+        self.began = self.stepped_at = time.monotonic()
         self.pace: list[tuple[float, int]] = [(self.stepped_at, 0)]  # (when, tokens read until then)
 
     def run_out(self) -> Summary:
@@ -153,19 +157,24 @@ class Loop:
         self.foreseen, self.stepped_at = True, time.monotonic()
 
     def look_around(self, turn: Turn, before: int) -> None:
-        """What is due after a step, when the run stood at `before` tokens: a sample, a snapshot, an evaluation."""
-        evaluates = self.crossed(before, self.train.evaluate_every_tokens) and self.run.tokens < self.run.budget
-        samples = self.crossed(before, self.train.sample_every_tokens)
+        """What is due after a step, when the run stood at `before` tokens: a snapshot, and once there is time a sample and an evaluation."""
+        self.samples |= self.crossed(before, self.train.sample_every_tokens)
+        self.evaluates |= self.crossed(before, self.train.evaluate_every_tokens)
+        samples, evaluates = (due and turn.has_time for due in (self.samples, self.evaluates and self.run.tokens < self.run.budget))
+        if not (samples or turn.save or evaluates):
+            return
+        began = time.monotonic()
         if samples:
             self.session.write_sample()
-        if turn.save or (evaluates and not self.watch.risen):
+            self.samples = False
+        if turn.save and not self.watch.risen:
             self.begin_save()
         if evaluates:
-            self.session.tell_saved(wait=True)
             self.evaluation = self.session.evaluate(brief=True, should_stop=self.should_stop) or self.evaluation
-        if samples or turn.save or evaluates:  # what took time beside the steps is no part of their pace
-            self.stepped_at = time.monotonic()
-            self.pace = [(self.stepped_at, 0)]
+            self.evaluates = False
+        self.stepped_at = time.monotonic()  # what took time beside the steps is no part of their pace
+        self.pace = [(self.stepped_at, 0)]
+        self.beside += self.stepped_at - began
 
     def next_turn(self) -> Turn:
         """The next batch of every rank, and what to do with it. Halted when the sources of a rank have all failed."""
@@ -175,21 +184,26 @@ class Loop:
         self.session.tell_sources()
         self.session.tell_saved()
         alive = batch is not None and not batch.last
-        mine = (batch.digests() if batch else [], cursor, failure, alive, self.should_stop(), self.save_is_due(), batch.asked_seconds if batch else 0.0)
-        digests, cursors, failures, alive, stops, saves, asked_for = zip(*self.session.ranks.gathered(mine), strict=True)
+        due, asked_seconds = (self.save_is_due(), self.has_time()), batch.asked_seconds if batch else 0.0
+        mine = (batch.digests() if batch else [], cursor, failure, alive, self.should_stop(), due, asked_seconds)
+        digests, cursors, failures, alive, stops, dues, asked_for = zip(*self.session.ranks.gathered(mine), strict=True)
         if any(failures):
             self.save_news()
             raise Halted(next(filter(None, failures))) from self.session.failure
         if not any(alive):
-            return Turn(None, None, "", any(stops), False, 0.0)
+            return Turn(None, None, "", any(stops), False, False, 0.0)
         cursor = None if any(stops) else self.session.joined(cursors)  # a rank that stops may have come without one
-        return Turn(batch, cursor, batch_hash(digests), any(stops), saves[0], waited, max(asked_for))
+        return Turn(batch, cursor, batch_hash(digests), any(stops), *dues[0], waited, max(asked_for))
 
     def save_is_due(self) -> bool:
         every = self.train.snapshot_every_tokens
         late = time.monotonic() - self.saved_at >= 60 * self.train.snapshot_every_minutes
         due = late or (every is not None and self.run.tokens - self.saved_tokens >= every)
         return due and not self.watch.risen  # a model that may have come apart takes no place of a good one
+
+    def has_time(self) -> bool:
+        """Whether what was done beside the steps has taken little enough of this sitting for more of it."""
+        return self.beside <= BESIDE * (time.monotonic() - self.began)
 
     def crossed(self, before: int, every: int) -> bool:
         """Whether the run has passed a multiple of `every` tokens since it stood at `before`."""
