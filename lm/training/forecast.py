@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from lm.preset import Preset, count_parameters
+from lm.preset.holding import held_bytes
 
 # What a step takes at its height over what it keeps: gradients on the way back, and what is freed late. On the host steps of the shipped presets took
 # 0.8 to 1.6 times what they keep, and who takes too much is killed; a device refuses, and then fewer rows are read.
@@ -45,7 +46,7 @@ PEAKS = {
 class Need(NamedTuple):
     """Bytes that a step takes beside what is held already, and what there is."""
 
-    lasting: int  # gradients and moments that are not there yet, and the output loss
+    lasting: int  # gradients and moments that are not there yet, the output loss, and the copy for a snapshot
     row: int  # for each row that is read at once
     free: int
     total: int
@@ -74,18 +75,16 @@ class Need(NamedTuple):
         return self.of(1) > self.total
 
 
-BYTES_OF_NUMBER = 16  # a parameter in float32, its gradient, and AdamW's two moments
-BYTES_OF_AVERAGE = 4
-
-
 def too_large(preset: Preset, vocab_size: int, device: torch.device) -> str:
-    """Why the model of `preset` can't be trained here, in a line; empty where its parameters fit. Known before any of them is made."""
-    count, (_, total) = count_parameters(preset, vocab_size), memory_of(device)
-    each = BYTES_OF_NUMBER + BYTES_OF_AVERAGE * bool(preset.train.average_tokens)
-    if count.total * each <= total:
-        return ""
-    needed = f"{count.total:,} parameters need {count.total * each / 1e9:,.0f} GB with what training keeps beside them"
-    return f"{needed}, and this machine has {total / 1e9:,.0f} GB: lower model.hidden_size or model.num_layers"
+    """Why the model of `preset` can't be trained and saved here, in a line; empty where its parameters fit. Known before any of them is made."""
+    held, host = held_bytes(preset, vocab_size), torch.device("cpu")
+    for place in {device, host}:
+        needed, (_, total) = held.training * (place == device) + held.copy // processes() * (place == host), memory_of(place)
+        if needed > total:
+            count = count_parameters(preset, vocab_size).total
+            what = f"{count:,} parameters need {needed / 1e9:,.0f} GB with what training and saving keep beside them"
+            return f"{what}, and this machine has {total / 1e9:,.0f} GB: lower model.hidden_size or model.num_layers"
+    return ""
 
 
 def kept_bytes(forward: Callable[[], object], aside: Iterable[Tensor]) -> int:
@@ -112,12 +111,23 @@ def lasting_bytes(module: nn.Module, has_moments: Callable[[nn.Parameter], bool]
     )
 
 
+def copy_bytes(module: nn.Module, averaged: bool, device: torch.device) -> int:
+    """Bytes that the copy of weights, moments and average takes, which a snapshot is written from, where training itself is in host memory: this
+    process's part of them."""
+    return (3 + averaged) * sum(parameter.nbytes for parameter in module.parameters()) // processes() if device.type == "cpu" else 0
+
+
+def processes() -> int:
+    """How many train on this machine, of which the first makes the copy."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
 def memory_of(device: torch.device) -> tuple[int, int]:
     """Bytes that this process may still take on `device`, and what the whole of it has. Of the host's, processes beside it get equal parts."""
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device), total
-    host, beside = psutil.virtual_memory(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    host, beside = psutil.virtual_memory(), processes()
     free, total = host.available, host.total
     limit, used = (_number(CGROUP / name) for name in ("memory.max", "memory.current"))
     if limit is not None and used is not None:

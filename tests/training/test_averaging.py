@@ -187,8 +187,8 @@ def test_a_model_with_an_average_needs_more_memory(tiny: Tiny, monkeypatch: pyte
         monkeypatch.setattr("lm.training.forecast.memory_of", lambda device: (bytes_there, bytes_there))
         return not too_large(preset, 500, torch.device("cpu"))
 
-    assert [fits(tiny(), 16 * count.total), fits(tiny(train=AVERAGED), 20 * count.total)] == [True, True]
-    assert [fits(tiny(), 16 * count.total - 1), fits(tiny(train=AVERAGED), 20 * count.total - 1)] == [False, False]
+    assert [fits(tiny(), 28 * count.total), fits(tiny(train=AVERAGED), 36 * count.total)] == [True, True]
+    assert [fits(tiny(), 28 * count.total - 1), fits(tiny(train=AVERAGED), 36 * count.total - 1)] == [False, False]
 
 
 @pytest.mark.slow

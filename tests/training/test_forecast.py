@@ -6,18 +6,21 @@ import pytest
 import torch
 from torch import nn
 
+from lm.auxiliary.heads import build_heads
 from lm.model import build_model
 from lm.preset import Preset, load_preset
 from lm.preset.counting import count_parameters, operations_per_token
-from lm.training import Halted, forecast
+from lm.preset.holding import held_bytes
+from lm.training import Halted, forecast, train
 from lm.training.distribution import Ranks
-from lm.training.forecast import Need, duration_told, in_hours, kept_bytes, lasting_bytes, memory_of, peak_by_name, peak_products
+from lm.training.forecast import Need, copy_bytes, duration_told, in_hours, kept_bytes, lasting_bytes, memory_of, peak_by_name, peak_products, too_large
 from lm.training.learner import Learner
 from lm.training.optimizer import build_optimizer
+from lm.training.saving import copied
 from lm.training.snapshots import Snapshots
 from lm.training.step import Teacher
 from tests.training.ranks import rows
-from tests.training.test_run import STEP, Tiny, trained
+from tests.training.test_run import STEP, Recorder, Tiny, trained
 
 GB = 10**9
 
@@ -109,10 +112,35 @@ def test_what_can_never_fit_is_said_before_anything_is_learned(tiny: Tiny, tmp_p
     assert Snapshots(tmp_path).newest() is None
 
 
-def test_a_model_larger_than_all_memory_is_refused_before_it_is_built(tiny: Tiny, tmp_path: Path) -> None:
-    """A matrix of a model like this alone would have the process killed."""
-    with pytest.raises(Halted, match=r"tiny: [\d,]+ parameters need [\d,]+ GB with what training keeps beside them, and this machine has .* GB"):
-        trained(tiny(model={"hidden_size": 65536, "num_layers": 512, "num_heads": 64, "seq_length": 64}), tmp_path, 3)
+def test_a_model_larger_than_all_memory_is_refused_before_anything_is_done(tiny: Tiny, tmp_path: Path) -> None:
+    """A matrix of a model like this alone would have the process killed, and its tokenizer is not trained for nothing."""
+    recorder, huge = Recorder(), tiny(model={"hidden_size": 65536, "num_layers": 512, "num_heads": 64, "seq_length": 64})
+    with pytest.raises(Halted, match=r"tiny: [\d,]+ parameters need [\d,]+ GB with what training and saving keep beside them, and this machine has .* GB"):
+        train(huge, tmp_path, 3 * STEP, observers=(recorder,))
+    assert not any("tokenizer" in event["text"] for event in recorder.of("phase"))
+
+
+def test_the_copy_that_a_snapshot_is_written_from_must_fit_too(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a host it comes beside training; beside a device, host memory holds it alone. Closed forms are what is really copied."""
+    copies = []
+    monkeypatch.setattr("lm.training.saving.copied", lambda snapshot: copies.append(copied(snapshot)) or copies[-1])
+    preset = tiny(train={"average_tokens": 1000}, auxiliary={"enable_policy": True})
+    trained(preset, tmp_path, 1)
+    vocab_size = len(copies[0].weights["model.embedding.weight"])
+    numbers = sum(tensor.numel() for tensor in copies[0].average.values())
+    moments = sum(tensor.nbytes for name, tensor in copies[0].optimizer.items() if "exp_avg" in name)
+    held, host, device = held_bytes(preset, vocab_size), torch.device("cpu"), torch.device("cuda:0")
+    assert held.copy == moments + 2 * 4 * numbers and held.training == held.copy + 4 * numbers
+    learner = Learner(build_model(preset, vocab_size), build_heads(preset, 0))
+    assert copy_bytes(learner, True, host) == held.copy and copy_bytes(learner, True, device) == 0
+    there: dict[torch.device, int] = {}
+    monkeypatch.setattr(forecast, "memory_of", lambda place: (0, there[place]))
+    for of_host, of_device, fits in ((held.copy, held.training, True), (held.copy - 1, held.training, False), (held.copy, held.training - 1, False)):
+        there |= {host: of_host, device: of_device}
+        assert bool(too_large(preset, vocab_size, device)) != fits
+    for of_host, fits in ((sum(held), True), (sum(held) - 1, False)):
+        there[host] = of_host
+        assert bool(too_large(preset, vocab_size, host)) != fits
 
 
 def test_the_time_of_a_run_is_told_after_a_few_steps(tiny: Tiny, tmp_path: Path) -> None:
