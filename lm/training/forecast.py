@@ -9,7 +9,6 @@ import re
 import time
 from collections.abc import Callable, Iterable
 from functools import cache
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import psutil
@@ -18,13 +17,13 @@ from torch import Tensor, nn
 
 from lm.preset import Preset, count_parameters
 from lm.preset.holding import held_bytes
+from lm.training.host import group_bytes
 
 # What a step takes at its height over what it keeps: gradients on the way back, and what is freed late. On the host steps of the shipped presets took
 # 0.8 to 1.6 times what they keep, and who takes too much is killed; a device refuses, and then fewer rows are read.
 SLACK_OF_HOST, SLACK_OF_DEVICES = 1.6, 1.2
 ROOM = 0.9  # of what is free: other programs live here, too
 PROBE = 256  # tokens that are read to count
-CGROUP = Path("/sys/fs/cgroup")
 
 # Dense products in bfloat16 a second, added up in float32, by the makers' data sheets; the first whose words are in the device's name.
 PEAKS = {
@@ -129,18 +128,10 @@ def memory_of(device: torch.device) -> tuple[int, int]:
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device), total
     host, beside = psutil.virtual_memory(), processes()
     free, total = host.available, host.total
-    limit, used = (_number(CGROUP / name) for name in ("memory.max", "memory.current"))
+    limit, used = group_bytes()
     if limit is not None and used is not None:
         free, total = min(free, max(limit - used, 0)), min(total, limit)
     return free // beside, total // beside
-
-
-def _number(path: Path) -> int | None:
-    """What a file of the control group says; None without one, or without a limit."""
-    try:
-        return int(path.read_text())
-    except (OSError, ValueError):
-        return None
 
 
 def slack(device: torch.device) -> float:

@@ -24,6 +24,7 @@ from lm.preset.plan import check_plan
 from lm.training.divergence import Watch
 from lm.training.forecast import duration_told, peak_products
 from lm.training.headers import OF_HEADS
+from lm.training.paces import keep_pace
 from lm.training.session import Session, batch_hash
 from lm.training.setup import Halted, Observer, open_session
 from lm.training.snapshots import SnapshotError
@@ -153,6 +154,8 @@ class Loop:
         work = operations_per_token(run.preset, len(self.session.tokenizer)) if ranks.is_first else None
         peak = ranks.size * peak_products(ranks.device, ranks.precision) if work else None
         about = duration_told(run.budget - run.tokens, (have - had) / max(until - since, 1e-9), work, peak)
+        if ranks.is_first:
+            keep_pace(self.session.snapshots.folder, run.preset, about["tokens_per_second"])
         self.session.report({"event": "forecast", **about})
         self.foreseen, self.stepped_at = True, time.monotonic()
 

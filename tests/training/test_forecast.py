@@ -11,11 +11,12 @@ from lm.model import build_model
 from lm.preset import Preset, load_preset
 from lm.preset.counting import count_parameters, operations_per_token
 from lm.preset.holding import held_bytes
-from lm.training import Halted, forecast, train
+from lm.training import Halted, forecast, host, train
 from lm.training.distribution import Ranks
 from lm.training.forecast import Need, copy_bytes, duration_told, in_hours, kept_bytes, lasting_bytes, memory_of, peak_by_name, peak_products, too_large
 from lm.training.learner import Learner
 from lm.training.optimizer import build_optimizer
+from lm.training.paces import kept_pace
 from lm.training.saving import copied
 from lm.training.snapshots import Snapshots
 from lm.training.step import Teacher
@@ -152,6 +153,8 @@ def test_the_time_of_a_run_is_told_after_a_few_steps(tiny: Tiny, tmp_path: Path)
     assert memory["free_bytes"] > 0
     assert time["seconds"] == pytest.approx(6 * STEP / time["tokens_per_second"])
     assert 0 < time["device_share"] < 1
+    assert kept_pace(tmp_path, tiny()) == time["tokens_per_second"], "for the menu"
+    assert kept_pace(tmp_path, tiny(model={"num_layers": 3})) is None
 
 
 def test_no_time_is_told_where_nothing_is_left_to_read(tiny: Tiny, tmp_path: Path) -> None:
@@ -221,8 +224,8 @@ def test_memory_and_speed_of_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert memory_of(device)[1] == total // 4
     (tmp_path / "memory.max").write_text("4000\n")
     (tmp_path / "memory.current").write_text("1000\n")
-    monkeypatch.setattr(forecast, "CGROUP", tmp_path)
-    assert memory_of(device) == (750, 1000)
+    monkeypatch.setattr(host, "CGROUP", tmp_path)
+    assert memory_of(device) == (750, 1000) and host.host_bytes() == 4000
     (tmp_path / "memory.max").write_text("max\n")
-    assert memory_of(device)[1] == total // 4, "no limit is none"
+    assert memory_of(device)[1] == host.host_bytes() // 4 == total // 4, "no limit is none"
     assert 1e9 < peak_products(device, "float32") < 1e14
