@@ -4,10 +4,14 @@ import textwrap
 
 from data_sources.config import AnySource, DataConfig
 from lm.app.shelf import Shelved
-from lm.app.words import counted, one_line
-from lm.preset import Preset, count_parameters, model_in_words
+from lm.app.terminal import CHECKPOINTS
+from lm.app.words import counted, duration, one_line, size
+from lm.preset import RUN_TOKENS, Preset, count_parameters, model_in_words
 from lm.preset.counting import count_heads
-from lm.preset.objectives import ADDED_TOKENS, learned_in_words, needs_tokens
+from lm.preset.holding import expected_vocabulary, held_bytes
+from lm.preset.objectives import learned_in_words
+from lm.training.host import host_bytes
+from lm.training.paces import kept_pace
 
 Fragments = list[tuple[str, str]]  # (style, text), as prompt_toolkit takes them
 
@@ -26,6 +30,8 @@ def details(shelved: Shelved, width: int, vocab_size: int | None) -> Fragments:
     out += paragraph("", one_line(preset.about), width) if preset.about else []
     out += [("", "\n")]
     out += row("model", _size(preset, vocab_size), width)
+    out += _memory(preset, vocab_size, width)
+    out += row("speed", _speed(preset), width)
     out += row("layers", model_in_words(preset), width)
     out += row("learns", ", then ".join(learned_in_words(preset)), width)
     out += _sources(preset.data, width)
@@ -39,16 +45,16 @@ def paragraph(style: str, text: str, width: int) -> Fragments:
     return [(style, line + "\n") for line in textwrap.wrap(text, max(width, 8))]
 
 
-def row(name: str, text: str, width: int) -> Fragments:
+def row(name: str, text: str, width: int, style: str = "") -> Fragments:
     """A name, and words that keep clear of it."""
     lines = textwrap.wrap(text, max(width - MARGIN, 8)) or [""]
-    first = [("class:quiet", f"{name:<{MARGIN}}"), ("", lines[0] + "\n")]
-    return [*first, *(("", " " * MARGIN + line + "\n") for line in lines[1:])]
+    first = [("class:quiet", f"{name:<{MARGIN}}"), (style, lines[0] + "\n")]
+    return [*first, *((style, " " * MARGIN + line + "\n") for line in lines[1:])]
 
 
 def _size(preset: Preset, vocab_size: int | None) -> str:
     own = preset.data.tokenizer == "bpe"
-    count = count_parameters(preset, vocab_size or preset.data.vocab_size + ADDED_TOKENS * needs_tokens(preset))
+    count = count_parameters(preset, vocab_size or expected_vocabulary(preset))
     long = preset.train.long_context
     context = f"{preset.model.seq_length:,} tokens in a row" + (f", a context of {long.context_length:,}" if long.enabled else "")
     context = f"heads of {counted(count_heads(preset))} beside them, {context}" if preset.auxiliary.heads else context
@@ -56,6 +62,21 @@ def _size(preset: Preset, vocab_size: int | None) -> str:
         return f"{counted(count.total)} parameters{_active(count.active, count.total)}, {context}"
     trunk = f"{counted(count.trunk)} parameters{_active(count.trunk - count.idle, count.trunk)}"
     return f"{trunk} and the vocabulary of {one_line(preset.data.tokenizer)}, {context}"
+
+
+def _memory(preset: Preset, vocab_size: int | None, width: int) -> Fragments:
+    """What training and saving hold from the first step on; a step's own share is counted before it."""
+    vocabulary, there = vocab_size or expected_vocabulary(preset), host_bytes()
+    needed = sum(held_bytes(preset, vocabulary))
+    text = f"{'at least ' * (not vocabulary)}{size(needed)}, and what a step reads; this machine has {size(there)}"
+    return row("memory", text + ", too little without a GPU" * (needed > there), width, "class:warning" if needed > there else "")
+
+
+def _speed(preset: Preset) -> str:
+    pace = kept_pace(CHECKPOINTS, preset)
+    if pace is None:
+        return "the first steps will measure it"
+    return f"{pace:,.0f} tokens a second when last measured here: {counted(RUN_TOKENS)} in {duration(RUN_TOKENS / pace)}"
 
 
 def _active(active: int, all_of_them: int) -> str:

@@ -22,7 +22,7 @@ from lm.app.details import Fragments
 
 WIDE, LEAST_WIDTH, LEAST_HEIGHT = 76, 40, 14
 LIST_WIDTHS, ROOMY_FROM = (24, 30), 100  # below that many columns and from there on
-GAP, DETAILS_HEIGHT = 3, 9  # the details of a preset with four sources
+GAP, DETAILS_HEIGHT = 3, 12  # the details of a preset with four sources
 BACK = "back"
 
 STYLE = Style.from_dict(

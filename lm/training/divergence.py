@@ -49,6 +49,10 @@ class Watch:
     def is_apart(self) -> bool:
         return self.risen >= PATIENCE
 
+    def unsaved(self) -> str:
+        """Why a run that ends while the loss has risen leaves no snapshot, in a line."""
+        return f"the loss has risen for {self.risen} steps: what was learned since the last snapshot is not saved, and the next start goes on from that one"
+
     def in_words(self, learning_rate: float) -> str:
         """One line."""
         worst = max(self.sources.values(), key=lambda source: source.now - source.best)

@@ -35,7 +35,8 @@ from lm.units.neighbours import Neighbours
 
 HELD_OUT = "held_out"
 ROWS_AT_ONCE = 8
-BRIEF_TOKENS = 8_192  # read from each source in the evaluations along the way; all of it at the end
+BRIEF_TOKENS, LEAST_TOKENS = 8_192, 1_024  # read from each source in the evaluations along the way, of few and of many sources; all of it at the end
+BRIEF_TOKENS_IN_ALL = 65_536  # so that a life of many sources is not measured for longer and longer
 DENOISED_TOKENS = 16_384  # read again with the gaps of each denoiser, of all sources together
 
 
@@ -266,7 +267,8 @@ def evaluate(
         try:
             own = {name: tally_of(model, kept, tokenizer, preset, place, stopped, find) for name, kept in texts.items() if kept}
             mixed = [kept for name, kept in texts.items() if kept and (mix is None or name in mix)]
-            denoised = tallies_by_denoiser(model, mixed, tokenizer, preset, place, stopped)
+            share = min(brief_tokens(len(texts)), DENOISED_TOKENS // max(len(mixed), 1))
+            denoised = tallies_by_denoiser(model, mixed, tokenizer, preset, share, place, stopped)
         finally:
             model.train(was_training)
     everywhere = iter(summed([number for tally in (*own.values(), *denoised.values()) for number in tally]))
@@ -290,13 +292,14 @@ def in_all(measures: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def tallies_by_denoiser(
-    model: Model, texts: Sequence[Sequence[str]], tokenizer: Any, preset: Preset, place: Place, stopped: Callable[[], bool]
+    model: Model, texts: Sequence[Sequence[str]], tokenizer: Any, preset: Preset, share: int, place: Place, stopped: Callable[[], bool]
 ) -> dict[str, Tally]:
-    """The first texts of each source again, with the gaps of each denoiser that the model is trained with, and what stood in them predicted.
+    """The first texts of each source again, about `share` tokens of each, with the gaps of each denoiser that the model is trained with, and what
+    stood in them predicted.
 
     As much of each source, each by itself, and no more than a brief evaluation knows: the measure is the same in brief and in full, and in any order.
     """
-    kinds, share = denoisers_of(preset), min(BRIEF_TOKENS, DENOISED_TOKENS // max(len(texts), 1))
+    kinds = denoisers_of(preset)
     sources = [[document_of(text, tokenizer) for text in first_texts(kept, tokenizer, share)] for kept in (texts if kinds else ())]
     found = {}
     for kind in kinds:
@@ -304,6 +307,11 @@ def tallies_by_denoiser(
         groups = [group for each in rows if each for group in in_groups(Rows(*each))]
         found[kind] = tally_of_groups(model, groups, tokenizer.eos_token_id, preset, place, stopped)
     return found
+
+
+def brief_tokens(sources: int) -> int:
+    """Read from each of so many sources in the evaluations along the way."""
+    return min(BRIEF_TOKENS, max(LEAST_TOKENS, BRIEF_TOKENS_IN_ALL // max(sources, 1)))
 
 
 def first_texts(texts: Sequence[str], tokenizer: Any, limit: int) -> list[str]:

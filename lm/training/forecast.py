@@ -9,7 +9,6 @@ import re
 import time
 from collections.abc import Callable, Iterable
 from functools import cache
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import psutil
@@ -17,13 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from lm.preset import Preset, count_parameters
+from lm.preset.holding import held_bytes
+from lm.training.host import group_bytes
 
 # What a step takes at its height over what it keeps: gradients on the way back, and what is freed late. On the host steps of the shipped presets took
 # 0.8 to 1.6 times what they keep, and who takes too much is killed; a device refuses, and then fewer rows are read.
 SLACK_OF_HOST, SLACK_OF_DEVICES = 1.6, 1.2
 ROOM = 0.9  # of what is free: other programs live here, too
 PROBE = 256  # tokens that are read to count
-CGROUP = Path("/sys/fs/cgroup")
 
 # Dense products in bfloat16 a second, added up in float32, by the makers' data sheets; the first whose words are in the device's name.
 PEAKS = {
@@ -45,7 +45,7 @@ PEAKS = {
 class Need(NamedTuple):
     """Bytes that a step takes beside what is held already, and what there is."""
 
-    lasting: int  # gradients and moments that are not there yet, and the output loss
+    lasting: int  # gradients and moments that are not there yet, the output loss, and the copy for a snapshot
     row: int  # for each row that is read at once
     free: int
     total: int
@@ -58,9 +58,9 @@ class Need(NamedTuple):
         room = int(ROOM * self.free) - self.lasting
         return max(1, min(asked, room // max(self.row, 1)))
 
-    def told(self, rows: int, asked: int) -> dict[str, Any]:
-        """What an event says of it, when `rows` are read at a time where `asked` were to be."""
-        text = f"a step needs about {self.of(rows) / 1e9:.1f} GB more, and {self.free / 1e9:.1f} GB are free"
+    def told(self, rows: int, asked: int, length: int) -> dict[str, Any]:
+        """What an event says of it, when `rows` of `length` tokens are read at a time where `asked` were to be."""
+        text = f"a step with rows of {length:,} tokens needs about {self.of(rows) / 1e9:.1f} GB more, and {self.free / 1e9:.1f} GB are free"
         if rows < asked:
             text += f": {'one row is' if rows == 1 else f'{rows} rows are'} read at a time, not {asked}; what is learned is the same"
         tight = self.of(rows) > self.free
@@ -74,18 +74,16 @@ class Need(NamedTuple):
         return self.of(1) > self.total
 
 
-BYTES_OF_NUMBER = 16  # a parameter in float32, its gradient, and AdamW's two moments
-BYTES_OF_AVERAGE = 4
-
-
 def too_large(preset: Preset, vocab_size: int, device: torch.device) -> str:
-    """Why the model of `preset` can't be trained here, in a line; empty where its parameters fit. Known before any of them is made."""
-    count, (_, total) = count_parameters(preset, vocab_size), memory_of(device)
-    each = BYTES_OF_NUMBER + BYTES_OF_AVERAGE * bool(preset.train.average_tokens)
-    if count.total * each <= total:
-        return ""
-    needed = f"{count.total:,} parameters need {count.total * each / 1e9:,.0f} GB with what training keeps beside them"
-    return f"{needed}, and this machine has {total / 1e9:,.0f} GB: lower model.hidden_size or model.num_layers"
+    """Why the model of `preset` can't be trained and saved here, in a line; empty where its parameters fit. Known before any of them is made."""
+    held, host = held_bytes(preset, vocab_size), torch.device("cpu")
+    for place in {device, host}:
+        needed, (_, total) = held.training * (place == device) + held.copy // processes() * (place == host), memory_of(place)
+        if needed > total:
+            count = count_parameters(preset, vocab_size).total
+            what = f"{count:,} parameters need {needed / 1e9:,.0f} GB with what training and saving keep beside them"
+            return f"{what}, and this machine has {total / 1e9:,.0f} GB: lower model.hidden_size or model.num_layers"
+    return ""
 
 
 def kept_bytes(forward: Callable[[], object], aside: Iterable[Tensor]) -> int:
@@ -112,25 +110,28 @@ def lasting_bytes(module: nn.Module, has_moments: Callable[[nn.Parameter], bool]
     )
 
 
+def copy_bytes(module: nn.Module, averaged: bool, device: torch.device) -> int:
+    """Bytes that the copy of weights, moments and average takes, which a snapshot is written from, where training itself is in host memory: this
+    process's part of them."""
+    return (3 + averaged) * sum(parameter.nbytes for parameter in module.parameters()) // processes() if device.type == "cpu" else 0
+
+
+def processes() -> int:
+    """How many train on this machine, of which the first makes the copy."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
 def memory_of(device: torch.device) -> tuple[int, int]:
     """Bytes that this process may still take on `device`, and what the whole of it has. Of the host's, processes beside it get equal parts."""
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device), total
-    host, beside = psutil.virtual_memory(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    host, beside = psutil.virtual_memory(), processes()
     free, total = host.available, host.total
-    limit, used = (_number(CGROUP / name) for name in ("memory.max", "memory.current"))
+    limit, used = group_bytes()
     if limit is not None and used is not None:
         free, total = min(free, max(limit - used, 0)), min(total, limit)
     return free // beside, total // beside
-
-
-def _number(path: Path) -> int | None:
-    """What a file of the control group says; None without one, or without a limit."""
-    try:
-        return int(path.read_text())
-    except (OSError, ValueError):
-        return None
 
 
 def slack(device: torch.device) -> float:

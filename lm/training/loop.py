@@ -24,6 +24,7 @@ from lm.preset.plan import check_plan
 from lm.training.divergence import Watch
 from lm.training.forecast import duration_told, peak_products
 from lm.training.headers import OF_HEADS
+from lm.training.paces import keep_pace
 from lm.training.session import Session, batch_hash
 from lm.training.setup import Halted, Observer, open_session
 from lm.training.snapshots import SnapshotError
@@ -32,6 +33,7 @@ from lm.training.tensorboard import tensorboard_missing
 
 BAD_STEPS_IN_A_ROW = 10
 STEPS_TIMED = 4
+BESIDE = 0.02  # of the time: brief evaluations and samples wait past it. They fall due by tokens, of which a fast device reads so many in a moment
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,7 @@ class Turn(NamedTuple):
     batch_hash: str  # SHA-256 over the step's rows
     stop: bool
     save: bool
+    has_time: bool  # for evaluations and samples along the way
     waited: float  # share of the time since the last step that was spent waiting for data
     asked_seconds: float = 0.0  # that the memory took to answer the batch's readers, on the rank where it took longest
 
@@ -94,12 +97,15 @@ class Loop:
         self.first_step = self.run.life["steps"]
         self.saved_at, self.saved_tokens = time.monotonic(), self.run.tokens
         self.skipped = self.bad_in_a_row = 0
+        self.fitted = 0  # the longest rows that it is known of how many are read at a time
         self.foreseen = False  # whether it was told how long the run will take
         self.told_short = False  # whether it was told that there is no memory for looks at the losses' shares
         self.smooth_loss = float("nan")
         self.watch, self.stage = Watch(len(session.tokenizer)), self.stage_now()
         self.evaluation: dict[str, Any] = {}
-        self.stepped_at = time.monotonic()
+        self.evaluates = self.samples = False  # what is due, once there is time for it
+        self.beside = 0.0  # seconds that such looks and snapshots took
+        self.began = self.stepped_at = time.monotonic()
         self.pace: list[tuple[float, int]] = [(self.stepped_at, 0)]  # (when, tokens read until then)
 
     def run_out(self) -> Summary:
@@ -109,8 +115,8 @@ class Loop:
             turn = self.next_turn()
             if turn.batch is None or turn.stop:
                 break
-            if run.life["steps"] == self.first_step:
-                self.foresee_memory(turn.batch)
+            if (length := self.row_length()) > self.fitted:
+                self.foresee_memory(turn.batch, length)
             before, run.cursor = run.tokens, turn.cursor
             step = self.session.teacher.step(turn.batch, len(run.data.sources), run.tokens, run.budget, run.life["steps"])
             self.session.drawn = None
@@ -120,20 +126,26 @@ class Loop:
             if not step.tokens:
                 continue  # of lanes that have ended, near the end of a finite mix
             self.tell(step, turn)
-            if len(self.pace) > STEPS_TIMED and not self.foreseen:
+            if len(self.pace) > STEPS_TIMED and run.tokens < run.budget and not self.foreseen:
                 self.foresee_time()
             self.session.compare(turn.batch_hash)
             self.halt_when_unsound(step)
             self.look_around(turn, before)
         return self.close(turn)
 
-    def foresee_memory(self, batch: Batch) -> None:
-        """What the steps will need, before the first; where that is too much for what is free, fewer rows are read at a time."""
+    def foresee_memory(self, batch: Batch, length: int) -> None:
+        """What steps with rows of `length` tokens will need, before the first of them; where that is too much for what is free, fewer rows are read
+        at a time."""
         teacher = self.session.teacher
         asked, need = teacher.micro_rows, teacher.fit(batch)
-        self.session.report({"event": "forecast", **need.told(teacher.micro_rows, asked)})
-        if teacher.compiled.is_on:
+        self.session.report({"event": "forecast", **need.told(teacher.micro_rows, asked, length)})
+        if teacher.compiled.is_on and not self.fitted:
             self.session.report({"event": "phase", "text": "compiling, which makes the first step a long one"})
+        self.fitted = length
+
+    def row_length(self) -> int:
+        """Of the rows that come next: the same on every rank, also where one has none left."""
+        return self.run.lengths.at(self.run.cursor["next_row"] if self.run.cursor else 0)
 
     def foresee_time(self) -> None:
         """What the run will take, by the first steps, of which the very first is slower and not counted."""
@@ -142,23 +154,30 @@ class Loop:
         work = operations_per_token(run.preset, len(self.session.tokenizer)) if ranks.is_first else None
         peak = ranks.size * peak_products(ranks.device, ranks.precision) if work else None
         about = duration_told(run.budget - run.tokens, (have - had) / max(until - since, 1e-9), work, peak)
+        if ranks.is_first:
+            keep_pace(self.session.snapshots.folder, run.preset, about["tokens_per_second"])
         self.session.report({"event": "forecast", **about})
         self.foreseen, self.stepped_at = True, time.monotonic()
 
     def look_around(self, turn: Turn, before: int) -> None:
-        """What is due after a step, when the run stood at `before` tokens: a sample, a snapshot, an evaluation."""
-        evaluates = self.crossed(before, self.train.evaluate_every_tokens) and self.run.tokens < self.run.budget
-        samples = self.crossed(before, self.train.sample_every_tokens)
+        """What is due after a step, when the run stood at `before` tokens: a snapshot, and once there is time a sample and an evaluation."""
+        self.samples |= self.crossed(before, self.train.sample_every_tokens)
+        self.evaluates |= self.crossed(before, self.train.evaluate_every_tokens)
+        samples, evaluates = (due and turn.has_time for due in (self.samples, self.evaluates and self.run.tokens < self.run.budget))
+        if not (samples or turn.save or evaluates):
+            return
+        began = time.monotonic()
         if samples:
             self.session.write_sample()
-        if turn.save or (evaluates and not self.watch.risen):
+            self.samples = False
+        if turn.save and not self.watch.risen:
             self.begin_save()
         if evaluates:
-            self.session.tell_saved(wait=True)
             self.evaluation = self.session.evaluate(brief=True, should_stop=self.should_stop) or self.evaluation
-        if samples or turn.save or evaluates:  # what took time beside the steps is no part of their pace
-            self.stepped_at = time.monotonic()
-            self.pace = [(self.stepped_at, 0)]
+            self.evaluates = False
+        self.stepped_at = time.monotonic()  # what took time beside the steps is no part of their pace
+        self.pace = [(self.stepped_at, 0)]
+        self.beside += self.stepped_at - began
 
     def next_turn(self) -> Turn:
         """The next batch of every rank, and what to do with it. Halted when the sources of a rank have all failed."""
@@ -168,15 +187,16 @@ class Loop:
         self.session.tell_sources()
         self.session.tell_saved()
         alive = batch is not None and not batch.last
-        mine = (batch.digests() if batch else [], cursor, failure, alive, self.should_stop(), self.save_is_due(), batch.asked_seconds if batch else 0.0)
-        digests, cursors, failures, alive, stops, saves, asked_for = zip(*self.session.ranks.gathered(mine), strict=True)
+        due, asked_seconds = (self.save_is_due(), self.has_time()), batch.asked_seconds if batch else 0.0
+        mine = (batch.digests() if batch else [], cursor, failure, alive, self.should_stop(), due, asked_seconds)
+        digests, cursors, failures, alive, stops, dues, asked_for = zip(*self.session.ranks.gathered(mine), strict=True)
         if any(failures):
             self.save_news()
             raise Halted(next(filter(None, failures))) from self.session.failure
         if not any(alive):
-            return Turn(None, None, "", any(stops), False, 0.0)
+            return Turn(None, None, "", any(stops), False, False, 0.0)
         cursor = None if any(stops) else self.session.joined(cursors)  # a rank that stops may have come without one
-        return Turn(batch, cursor, batch_hash(digests), any(stops), saves[0], waited, max(asked_for))
+        return Turn(batch, cursor, batch_hash(digests), any(stops), *dues[0], waited, max(asked_for))
 
     def save_is_due(self) -> bool:
         every = self.train.snapshot_every_tokens
@@ -184,13 +204,20 @@ class Loop:
         due = late or (every is not None and self.run.tokens - self.saved_tokens >= every)
         return due and not self.watch.risen  # a model that may have come apart takes no place of a good one
 
+    def has_time(self) -> bool:
+        """Whether what was done beside the steps has taken little enough of this sitting for more of it."""
+        return self.beside <= BESIDE * (time.monotonic() - self.began)
+
     def crossed(self, before: int, every: int) -> bool:
         """Whether the run has passed a multiple of `every` tokens since it stood at `before`."""
         return self.run.tokens // every > before // every
 
     def save_news(self) -> None:
-        """A last snapshot, unless nothing has happened since the one that was gone on from: starting and stopping wears out none."""
-        if self.run.life["steps"] > self.first_step or self.run.ended or not self.run.certificate:
+        """A last snapshot, unless nothing has happened since the one that was gone on from: starting and stopping wears out none. Nor does a
+        model that may have come apart."""
+        if self.watch.risen:
+            self.session.report.notice(self.watch.unsaved())
+        elif self.run.life["steps"] > self.first_step or self.run.ended or not self.run.certificate:
             self.last_save()
 
     def last_save(self, amends: bool = False) -> None:
@@ -260,10 +287,11 @@ class Loop:
         """Save; then the last events of the run: how good the model is now, and why it ends. What a sudden end leaves undone of that, the
         next start does."""
         stopped = turn is not None and turn.stop
+        done = not stopped and not self.watch.risen  # what has risen is read again from the last snapshot
         self.run.ended = turn is not None and turn.batch is None and not turn.stop
-        self.run.closed = not stopped and not self.session.has_held_out
+        self.run.closed = done and not self.session.has_held_out
         self.save_news()
-        if not stopped and not self.run.closed:
+        if done and not self.run.closed:
             measured = self.session.evaluate(brief=False, should_stop=self.should_stop)
             self.run.closed = bool(measured)
             if measured:

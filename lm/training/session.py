@@ -23,7 +23,7 @@ from lm.generation.infilling import filler_of, with_a_gap
 from lm.training.carried import together
 from lm.training.certificate import PROBE_TOKENS, certified
 from lm.training.distribution import Ranks
-from lm.training.evaluation import BRIEF_TOKENS, Place, encoded, evaluate, first_texts, in_all
+from lm.training.evaluation import Place, brief_tokens, encoded, evaluate, first_texts, in_all
 from lm.training.forgetting import FULL, note_measures, remedy
 from lm.training.headers import listed
 from lm.training.journal import life_in_numbers, write_life
@@ -248,10 +248,11 @@ class Session:
         return self.ranks.from_first(bool(self.store.sources()))
 
     def evaluate(self, brief: bool, should_stop: Callable[[], bool]) -> dict[str, Any]:
-        """Measures on held-out text: the first of each source's when `brief`, else all. Saved before, always. Empty when stopped."""
+        """Measures on held-out text: the first of each source's when `brief`, else all. Empty when stopped."""
+        self.keep_held_out()
         mix = {source.name for source in self.run.preset.data.sources}
         kept = {name: self.store.texts(name) for name in self.store.sources()}  # also of sources that are read no more
-        texts = self.ranks.from_first({name: first_texts(texts, self.tokenizer, BRIEF_TOKENS) if brief else texts for name, texts in kept.items()})
+        texts = self.ranks.from_first({name: first_texts(texts, self.tokenizer, brief_tokens(len(kept))) if brief else texts for name, texts in kept.items()})
         self.report({"event": "phase", "text": "evaluating on held-out text"})
         ranks, lookup = self.ranks, self.memory.lookup() if self.memory else None
         measured = partial(

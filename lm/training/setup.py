@@ -22,6 +22,7 @@ from lm.memory.layout import MemoryFault
 from lm.model import build_model
 from lm.objectives.table import rewriter_of
 from lm.preset import Preset, model_in_words
+from lm.preset.holding import expected_vocabulary
 from lm.preset.objectives import needs_tokens, what_is_learned
 from lm.training.adaptive import AdaptiveSources
 from lm.training.averaging import Average
@@ -97,6 +98,8 @@ def open_session(
             report.notice(line)
         report.phase("looking for the newest snapshot")
         snapshot = ranks.first_does(lambda: snapshots.newest(report.notice))
+        if not snapshot:
+            _check_size(preset, expected_vocabulary(preset), ranks)
         tokenizer_json = snapshot.tokenizer if snapshot else ranks.first_does(lambda: _born_tokenizer(preset, report, should_stop))
         tokenizer_json, tokenizer = _with_tokens_of_objectives(tokenizer_json, preset, report)
         report.phase("building the model")
@@ -107,7 +110,7 @@ def open_session(
             begin_run(run.life, preset, budget)
         if preset.train.long_context.enabled:
             run.carried = _carried(run, snapshot, bool(how and how.is_same_model), ranks, report)
-        run.average = _average(run, snapshot, bool(how and how.is_whole))
+        run.average = _average(run, snapshot, bool(how and how.is_whole), report)
         _tell_run(run, ranks, report)
         limit = preset.train.replay_megabytes * 1_000_000
         past = opened_past(folder, run.life, limit, report.notice) if ranks.is_first and limit else None
@@ -147,6 +150,12 @@ def _let_finish(saver: Saver) -> None:
         saver.outcome(wait=True)
 
 
+def _check_size(preset: Preset, vocab_size: int, ranks: Ranks) -> None:
+    """Halted where the model is larger than this machine."""
+    if reason := too_large(preset, vocab_size, ranks.device):
+        raise Halted(f"{preset.name}: {reason}")
+
+
 def _born_tokenizer(preset: Preset, report: Reporter, should_stop: Callable[[], bool]) -> str:
     trained = preset.data.tokenizer == "bpe"
     report.phase("training the tokenizer on the first megabytes" if trained else f"fetching the tokenizer {preset.data.tokenizer}")
@@ -169,8 +178,7 @@ def _with_tokens_of_objectives(tokenizer_json: str, preset: Preset, report: Repo
 
 def _born_run(preset: Preset, tokenizer_json: str, tokenizer: Any, budget: int, ranks: Ranks) -> Run:
     """A run with first weights, before anything of a snapshot is put into it."""
-    if reason := too_large(preset, len(tokenizer), ranks.device):
-        raise Halted(f"{preset.name}: {reason}")
+    _check_size(preset, len(tokenizer), ranks)
     torch.manual_seed(preset.train.seed)
     learner = Learner(build_model(preset, len(tokenizer)), build_heads(preset, tokenizer.pad_token_id)).to(ranks.device)
     optimizer = build_optimizer(learner, preset.train)
@@ -222,13 +230,15 @@ def _carried(run: Run, snapshot: Snapshot | None, fits: bool, ranks: Ranks, repo
     return carried
 
 
-def _average(run: Run, snapshot: Snapshot | None, fits: bool) -> Average | None:
+def _average(run: Run, snapshot: Snapshot | None, fits: bool, report: Reporter) -> Average | None:
     """The average of the weights as it was left, where it is of this very model; else one that begins with them as they are. None where it is off."""
     if not run.preset.train.average_tokens:
         return None
     average = Average(run.learner, run.preset.train.average_tokens)
     if snapshot and snapshot.average and fits:
         average.load(snapshot.average, snapshot.run["averaged"])
+    elif snapshot and snapshot.average:
+        report.notice("the average of the weights is of another model: a new one begins with the weights as they are now")
     return average
 
 

@@ -25,7 +25,7 @@ from lm.training.averaging import Average
 from lm.training.carried import Carried, detached
 from lm.training.compiling import Compiled, compiles
 from lm.training.distribution import Ranks, is_out_of_memory
-from lm.training.forecast import PROBE, Need, kept_bytes, lasting_bytes, memory_of, slack
+from lm.training.forecast import PROBE, Need, copy_bytes, kept_bytes, lasting_bytes, memory_of, slack
 from lm.training.learner import Learner, weighted_sum
 from lm.training.optimizer import Optimizer, learning_rate
 from lm.training.shares import SHARE_ROWS, Window, gradient_shares
@@ -128,7 +128,8 @@ class Teacher:
         of_loss = readout.weight.nbytes + of_a_chunk * 4 * CHUNK_ELEMENTS * (1 if self.ranks.device.type == "cpu" else DEVICE_FACTOR)
         trunk = sum(parameter.nbytes for parameter in self.alone.model.parameters() if parameter.requires_grad)
         of_shares = 2 * trunk if self.alone.heads and self.share_every else 0  # a loss's gradient, and the sum over the rows
-        return lasting_bytes(self.alone, lambda parameter: bool(self.optimizer.moments(parameter))) + of_loss + of_shares
+        of_copy = copy_bytes(self.alone, bool(self.average), self.ranks.device)
+        return lasting_bytes(self.alone, lambda parameter: bool(self.optimizer.moments(parameter))) + of_loss + of_shares + of_copy
 
     def _row(self, batch: Batch, at_once: int) -> int:
         """Bytes that reading `at_once` tokens of a row keeps; 0 where this rank has no row."""

@@ -11,7 +11,8 @@ import pytest
 from lm.app import life
 from lm.app.details import details
 from lm.app.shelf import Shelved, default_of, read_shelf
-from lm.preset import Preset
+from lm.preset import Preset, count_parameters
+from lm.training.paces import keep_pace
 from tests.app.conftest import TINY, write_preset
 from tests.app.person import MAIN, ROOT, Person, environment
 
@@ -86,6 +87,26 @@ def test_what_a_token_uses_is_said_beside_the_parameters_where_it_is_less():
     assert "15.0M parameters (8.53M active), 256 tokens in a row" in said(**experts)
     assert "12.9M parameters (6.44M active) and the vocabulary of gpt2" in said("gpt2", **experts)
     assert "active" not in said()
+
+
+def test_memory_and_speed_are_said_before_anything_starts(tmp_path, monkeypatch):
+    def said(**model):
+        raw = {"name": "a", "model": {"num_layers": 8, **model}, "data": {"sources": ["c4"], "vocab_size": 8192}}
+        shelved = Shelved(tmp_path / "a.json", Preset.model_validate(raw), "")
+        return shelved.preset, details(shelved, 120, None)
+
+    monkeypatch.setattr("lm.app.details.CHECKPOINTS", tmp_path)
+    monkeypatch.setattr("lm.app.details.host_bytes", lambda: 16 * 10**9)
+    preset, shown = said()
+    needed = f"{28 * count_parameters(preset, 8192).total / 1e6:.0f} MB, and what a step reads; this machine has 16.0 GB"
+    assert ("", f"{needed}\n") in shown and ("", "the first steps will measure it\n") in shown
+    keep_pace(tmp_path, preset, 2000.0)
+    assert ("", "2,000 tokens a second when last measured here: 100M in 13 h 53 min\n") in said()[1]
+    too_large = [text for style, text in said(hidden_size=8192, num_heads=64)[1] if style == "class:warning"]
+    assert "too little without a GPU" in " ".join(text.strip() for text in too_large)
+    assert ("", "the first steps will measure it\n") in said(hidden_size=512)[1], "another model was not measured"
+    (tmp_path / "paces.json").write_text('{"a": "garbage"}')
+    assert ("", "the first steps will measure it\n") in said()[1]
 
 
 def test_many_presets_scroll(folder):

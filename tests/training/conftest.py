@@ -27,6 +27,14 @@ def each_tokenizer_is_trained_once() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def there_is_time_for_looks() -> Iterator[None]:
+    """Runs that are over in a second evaluate and write whenever it is due."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lm.training.loop.BESIDE", 1e9)
+        yield
+
+
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a text file for each topic of the reference: about 700 kB."""

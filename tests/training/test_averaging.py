@@ -169,7 +169,9 @@ def test_an_old_life_gets_one_and_loses_it_again(tiny: Tiny, tmp_path: Path) -> 
         assert same(begun[0], before.weights) and got.of("resume")[0]["exact"]
         averaged = Snapshots(tmp_path).read("current")
         assert averaged.run["averaged"] == 3 * STEP and not same(averaged.average, averaged.weights)
-        trained(tiny(train=AVERAGED, model={"num_layers": 3}), tmp_path, 40, stop_after=1)
+        grown = trained(tiny(train=AVERAGED, model={"num_layers": 3}), tmp_path, 40, stop_after=1)
+        assert ["of another model: a new one begins" in event["text"] for event in grown.of("notice")] == [False, True]
+        assert not [event for event in got.of("notice") if "average" in event["text"]]
         assert begun[1].keys() > averaged.average.keys(), "another model begins another average"
         assert all(torch.equal(begun[1][name], tensor) for name, tensor in averaged.weights.items())
         lost = trained(tiny(model={"num_layers": 3}), tmp_path, 40, stop_after=3)
@@ -185,8 +187,8 @@ def test_a_model_with_an_average_needs_more_memory(tiny: Tiny, monkeypatch: pyte
         monkeypatch.setattr("lm.training.forecast.memory_of", lambda device: (bytes_there, bytes_there))
         return not too_large(preset, 500, torch.device("cpu"))
 
-    assert [fits(tiny(), 16 * count.total), fits(tiny(train=AVERAGED), 20 * count.total)] == [True, True]
-    assert [fits(tiny(), 16 * count.total - 1), fits(tiny(train=AVERAGED), 20 * count.total - 1)] == [False, False]
+    assert [fits(tiny(), 28 * count.total), fits(tiny(train=AVERAGED), 36 * count.total)] == [True, True]
+    assert [fits(tiny(), 28 * count.total - 1), fits(tiny(train=AVERAGED), 36 * count.total - 1)] == [False, False]
 
 
 @pytest.mark.slow

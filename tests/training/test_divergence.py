@@ -1,16 +1,18 @@
 """A learning rate that is too high is found out within 200 steps, and the last good snapshot stays; a change of the mix is no divergence."""
 
+import contextlib
 import math
 from pathlib import Path
 
 import pytest
 import torch
 
-from lm.training import Halted
+from lm.training import Halted, train
 from lm.training.divergence import PATIENCE, RISE, Watch
 from lm.training.headers import NAMES
+from lm.training.session import Session
 from lm.training.snapshots import Snapshots
-from tests.training.test_run import STEP, Tiny, trained
+from tests.training.test_run import STEP, Recorder, Tiny, trained
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
@@ -24,6 +26,35 @@ def test_a_rate_that_is_too_high_ends_the_run_and_costs_no_snapshot(optimizer: s
     kept = [Snapshots(tmp_path).read(name) for name, file in NAMES.items() if (tmp_path / file).exists()]
     assert kept[0].life["tokens"] - good.life["tokens"] <= 20 * STEP, "none was taken once the loss had risen"
     assert any(all(torch.equal(good.weights[name], one.weights[name]) for name in good.weights) for one in kept)
+
+
+@pytest.mark.parametrize("end", ["a stop", "failed sources", "the budget"])
+def test_a_run_that_ends_while_the_loss_has_risen_saves_nothing(end: str, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained(tiny(), tmp_path, 40)
+    good, watches, recorder = Snapshots(tmp_path).read("current"), [], Recorder()
+    first = good.life["tokens"]
+
+    class Seen(Watch):
+        def __init__(self, vocab_size: int) -> None:
+            super().__init__(vocab_size)
+            watches.append(self)
+
+    def has_risen() -> bool:
+        return bool(watches) and watches[0].risen >= PATIENCE // 2
+
+    read = Session.next_batch
+    monkeypatch.setattr("lm.training.loop.Watch", Seen)
+    if end == "failed sources":
+        monkeypatch.setattr(Session, "next_batch", lambda *given: (None, None, "all are gone") if has_risen() else read(*given))
+    wild = tiny(train={"learning_rate": 3.0, "warmup_share": 0.01, "snapshot_every_minutes": 1000})
+    steps = 45 if end == "the budget" else 400
+    with pytest.raises(Halted, match="all are gone") if end == "failed sources" else contextlib.nullcontext():
+        train(wild, tmp_path, steps * STEP, observers=(recorder,), should_stop=lambda: end == "a stop" and has_risen())
+    assert recorder.of("step")[-1]["life_tokens"] > first and watches[0].risen, "it had begun to come apart"
+    kept = Snapshots(tmp_path).read("current")
+    assert kept.life == good.life and all(torch.equal(good.weights[name], kept.weights[name]) for name in good.weights)
+    assert any(event["text"].startswith(f"the loss has risen for {watches[0].risen} steps: what was learned") for event in recorder.of("notice"))
+    assert not recorder.of("snapshot") and len(list((tmp_path / "archive").glob("run-*.pth"))) == 1
 
 
 def test_it_is_found_within_two_hundred_steps() -> None:

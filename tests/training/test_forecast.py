@@ -6,18 +6,22 @@ import pytest
 import torch
 from torch import nn
 
+from lm.auxiliary.heads import build_heads
 from lm.model import build_model
 from lm.preset import Preset, load_preset
 from lm.preset.counting import count_parameters, operations_per_token
-from lm.training import Halted, forecast
+from lm.preset.holding import held_bytes
+from lm.training import Halted, forecast, host, train
 from lm.training.distribution import Ranks
-from lm.training.forecast import Need, duration_told, in_hours, kept_bytes, lasting_bytes, memory_of, peak_by_name, peak_products
+from lm.training.forecast import Need, copy_bytes, duration_told, in_hours, kept_bytes, lasting_bytes, memory_of, peak_by_name, peak_products, too_large
 from lm.training.learner import Learner
 from lm.training.optimizer import build_optimizer
+from lm.training.paces import kept_pace
+from lm.training.saving import copied
 from lm.training.snapshots import Snapshots
 from lm.training.step import Teacher
 from tests.training.ranks import rows
-from tests.training.test_run import STEP, Tiny, trained
+from tests.training.test_run import STEP, Recorder, Tiny, trained
 
 GB = 10**9
 
@@ -85,6 +89,23 @@ def test_little_memory_makes_fewer_rows_and_the_same_model(tiny: Tiny, tmp_path:
         assert ours["batch_hash"] == theirs["batch_hash"] and ours["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
 
 
+def test_rows_that_become_longer_are_fitted_again(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is memory for one row of 64 tokens at a time, whether shorter ones come before it or not."""
+    needs, read, fit, gradients = [], [], Teacher.fit, Teacher._gradients
+    monkeypatch.setattr(Teacher, "_lasting", lambda teacher: 0)  # moments that are there by then would make room
+    monkeypatch.setattr(Teacher, "fit", lambda teacher, batch: needs.append(fit(teacher, batch)) or needs[-1])
+    trained(tiny(), tmp_path / "plenty", 1)
+    monkeypatch.setattr(Teacher, "_gradients", lambda *given: read.append((given[1].tokens.shape[1], given[0].micro_rows)) or gradients(*given))
+    monkeypatch.setattr("lm.training.step.memory_of", lambda device: (int(1.5 * needs[0].row / forecast.ROOM), 10**12))
+    trained(tiny(), tmp_path / "plain", 1)
+    assert read == [(64, 1)]
+    ramp = {"seq_length_curriculum": [{"until_tokens": STEP // 2, "seq_length": 16}, {"until_tokens": 2 * STEP, "seq_length": 64}]}
+    told = [event for event in trained(tiny(train=ramp), tmp_path / "ramp", 2).of("forecast") if "rows" in event]
+    assert read[1:] == [(16, 4), (16, 4), (64, 1), (64, 1)]
+    assert [event["rows"] for event in told] == [4, 1]
+    assert "a step with rows of 64 tokens needs" in told[-1]["text"] and "one row is read at a time, not 4" in told[-1]["text"]
+
+
 def test_what_can_never_fit_is_said_before_anything_is_learned(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lm.training.step.memory_of", lambda device: (10**5, 10**5))
     with pytest.raises(Halted, match=r"a step with a single row needs 0\.\d GB, and there are 0\.0 GB in all: lower model\.seq_length or model\.hidden_size"):
@@ -92,10 +113,35 @@ def test_what_can_never_fit_is_said_before_anything_is_learned(tiny: Tiny, tmp_p
     assert Snapshots(tmp_path).newest() is None
 
 
-def test_a_model_larger_than_all_memory_is_refused_before_it_is_built(tiny: Tiny, tmp_path: Path) -> None:
-    """A matrix of a model like this alone would have the process killed."""
-    with pytest.raises(Halted, match=r"tiny: [\d,]+ parameters need [\d,]+ GB with what training keeps beside them, and this machine has .* GB"):
-        trained(tiny(model={"hidden_size": 65536, "num_layers": 512, "num_heads": 64, "seq_length": 64}), tmp_path, 3)
+def test_a_model_larger_than_all_memory_is_refused_before_anything_is_done(tiny: Tiny, tmp_path: Path) -> None:
+    """A matrix of a model like this alone would have the process killed, and its tokenizer is not trained for nothing."""
+    recorder, huge = Recorder(), tiny(model={"hidden_size": 65536, "num_layers": 512, "num_heads": 64, "seq_length": 64})
+    with pytest.raises(Halted, match=r"tiny: [\d,]+ parameters need [\d,]+ GB with what training and saving keep beside them, and this machine has .* GB"):
+        train(huge, tmp_path, 3 * STEP, observers=(recorder,))
+    assert not any("tokenizer" in event["text"] for event in recorder.of("phase"))
+
+
+def test_the_copy_that_a_snapshot_is_written_from_must_fit_too(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a host it comes beside training; beside a device, host memory holds it alone. Closed forms are what is really copied."""
+    copies = []
+    monkeypatch.setattr("lm.training.saving.copied", lambda snapshot: copies.append(copied(snapshot)) or copies[-1])
+    preset = tiny(train={"average_tokens": 1000}, auxiliary={"enable_policy": True})
+    trained(preset, tmp_path, 1)
+    vocab_size = len(copies[0].weights["model.embedding.weight"])
+    numbers = sum(tensor.numel() for tensor in copies[0].average.values())
+    moments = sum(tensor.nbytes for name, tensor in copies[0].optimizer.items() if "exp_avg" in name)
+    held, host, device = held_bytes(preset, vocab_size), torch.device("cpu"), torch.device("cuda:0")
+    assert held.copy == moments + 2 * 4 * numbers and held.training == held.copy + 4 * numbers
+    learner = Learner(build_model(preset, vocab_size), build_heads(preset, 0))
+    assert copy_bytes(learner, True, host) == held.copy and copy_bytes(learner, True, device) == 0
+    there: dict[torch.device, int] = {}
+    monkeypatch.setattr(forecast, "memory_of", lambda place: (0, there[place]))
+    for of_host, of_device, fits in ((held.copy, held.training, True), (held.copy - 1, held.training, False), (held.copy, held.training - 1, False)):
+        there |= {host: of_host, device: of_device}
+        assert bool(too_large(preset, vocab_size, device)) != fits
+    for of_host, fits in ((sum(held), True), (sum(held) - 1, False)):
+        there[host] = of_host
+        assert bool(too_large(preset, vocab_size, host)) != fits
 
 
 def test_the_time_of_a_run_is_told_after_a_few_steps(tiny: Tiny, tmp_path: Path) -> None:
@@ -107,6 +153,13 @@ def test_the_time_of_a_run_is_told_after_a_few_steps(tiny: Tiny, tmp_path: Path)
     assert memory["free_bytes"] > 0
     assert time["seconds"] == pytest.approx(6 * STEP / time["tokens_per_second"])
     assert 0 < time["device_share"] < 1
+    assert kept_pace(tmp_path, tiny()) == time["tokens_per_second"], "for the menu"
+    assert kept_pace(tmp_path, tiny(model={"num_layers": 3})) is None
+
+
+def test_no_time_is_told_where_nothing_is_left_to_read(tiny: Tiny, tmp_path: Path) -> None:
+    (memory,) = trained(tiny(), tmp_path, 4).of("forecast")
+    assert "rows" in memory
 
 
 @pytest.mark.parametrize(
@@ -171,8 +224,8 @@ def test_memory_and_speed_of_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert memory_of(device)[1] == total // 4
     (tmp_path / "memory.max").write_text("4000\n")
     (tmp_path / "memory.current").write_text("1000\n")
-    monkeypatch.setattr(forecast, "CGROUP", tmp_path)
-    assert memory_of(device) == (750, 1000)
+    monkeypatch.setattr(host, "CGROUP", tmp_path)
+    assert memory_of(device) == (750, 1000) and host.host_bytes() == 4000
     (tmp_path / "memory.max").write_text("max\n")
-    assert memory_of(device)[1] == total // 4, "no limit is none"
+    assert memory_of(device)[1] == host.host_bytes() // 4 == total // 4, "no limit is none"
     assert 1e9 < peak_products(device, "float32") < 1e14

@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,9 @@ import lm.training.step as step_module
 from lm.auxiliary.heads import HEADS
 from lm.preset import Preset
 from lm.training import Halted, train
+from lm.training.evaluation import brief_tokens
+from lm.training.loop import BESIDE
+from lm.training.session import Session
 from lm.training.snapshots import SnapshotError, Snapshots, read_snapshot
 from tests.data_sources.streams import paragraphs
 from tests.loopback_hub import LoopbackHub, make_dataset
@@ -160,6 +164,36 @@ def test_evaluations_and_samples_change_nothing(tiny: Tiny, tmp_path: Path) -> N
     assert len(busy.of("sample")) == 10
     assert len(busy.of("evaluation")) >= 4
     assert [event["loss"] for event in plain.of("step")] == [event["loss"] for event in busy.of("step")]
+
+
+def test_what_is_done_beside_the_steps_waits_past_two_percent_of_the_time(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock on which a step takes 20 seconds, an evaluation 2 and a sample 1; both are always due. What is learned is the same."""
+    now = [0.0]
+
+    def taking(seconds: float, work: Callable[..., Any]) -> Callable[..., Any]:
+        def timed(*given: Any, **named: Any) -> Any:
+            now[0] += seconds
+            return work(*given, **named)
+
+        return timed
+
+    always, never = ({"evaluate_every_tokens": every, "sample_every_tokens": every} for every in (STEP, 10**9))
+    without = trained(tiny(train=never), tmp_path / "without", 40)
+    monkeypatch.setattr("lm.training.loop.BESIDE", BESIDE)
+    monkeypatch.setattr("lm.training.loop.time", SimpleNamespace(monotonic=lambda: now[0]))
+    for of, name, seconds in ((step_module.Teacher, "step", 20), (Session, "evaluate", 2), (Session, "write_sample", 1)):
+        monkeypatch.setattr(of, name, taking(seconds, getattr(of, name)))
+    bounded = trained(tiny(train=always), tmp_path / "bounded", 40)
+    brief = [event["tokens"] // STEP for event in bounded.of("evaluation") if event["brief"]]
+    assert brief == [event["tokens"] // STEP for event in bounded.of("sample")] == [1, 9, 16, 24, 31, 38]
+    assert [event["brief"] for event in bounded.of("evaluation")] == [True] * 6 + [False], "at its end a run is always measured"
+    assert len(bounded.of("snapshot")) == 2, "at the end, and with what was measured there"
+    learned = [[(event["batch_hash"], event["loss"]) for event in each.of("step")] for each in (without, bounded)]
+    assert learned[0] == learned[1]
+
+
+def test_many_sources_share_a_brief_evaluation() -> None:
+    assert [brief_tokens(sources) for sources in (0, 1, 8, 16, 1000)] == [8_192, 8_192, 8_192, 4_096, 1_024]
 
 
 ODD = [
