@@ -18,6 +18,7 @@ from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
 from lm.preset.training import TrainConfig
+from lm.training.threads import fitting_threads
 
 BUCKET_ELEMENTS = 2**23  # gradients that are summed in one message: 32 MiB of float32
 
@@ -38,6 +39,8 @@ class Ranks:
         self.device: torch.device = self.accelerator.device
         self.rank: int = self.accelerator.process_index
         self.size: int = self.accelerator.num_processes
+        if not on_gpu:
+            torch.set_num_threads(fitting_threads())
         if self.size > 1:
             # The group's threads would abort a process that leaves while they run.
             atexit.unregister(_leave)
