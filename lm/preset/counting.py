@@ -1,6 +1,6 @@
 """How many parameters a preset's model has, in closed form, so that the menu knows before torch is imported."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from lm.preset.mechanisms import RoutedMechanism
@@ -11,7 +11,8 @@ from lm.preset.widths import OUTPUT_WIDTHS
 
 
 class ParameterCount(NamedTuple):
-    """Trainable numbers: in the vocabulary's matrices (embedding and output) and in all the rest; of that, in experts that a token leaves aside."""
+    """Trainable numbers: in the vocabulary's matrices (embedding and output) and in all the rest; of that, those that a token leaves aside: other
+    tokens' experts, heavy branches and layers, on the average over tokens."""
 
     vocabulary: int
     trunk: int
@@ -23,7 +24,7 @@ class ParameterCount(NamedTuple):
 
     @property
     def active(self) -> int:
-        """Those that one token uses."""
+        """Those that one token uses, on the average."""
         return self.total - self.idle
 
 
@@ -99,8 +100,12 @@ def _shared_attention(preset: Preset) -> int:
 def _retro(preset: Preset) -> int:
     model = preset.model
     places = (preset.retro.chunk_size + 1) * model.hidden_size if model.position == "learned" else 0
-    keys = 2 * _encoder_size(preset) * model.kv_heads * model.head_size
-    return 2 * model.hidden_size**2 + keys + 2 * model.head_size * model.qk_norm + places
+    return 2 * model.hidden_size**2 + _neighbour_keys(preset) + 2 * model.head_size * model.qk_norm + places
+
+
+def _neighbour_keys(preset: Preset) -> int:
+    """Of what makes keys and values of neighbours."""
+    return 2 * _encoder_size(preset) * preset.model.kv_heads * preset.model.head_size
 
 
 def _encoder_size(preset: Preset) -> int:
@@ -138,9 +143,12 @@ def _router(preset: Preset, section: RoutedMechanism) -> int:
 
 
 def _colt5(preset: Preset) -> int:
-    section, width = preset.colt5, preset.model.swiglu_size
-    widths = (section.light_size or -(-width // 2)) + (section.heavy_size or 2 * width)
-    return 3 * preset.model.hidden_size * widths + _router(preset, section)
+    light = preset.colt5.light_size or -(-preset.model.swiglu_size // 2)
+    return 3 * preset.model.hidden_size * light + _colt5_heavy(preset) + _router(preset, preset.colt5)
+
+
+def _colt5_heavy(preset: Preset) -> int:
+    return 3 * preset.model.hidden_size * (preset.colt5.heavy_size or 2 * preset.model.swiglu_size)
 
 
 def _colt5_attention(preset: Preset) -> int:
@@ -167,22 +175,43 @@ UNIT_COUNTS: dict[str, Callable[[Preset], int]] = {
     "swiglu": _swiglu,
     "relu2": _relu2,
 }
-IDLE_COUNTS: dict[str, Callable[[Preset], int]] = {"moe": _moe_idle}  # what a token leaves aside
+IDLE_COUNTS: dict[str, Callable[[Preset], float]] = {  # what a token leaves aside, on the average
+    "moe": _moe_idle,
+    "colt5": lambda preset: (1 - preset.colt5.budget) * _colt5_heavy(preset),
+    "colt5_attention": lambda preset: (1 - preset.colt5_attention.budget) * _attention(preset),
+}
 
 
 def count_parameters(preset: Preset, vocab_size: int) -> ParameterCount:
     """Parameters of the model that build_model(preset, vocab_size) gives."""
     model = preset.model
-    units = [(name, depth) for depth, layer in enumerate(layer_plan(preset)) for name in layer]
-    layers = [at_layer(preset, depth) for depth in range(model.num_layers)]
+    units, layers = list(_units(preset)), [at_layer(preset, depth) for depth in range(model.num_layers)]
     norms = (len(units) + 1) * model.hidden_size
     positions = model.seq_length * model.hidden_size if model.position == "learned" else 0
     vocabulary = vocab_size * model.hidden_size * (1 if model.tie_embeddings else 2)
-    trunk = sum(UNIT_COUNTS[name](layers[depth]) * (2 if model.bidirectional == "own" and reads_both_ways(name) else 1) for name, depth in units)
-    idle = sum(IDLE_COUNTS[name](layers[depth]) for name, depth in units if name in IDLE_COUNTS)
+    trunk, used = (sum(numbers) for numbers in zip(*units, strict=True))
     routers = len(depths_layers(preset)) * _router(preset, preset.mixture_of_depths)
-    encoder = _neighbour_encoder(preset) if any(name == "retro" for name, _ in units) else 0
-    return ParameterCount(vocabulary, trunk + norms + positions + routers + encoder + _options(preset, layers), idle)
+    rest = norms + positions + routers + _neighbour_encoder(preset) * bool(_retro_layers(preset)) + _options(preset, layers)
+    return ParameterCount(vocabulary, trunk + rest, round(trunk - used))
+
+
+def _units(preset: Preset) -> Iterator[tuple[int, float]]:
+    """Numbers that each unit has, and how many of them a token uses on the average."""
+    for depth, (layer, share) in enumerate(zip(layer_plan(preset), _readers(preset), strict=True)):
+        at = at_layer(preset, depth)
+        for name in layer:
+            count = UNIT_COUNTS[name](at) * (2 if preset.model.bidirectional == "own" and reads_both_ways(name) else 1)
+            yield count, share * (count - (IDLE_COUNTS[name](at) if name in IDLE_COUNTS else 0))
+
+
+def _readers(preset: Preset) -> list[float]:
+    """The share of tokens that read each layer."""
+    some = depths_layers(preset)
+    return [preset.mixture_of_depths.share if depth in some else 1.0 for depth in range(preset.model.num_layers)]
+
+
+def _retro_layers(preset: Preset) -> int:
+    return sum("retro" in layer for layer in layer_plan(preset))
 
 
 def _ffn_head(preset: Preset, width: int, out: int) -> int:
@@ -223,17 +252,36 @@ def _options(preset: Preset, layers: list[Preset]) -> int:
         for name, groups in zip(units, option.gates, strict=True)
         if groups
     )
-    widths = [option.shared_width for option in options if option.shared_width]
-    matrices = 3 if preset.model.activation == "swiglu" else 2
+    sharing = sum(bool(option.shared_width) for option in options)
     mixed = sum(option.values.count("mixed") for option in options)
-    return gates + mixed + preset.model.hidden_size * (len(widths) + matrices * max(widths, default=0))
+    return gates + mixed + preset.model.hidden_size * sharing + _shared_matrices(preset)
+
+
+def _shared_matrices(preset: Preset) -> int:
+    """Of the feed-forward that layers share."""
+    matrices = 3 if preset.model.activation == "swiglu" else 2
+    return matrices * preset.model.hidden_size * max(option.shared_width for option in layer_options(preset))
 
 
 def operations_per_token(preset: Preset, vocab_size: int) -> float:
-    """Floating point operations of a training step for each token: 6 for each number that it uses (2 forward, 4 back), and attention's
-    products, 12 for each earlier token and channel, of which causality leaves half (Chowdhery et al. 2022, appendix B). What recurrences do beside
-    their matrices is left out."""
+    """Floating point operations of a training step for each token: 6 for each number that it uses (2 forward, 4 back), as often as it does, and
+    attention's products, 12 for each earlier token and channel, of which causality leaves half (Chowdhery et al. 2022, appendix B). What recurrences
+    and windows do beside their matrices is left out."""
     count, model = count_parameters(preset, vocab_size), preset.model
     looked_up = 0 if model.tie_embeddings else vocab_size * model.hidden_size
-    attending = sum(name in ("attention", "shared_attention") for layer in layer_plan(preset) for name in layer)
-    return 6.0 * (count.active - looked_up) + 6.0 * attending * model.num_heads * model.head_size * model.seq_length
+    attending = sum(
+        share**2 * (name in ("attention", "shared_attention")) for layer, share in zip(layer_plan(preset), _readers(preset), strict=True) for name in layer
+    )
+    used = count.active - looked_up + _used_again(preset)
+    return 6.0 * used + 6.0 * attending * model.num_heads * model.head_size * model.seq_length
+
+
+def _used_again(preset: Preset) -> float:
+    """Numbers that a token uses once more, as often as it does: those that layers share, those that read from both ends, and those that read
+    neighbours, of which a chunk has some of twice its length each."""
+    sharing = sum(share for share, option in zip(_readers(preset), layer_options(preset), strict=True) if option.shared_width)
+    shared = max(sharing - 1, 0) * _shared_matrices(preset)
+    both = sum(UNIT_COUNTS[name](preset) for layer in layer_plan(preset) for name in layer if reads_both_ways(name)) * (preset.model.bidirectional == "shared")
+    retro = _retro_layers(preset)
+    neighbours = (2 * preset.retro.num_neighbors - 1) * (_neighbour_encoder(preset) * bool(retro) + _neighbour_keys(preset) * retro)
+    return shared + both + neighbours

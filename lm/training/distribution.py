@@ -7,19 +7,24 @@ there would leave the others waiting for ever. DDP still gives every rank the fi
 
 import atexit
 import contextlib
+import time
 from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
+from functools import cache
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
-from accelerate.state import AcceleratorState
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.state import AcceleratorState, PartialState
 from torch import Tensor, nn
 
 from lm.preset.training import TrainConfig
+from lm.training.threads import fitting_threads
 
 BUCKET_ELEMENTS = 2**23  # gradients that are summed in one message: 32 MiB of float32
+CLEARLY = 1.3  # times as fast, from where on bfloat16 pays on a CPU: hardware for it brings more, and noise less, so that sessions choose alike
+PRODUCT = (256, 512, 512)  # rows, what comes in and what goes out: a layer's size, and done in milliseconds
 
 
 class Ranks:
@@ -28,16 +33,19 @@ class Ranks:
     def __init__(self, config: TrainConfig) -> None:
         on_gpu = torch.cuda.is_available()
         torch.set_float32_matmul_precision("high" if on_gpu else "highest")
-        self.precision = chosen_precision(config.precision, on_gpu)
+        state = PartialState(cpu=not on_gpu, timeout=timedelta(minutes=30))
+        self.device: torch.device = state.device
+        self.rank: int = state.process_index
+        self.size: int = state.num_processes
+        if not on_gpu:
+            torch.set_num_threads(fitting_threads())
+        self.precision: str = self.first_does(lambda: chosen_precision(config.precision, on_gpu))
         AcceleratorState._reset_state()  # the last run of this process may have had another precision
         self.accelerator = Accelerator(
             cpu=not on_gpu,
             mixed_precision="bf16" if self.precision == "bfloat16" else "no",
-            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False), InitProcessGroupKwargs(timeout=timedelta(minutes=30))],
+            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
         )
-        self.device: torch.device = self.accelerator.device
-        self.rank: int = self.accelerator.process_index
-        self.size: int = self.accelerator.num_processes
         if self.size > 1:
             # The group's threads would abort a process that leaves while they run.
             atexit.unregister(_leave)
@@ -168,12 +176,30 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def chosen_precision(asked: str, on_gpu: bool) -> str:
-    """ "auto" means bfloat16 matrix products on a device that has them in hardware, and float32 elsewhere."""
+    """ "auto" means bfloat16 matrix products on a GPU that has them in hardware, and on CPUs that are clearly faster with them; float32 elsewhere."""
     if asked != "auto":
         return asked
-    if on_gpu:
-        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
-    return "bfloat16" if torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported() else "float32"
+    pays = torch.cuda.is_bf16_supported(including_emulation=False) if on_gpu else bfloat16_gain() > CLEARLY
+    return "bfloat16" if pays else "float32"
+
+
+@cache
+def bfloat16_gain() -> float:
+    """How many times as fast this CPU is with a layer's product in bfloat16, conversions included, as with one in float32."""
+    rows, width, out = PRODUCT
+    draws = torch.Generator()  # of its own: a run's draws don't depend on what is measured
+    x, weight = torch.rand(rows, width, generator=draws), torch.rand(out, width, generator=draws)
+    return _least_seconds(x, weight, False) / _least_seconds(x, weight, True)
+
+
+def _least_seconds(x: Tensor, weight: Tensor, in_bfloat16: bool) -> float:
+    seconds = []
+    with torch.autocast("cpu", torch.bfloat16, enabled=in_bfloat16):
+        for _ in range(3):  # the first is slower, and anything else that runs here makes one slower, and none faster
+            began = time.perf_counter()
+            nn.functional.linear(x, weight)
+            seconds.append(time.perf_counter() - began)
+    return min(seconds)
 
 
 def device_in_words(ranks: Ranks) -> str:

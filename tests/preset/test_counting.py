@@ -1,15 +1,18 @@
 """The closed-form count equals the model that is built."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from lm.auxiliary.heads import HEADS, build_heads
-from lm.model import build_model
-from lm.preset import MECHANISMS, Preset, count_parameters
-from lm.preset.counting import count_heads
+from lm.model import Context, build_model
+from lm.preset import MECHANISMS, Preset, count_parameters, load_preset
+from lm.preset.counting import count_heads, operations_per_token
 from lm.preset.options import check_options
+from lm.units.neighbours import Neighbours
 
 SIZES: list[dict[str, Any]] = [
     {},
@@ -93,3 +96,60 @@ def test_count_of_heads(name: str, sizes: dict[str, Any]) -> None:
 def test_a_token_uses_all_of_a_dense_model() -> None:
     count = count_parameters(Preset.model_validate({"data": {"sources": ["c4"]}}), 31)
     assert count.active == count.total
+
+
+SIZE = {"hidden_size": 128, "num_heads": 4}
+SHIPPED = sorted(Path("configs").glob("[0-9]*.json"))
+REUSED: list[dict[str, Any]] = [
+    {"shared_ffn": {"enabled": True, "private_share": 0.25}},
+    {"shared_ffn": {"enabled": True}, "mixture_of_depths": {"enabled": True, "layers": "odd", "share": 0.25}, "model": {"activation": "relu2"}},
+    {"model": {"bidirectional": "shared"}, "train": {"objective": "mlm"}},
+    {"colt5_attention": {"enabled": True, "light_heads": 1}, "model": {"tie_embeddings": False}},
+]
+
+
+@pytest.mark.parametrize("preset", SHIPPED, ids=lambda path: path.stem)
+def test_operations_of_shipped_presets_are_those_that_torch_counts(preset: Path) -> None:
+    """Of small sisters of them."""
+    loaded = load_preset(preset)
+    check_operations(loaded.model_copy(update={"model": loaded.model.model_copy(update=SIZE)}))
+
+
+@pytest.mark.parametrize("sections", REUSED, ids=str)
+def test_operations_of_weights_that_are_used_again_are_those_that_torch_counts(sections: dict[str, Any]) -> None:
+    check_operations(Preset.model_validate({"data": {"sources": ["c4"]}} | sections | {"model": SIZE | sections.get("model", {})}))
+
+
+def check_operations(preset: Preset) -> None:
+    """Of its products, which are three times those of the forward pass. Attention's, which torch does not count on CPUs, are those that grow with the
+    row; a tenth is left for what recurrences do beside their matrices, and for routers that pick a few tokens more or less, once they know their scores."""
+    torch.manual_seed(0)
+    tokens = torch.randint(300, (1, 256))  # one row, for which Hyena makes its filters
+    model, memory = build_model(preset, 300).train(), None
+    if preset.retro.enabled:
+        chunk, neighbours = preset.retro.chunk_size, preset.retro.num_neighbors
+        at = torch.arange(0, tokens.numel(), chunk)
+        found = torch.randint(300, (len(at), neighbours, 2 * chunk))
+        memory = Neighbours(at, found, torch.full((len(at), neighbours), 2 * chunk))
+    model.after_step(model(tokens, None, Context(memory=memory)).stats)
+    with FlopCounterMode(display=False) as counter:
+        assert model(tokens, None, Context(memory=memory)).logits.shape == (1, 256, 300)
+    of_one = preset.model_copy(update={"model": preset.model.model_copy(update={"seq_length": 1})})
+    assert operations_per_token(of_one, 300) == pytest.approx(3 * counter.get_total_flops() / tokens.numel(), rel=0.1)
+
+
+def test_a_token_uses_a_part_of_what_is_for_some_tokens() -> None:
+    """A quarter of the heavy branches, and of every second layer half."""
+    sections = {
+        "colt5": {"enabled": True, "budget": 0.25, "light_size": 8, "heavy_size": 40},
+        "mixture_of_depths": {"enabled": True, "layers": "odd", "share": 0.5},
+    }
+    preset = Preset.model_validate({"data": {"sources": ["c4"]}, "model": SIZE} | sections)
+    model, count = build_model(preset, 300), count_parameters(preset, 300)
+    numbers = {name: parameter.numel() for name, parameter in model.named_parameters() if name.startswith("layers.") and ".unit." in name}
+    assert len(numbers) > 20
+    idle = 0.0
+    for name, number in numbers.items():
+        share = (0.5 if int(name.split(".")[1]) % 2 else 1.0) * (0.25 if ".heavy." in name else 1.0)
+        idle += (1 - share) * number
+    assert count.idle == pytest.approx(idle) and count.active == count.total - count.idle

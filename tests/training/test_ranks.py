@@ -112,6 +112,11 @@ def test_what_one_rank_can_not_do_keeps_every_rank_from_going_on(two: tuple[Path
     assert said == ["FileNotFoundError: rank 0", "RuntimeError: process 0 can't go on: FileNotFoundError: rank 0"]
 
 
+def test_ranks_take_the_precision_that_the_first_one_finds_best(two: tuple[Path, Preset]) -> None:
+    folder, _ = two
+    assert [json.loads((folder / f"rank{rank}.json").read_text(encoding="utf-8"))["precision"] for rank in range(2)] == ["float32"] * 2
+
+
 def test_ranks_that_wait_for_a_hub_stop_together(two: tuple[Path, Preset]) -> None:
     """The Hub says that the data set is there, and then nothing more; only the first rank is asked to stop."""
     folder, _ = two
