@@ -89,6 +89,13 @@ class TrainConfig(Config):
     optimizer: Literal["adamw", "muon"] = Field("adamw", description="Update rule. muon: for the matrices of layers, AdamW for the rest; for GPUs.")
     momentum: float = Field(0.95, ge=0, lt=1, description="Memory of Muon.")
     learning_rate: float = Field(2e-3, gt=0, le=10, description="Highest learning rate of a run.")
+    base_width: int | None = Field(
+        None,
+        ge=1,
+        le=1_048_576,
+        description="model.hidden_size at which learning_rate was found: matrices then learn at the rate that does as much at this model's width, "
+        "and one rate serves all widths; nothing: the rate as it is.",
+    )
     warmup_share: Share = Field(0.001, description="Share of the run's tokens over which the learning rate rises.")
     decay_share: Share = Field(0.2, description="Share of the run's tokens, at its end, over which the learning rate falls to a tenth.")
     weight_decay: float = Field(0.1, ge=0, le=10, description="Decay of the matrices; norms and biases have none.")

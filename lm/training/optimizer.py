@@ -2,14 +2,30 @@
 as a function of how much of the run is done.
 
 One learning rate serves both: Muon's step is made as long as AdamW's usually is (Liu et al. 2025, "Muon is scalable for LLM training").
+
+Where train.base_width says at which width D_0 = hidden_size the rate was found, models of another width D learn with shares of it, so that what
+layers write changes as much in a step (Yang et al. 2022, "Tensor programs V", table 8; Yang et al. 2023, "A spectral condition for feature learning"):
+
+    a step dW changes an output by its norm times that of the input, so norm(dW) ~ sqrt(fan_out / fan_in) is to be kept
+    AdamW: entries of dW ~ rate and aligned, norm ~ rate sqrt(fan_out fan_in):       share 1 / fan_in,        D_0 / D
+    Muon:  norm of dW = 0.2 rate sqrt(max(fan_out, fan_in)), whatever W's gradient:  share 1 / sqrt(fan_in),  sqrt(D_0 / D)
+
+Vectors, embeddings and maps whose fan-in is the same at any width (Unit.steady) keep the whole rate. An embedding that is also the readout is both,
+and gets the geometric mean of 1 and D_0 / D; so do routers, whose products are divided by the root of their fan-in. First weights are left as they are:
+those that write into the residual stream are zero, and queries, keys and what comes into a layer are normalised.
+
+Decay takes rate x weight_decay of a weight in a step, by torch's AdamW that of its group. Divided by the share it forgets as slowly at any width
+(Wang, Aitchison 2024, "How to set AdamW's weight decay as you scale model and dataset size").
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
 
 from lm.preset.training import TrainConfig
+from lm.units.router import Router
+from lm.units.unit import Unit
 
 NARROW = 16  # a map with fewer rows or columns chooses (a gate of each head, an expert) rather than carries
 MOMENTS = {torch.optim.AdamW: {"step", "exp_avg", "exp_avg_sq"}, torch.optim.Muon: {"momentum_buffer"}}
@@ -19,6 +35,7 @@ class Optimizer:
     """The optimizers of one module, of which each parameter has exactly one."""
 
     def __init__(self, module: nn.Module, *parts: torch.optim.Optimizer) -> None:
+        """parts: a group's "scale" is its share of the learning rate."""
         self.parts = parts
         self._of = {parameter: part for part in parts for group in part.param_groups for parameter in group["params"]}
         counted = sum(len(group["params"]) for group in self.param_groups)
@@ -53,17 +70,41 @@ class Optimizer:
 def build_optimizer(module: nn.Module, config: TrainConfig) -> Optimizer:
     """Matrices decay, vectors (norms, biases) don't. AdamW is fused where the device has it."""
     carry = set(layer_matrices(module)) if config.optimizer == "muon" else set()
-    rest = [parameter for parameter in module.parameters() if parameter not in carry]
-    groups = [
-        {"params": [p for p in rest if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    adamw = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), fused=True)
+    shares = rate_shares(module, config.base_width) if config.base_width else {}
+    rest = [(parameter, shares.get(parameter, 1.0)) for parameter in module.parameters() if parameter not in carry]
+    adamw = torch.optim.AdamW(_groups(rest, config), lr=config.learning_rate, betas=(config.beta1, config.beta2), fused=True)
     if not carry:
         return Optimizer(module, adamw)
-    ordered = [parameter for parameter in module.parameters() if parameter in carry]
-    muon = torch.optim.Muon(ordered, lr=config.learning_rate, weight_decay=config.weight_decay, momentum=config.momentum, adjust_lr_fn="match_rms_adamw")
+    ordered = [(parameter, shares.get(parameter, 1.0) ** 0.5) for parameter in module.parameters() if parameter in carry]
+    muon = torch.optim.Muon(_groups(ordered, config), lr=config.learning_rate, momentum=config.momentum, adjust_lr_fn="match_rms_adamw")
     return Optimizer(module, muon, adamw)
+
+
+def _groups(shares: Iterable[tuple[nn.Parameter, float]], config: TrainConfig) -> list[dict]:
+    """Parameters by their share of the learning rate ("scale", by which each step sets a group's rate) and by whether they decay."""
+    alike: dict[tuple[float, bool], list[nn.Parameter]] = {(1.0, True): [], (1.0, False): []}
+    for parameter, share in shares:
+        alike.setdefault((share, parameter.ndim >= 2), []).append(parameter)
+    return [
+        {"params": parameters, "scale": share, "lr": config.learning_rate * share, "weight_decay": config.weight_decay / share if decays else 0.0}
+        for (share, decays), parameters in alike.items()
+    ]
+
+
+def rate_shares(learner: nn.Module, base_width: int) -> dict[nn.Parameter, float]:
+    """What share of the learning rate AdamW takes for each matrix of a learner whose rate was found at `base_width`; a vector takes all of it."""
+    share = base_width / learner.model.embedding.embedding_dim
+    shares = {parameter: share for parameter in learner.parameters() if parameter.ndim >= 2}
+    for part in learner.modules():
+        if isinstance(part, nn.Embedding):
+            shares[part.weight] = 1.0
+        elif isinstance(part, Router):
+            shares |= {parameter: share**0.5 for parameter in part.parameters() if parameter.ndim >= 2}
+        elif isinstance(part, Unit):
+            shares |= {parameter: 1.0 for name, parameter in part.named_parameters() if name.startswith(part.steady)}
+    if learner.model.output is None:
+        shares[learner.model.embedding.weight] = share**0.5
+    return shares
 
 
 def layer_matrices(module: nn.Module) -> Iterator[nn.Parameter]:

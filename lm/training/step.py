@@ -153,7 +153,7 @@ class Teacher:
         scored, tokens = (int(count) for count in self.ranks.summed([float(batch.valid), float(batch.is_text.sum())]))
         rate = learning_rate(self.config, (read + tokens) / budget)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["scale"]
         cut = self._cut(number)
         looks = self.alone.heads and self.share_every and number % self.share_every == 0
         shares = gradient_shares(self.alone, self._first_windows(batch, cut), self.weights, self.ranks) if looks else {}

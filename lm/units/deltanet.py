@@ -68,6 +68,8 @@ def deltanet_chunk(
 class Deltanet(Unit):
     """Linear attention with the delta rule, by default gated."""
 
+    steady = ("kernel",)
+
     def __init__(self, preset: Preset) -> None:
         super().__init__()
         model, config = preset.model, preset.deltanet

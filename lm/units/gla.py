@@ -47,6 +47,8 @@ def gla_chunk(query: Tensor, key: Tensor, value: Tensor, log_decay: Tensor, memo
 class Gla(Unit):
     """Gated linear attention."""
 
+    steady = ("decay_up.",)
+
     def __init__(self, preset: Preset) -> None:
         super().__init__()
         size, config = preset.model.hidden_size, preset.gla

@@ -147,6 +147,8 @@ class ImplicitFilter(nn.Module):
 class Hyena(Unit):
     """Gated long convolutions with implicit filters."""
 
+    steady = ("kernel", "filter.")
+
     def __init__(self, preset: Preset) -> None:
         super().__init__()
         size, config = preset.model.hidden_size, preset.hyena

@@ -66,6 +66,8 @@ def mamba2_chunk(
 class Mamba2(Unit):
     """The state space with its convolution, gate and norm."""
 
+    steady = ("kernel",)
+
     def __init__(self, preset: Preset) -> None:
         super().__init__()
         size, config = preset.model.hidden_size, preset.mamba2

@@ -56,6 +56,8 @@ def rwkv_chunk(receptance: Tensor, key: Tensor, value: Tensor, log_decay: Tensor
 class Rwkv(Unit):
     """RWKV-6 time mix."""
 
+    steady = ("mix_up", "decay_up.")
+
     def __init__(self, preset: Preset) -> None:
         super().__init__()
         size, self.heads = preset.model.hidden_size, preset.model.num_heads

@@ -77,6 +77,8 @@ def hippo_normal(size: int) -> tuple[Tensor, Tensor]:
 class S5(Unit):
     """The state space, a gate and an output projection."""
 
+    steady = ("readout",)
+
     def __init__(self, preset: Preset) -> None:
         super().__init__()
         size, states = preset.model.hidden_size, preset.s5.state_size // 2

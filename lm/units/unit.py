@@ -86,6 +86,9 @@ def _starts(edges: Tensor) -> Tensor:
 class Unit(nn.Module):
     """(B, T, D) -> (B, T, D), causal, under the law."""
 
+    # Beginnings of the names of matrices whose fan-in is the same in a model of any width (lm/training/optimizer.py): of time, of places, of a low rank.
+    steady: tuple[str, ...] = ()
+
     def initialise(self) -> None:
         """First weights: matrices normal with deviation 0.02, and zero where the unit writes into the residual stream (`output`),
         so that a new layer is the identity (as in ReZero, Bachlechner et al. 2021)."""

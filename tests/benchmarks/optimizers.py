@@ -42,7 +42,7 @@ class Contestant(NamedTuple):
 
     def step(self, batch: Batch, factor: float) -> None:
         for group in self.optimizer.param_groups:
-            group["lr"] = self.rate * factor
+            group["lr"] = self.rate * factor * group["scale"]
         self.loss(batch).backward()
         nn.utils.clip_grad_norm_(self.learner.parameters(), 1.0)
         self.optimizer.step()

@@ -56,7 +56,7 @@ def learner_of(preset: Preset) -> Learner:
 
 def teacher_of(preset: Preset, learner: Learner) -> Teacher:
     """A teacher whose steps leave the weights as they are."""
-    still = torch.optim.SGD(learner.parameters(), lr=0.0)
+    still = torch.optim.SGD([{"params": [*learner.parameters()], "scale": 1.0}], lr=0.0)
     return Teacher(Ranks(preset.train), learner, still, preset.train.model_copy(update={"learning_rate": 0.0}), {}, Carried(learner.model))
 
 

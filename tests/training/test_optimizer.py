@@ -1,17 +1,23 @@
 """Each parameter has one optimizer; Muon's step; what is remembered when the optimizer becomes another."""
 
+from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+from data_sources import Batch
+from data_sources.packed import Rows
+from lm.auxiliary.heads import build_heads
 from lm.model import build_model
-from lm.preset import load_preset
+from lm.preset import Preset, load_preset
 from lm.preset.training import TrainConfig
+from lm.training.distribution import Ranks
 from lm.training.learner import Learner
-from lm.training.optimizer import Optimizer, build_optimizer, layer_matrices
+from lm.training.optimizer import Optimizer, build_optimizer, layer_matrices, rate_shares
 from lm.training.snapshots import Snapshots
+from lm.training.step import Teacher
 from tests.training.test_run import Tiny, trained
 
 SHIPPED = sorted(Path("configs").glob("[0-9]*.json"))
@@ -72,3 +78,106 @@ def test_another_optimizer_keeps_what_both_remember(tiny: Tiny, tmp_path: Path) 
     changed = [path for path in after if path.endswith("/momentum_buffer")]
     assert changed and all(f"{path.rsplit('/', 1)[0]}/exp_avg" in before for path in changed)
     assert not any(f"{path.rsplit('/', 1)[0]}/exp_avg" in after for path in changed)
+
+
+# One learning rate for all widths.
+
+V, ROW, STEPS = 61, 32, 12
+
+
+def of_width(width: int, **train: object) -> Preset:
+    model = {"hidden_size": width, "num_layers": 2, "num_heads": width // 16, "seq_length": ROW}
+    switches = {"learning_rate": 0.002, "warmup_share": 0.0, "decay_share": 0.0, "precision": "float32"} | train
+    return Preset.model_validate({"model": model, "train": switches, "data": {"sources": ["wikipedia"]}})
+
+
+@cache
+def written(width: int, base_width: int | None) -> dict[str, float]:
+    """Root mean square of what each unit writes after a few steps: the coordinate check of Yang et al. 2022."""
+    preset = of_width(width, base_width=base_width)
+    torch.manual_seed(0)
+    learner = Learner(build_model(preset, V))
+    teacher = Teacher(Ranks(preset.train), learner, build_optimizer(learner, preset.train), preset.train, {})
+    tokens = torch.randint(V, (STEPS + 1, 8, ROW), generator=torch.Generator().manual_seed(1))
+    found: dict[str, float] = {}
+
+    def note(name: str) -> None:
+        learner.get_submodule(name).register_forward_hook(lambda *given: found.__setitem__(name, given[-1].y.detach().square().mean().sqrt().item()))
+
+    with torch.no_grad():
+        for number, read in enumerate(tokens[:-1]):
+            nothing, numbers = torch.zeros_like(read), torch.arange(len(read))
+            rows = Rows(*(part.numpy() for part in (read, (read * 7 + 3) % V, nothing.bool(), nothing, numbers)))
+            with torch.enable_grad():
+                teacher.step(Batch.of(rows), 1, number * read.numel(), 10**9)
+        for layer in range(2):
+            for place in range(2):
+                note(f"model.layers.{layer}.{place}.unit")
+        learner.model(tokens[-1])
+    return found
+
+
+def drift(base_width: int | None) -> float:
+    """How many times as much a unit writes at one width as at another, of the unit that does most so."""
+    by_width = [written(width, base_width) for width in (32, 64, 128)]
+    return max(max(each) / min(each) for each in zip(*(found.values() for found in by_width), strict=True))
+
+
+def test_what_layers_write_after_some_steps_is_the_same_at_any_width() -> None:
+    assert drift(32) < 1.5, [written(width, 32) for width in (32, 64, 128)]
+    assert drift(None) > 3, "one rate for all matrices is another at each width"
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_matrices_learn_the_slower_the_more_they_add_up(path: Path) -> None:
+    """Against the shapes of the same model four times as wide: what grew is what is shared by."""
+    small, large = (grown(path, factor) for factor in (1, 4))
+    shares = rate_shares(large, small.model.embedding.embedding_dim)
+    assert shares[large.model.embedding.weight] == 0.5, "both read and written with"
+    for name, part in small.named_modules():
+        if isinstance(part, nn.Linear):
+            growth = large.get_submodule(name).in_features / part.in_features
+            wanted = growth**-0.5 if ".router." in name and "moe" not in path.stem else 1 / growth
+            assert shares[large.get_submodule(name).weight] == pytest.approx(wanted, rel=0.05), name
+    steady = {name for name, parameter in large.named_parameters() if parameter.ndim >= 2 and shares[parameter] == 1}
+    alike = {name for name in steady if small.get_parameter(name).shape[-1] == large.get_parameter(name).shape[-1]}
+    assert all(name.endswith(("mix_up", "positions.weight", "places.weight")) for name in steady - alike)
+
+
+def grown(path: Path, factor: int) -> Learner:
+    """The model of a preset with its heads, `factor` times as wide, its own attention heads as wide as they were."""
+    preset = load_preset(path)
+    sizes = {"hidden_size": factor * preset.model.hidden_size, "num_heads": factor * preset.model.num_heads}
+    with torch.device("meta"):
+        wider = preset.model_copy(update={"model": preset.model.model_copy(update=sizes)})
+        return Learner(build_model(wider, 300), build_heads(wider, 0))
+
+
+def test_groups_learn_at_their_share_and_decay_as_slowly() -> None:
+    """A wide model of which nothing but the decay moves: each matrix loses the same part of itself, whatever its share of the rate."""
+    preset = of_width(64, base_width=16, learning_rate=0.01, weight_decay=0.5)
+    learner = Learner(build_model(preset, V))
+    optimizer = build_optimizer(learner, preset.train)
+    assert {group["scale"] for group in optimizer.param_groups} == {0.25, 0.5, 1.0}
+    assert all(group["lr"] == 0.01 * group["scale"] for group in optimizer.param_groups)
+    before = {name: parameter.detach().clone() for name, parameter in learner.named_parameters()}
+    for parameter in learner.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    for name, parameter in learner.named_parameters():
+        assert torch.allclose(parameter, before[name] * (1 - 0.01 * 0.5 * (parameter.ndim >= 2)), rtol=1e-6), name
+
+
+def test_another_base_width_goes_on_and_is_told(tiny: Tiny, tmp_path: Path) -> None:
+    """Also in a model that is as it was but for its width: what fits is kept, and its own share holds."""
+    trained(tiny(), tmp_path, 60, stop_after=3)
+    narrow = trained(tiny(train={"base_width": 16}), tmp_path, 60, stop_after=2)
+    (resume,) = narrow.of("resume")
+    assert resume["differs"] == ["train.base_width was None and is 16"] and not resume["exact"]
+    assert Snapshots(tmp_path).read("current").optimizer["model.embedding.weight/step"].item() == 5, "with its moments"
+    assert trained(tiny(train={"base_width": 16}), tmp_path, 60, stop_after=1).of("resume")[0]["exact"]
+    wide = trained(tiny(model={"hidden_size": 64}, train={"base_width": 16}), tmp_path, 60, stop_after=2)
+    assert len(wide.of("step")) == 2 and any("new" in event["text"] for event in wide.of("notice"))
+    assert {event["learning_rate"] for event in wide.of("step")} == {event["learning_rate"] for event in narrow.of("step")}, (
+        "the rate is told as the preset has it"
+    )
