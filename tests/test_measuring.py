@@ -8,13 +8,14 @@ import sys
 from typing import Literal, get_args, get_origin
 
 import pytest
+import torch
 
 from data_sources.config import Config
 from lm.preset import Preset, count_parameters
-from tests.benchmarks import cards, comparison, measures
+from tests.benchmarks import ablations, cards, comparison, device_share, measures
 from tests.benchmarks.measures import Results, commit_of, digest
 from tests.benchmarks.peers import count, of_size
-from tests.benchmarks.teaching import teacher_of
+from tests.benchmarks.teaching import in_use, random_batch, teacher_of
 
 SMALL = {"hidden_size": 48, "num_layers": 3, "num_heads": 4, "seq_length": 32}
 
@@ -148,6 +149,43 @@ def test_every_arm_is_a_preset_of_its_own():
             held = held[section]
         assert json.dumps(held[switch]) == json.dumps(arm.value) and preset.train.seed == 3
         assert not arm.sized or abs(count_parameters(preset, cards.VOCABULARY).active / plain - 1) < 0.1, arm.name
+
+
+def test_every_arm_of_the_ablations_differs_from_the_default():
+    default = ablations.Arm()
+    for name, arm in ablations.ARMS.items():
+        preset, others = ablations.preset_of(name, 2e-3, 1), (arm.vocabulary, arm.first, arm.batch)
+        plain = ablations.preset_of(ablations.DEFAULT, 2e-3, 1).model_copy(update={"name": name})
+        assert (preset != plain or others != (default.vocabulary, default.first, default.batch)) == (name != ablations.DEFAULT), name
+        assert arm.ramps == bool(preset.train.batch_curriculum or preset.train.seq_length_curriculum)
+
+
+def test_steps_of_a_ramp_are_timed_at_equal_distances(monkeypatch):
+    monkeypatch.setattr(ablations, "TOKENS", 2000)
+    rows = [1] * 10 + [3] * 30  # 40 tokens and then 120
+    monkeypatch.setattr(ablations, "batches_for", lambda name, seed: iter([random_batch(row, 40, 9) for row in rows]))
+    batches = ablations.along_the_run("batch ramp")
+    assert len(batches) == ablations.WARM + ablations.PAIRS
+    assert [len(batch.lane) for batch in batches[ablations.WARM :]] == [1] * 4 + [3] * 16  # 400 of 2000 tokens are of single rows
+
+
+def test_averages_are_what_is_evaluated():
+    preset = Preset.model_validate({"model": SMALL, "train": {"average_tokens": 40, "warmup_share": 0.0}, "data": {"sources": ["c4"]}})
+    teacher, learner = teacher_of(preset, 301)
+    weight = learner.model.embedding.weight
+    seen = [weight.detach().clone()]
+    for number in range(2):
+        teacher.step(random_batch(2, 20, 301), 1, 0, 10**9, number)
+        seen.append(weight.detach().clone())
+    with in_use(teacher):
+        assert torch.allclose(weight, (seen[1] + 2 * seen[2]) / 3, atol=1e-6) and not torch.equal(weight, seen[2])
+    assert torch.equal(weight, seen[2])
+
+
+def test_what_a_device_is_measured_with_is_large():
+    preset = device_share.preset_of("off")
+    assert 45e6 < count_parameters(preset, preset.data.vocab_size).total < 55e6
+    assert preset.step_rows == device_share.ROWS and preset.train.compile == "off"
 
 
 def of_few_values(section, path=""):
