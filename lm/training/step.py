@@ -292,7 +292,8 @@ class Teacher:
                 parts |= {name: parts.get(name, 0.0) + loss.detach() for name, loss in own.items()}
                 counts |= {name: counts.get(name, 0) + count for name, count in learned.counts.items()}
                 stats |= {name: stats.get(name, 0) + value for name, value in learned.stats.items()}
-                self._count(by_source, by_kind, window.to(self.ranks.device), learned.nll)
+                for piece, nll in zip(pieces, learned.nll.split([piece.tokens.shape[1] for piece in pieces], 1), strict=True):
+                    self._count(by_source, by_kind, piece, nll)
             if self.carried:
                 self.carried.move(lanes, state)
         return Found(torch.cat([by_source.flatten(), by_kind.flatten()]), parts, counts, stats)

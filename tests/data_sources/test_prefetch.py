@@ -56,6 +56,34 @@ def test_it_runs_ahead_by_its_depth() -> None:
     assert stream.closed
 
 
+class Late(Counting):
+    """Each item takes 12 ms."""
+
+    def __next__(self) -> int:
+        time.sleep(0.012)
+        self.at = time.monotonic()
+        return super().__next__()
+
+
+def test_who_waits_is_told_at_once() -> None:
+    """Not at the next look: of eight items, each is there between two looks that are 10 ms apart."""
+    stream, late = Late(), []
+    with Prefetch(stream, 1) as ahead:
+        for _ in range(8):
+            while ahead.peek():
+                next(ahead)
+            assert ahead.wait(5)
+            late.append(time.monotonic() - stream.at)
+    assert min(late) < 0.002
+    with Prefetch(Counting(wait_at=0)) as ahead:
+        assert not ahead.wait(0.05)
+
+
+def test_items_are_made_in_the_thread() -> None:
+    with Prefetch(Counting(), 2, lambda item: (item, threading.current_thread().name)) as ahead:
+        assert list(islice(ahead, 2)) == [(1, "prefetch"), (2, "prefetch")]
+
+
 def test_an_exception_comes_in_its_turn_and_again() -> None:
     with Prefetch(Counting(fail_at=2), 5) as ahead:
         assert [next(ahead), next(ahead)] == [1, 2]

@@ -11,15 +11,17 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from data_sources import Batch
 from lm.model import build_model
 from lm.objectives.ul2 import KINDS
 from lm.training import Halted
 from lm.training.averaging import Average
+from lm.training.carried import Carried
 from lm.training.distribution import Ranks
 from lm.training.learner import Learned, Learner
-from lm.training.optimizer import Optimizer
+from lm.training.optimizer import Optimizer, build_optimizer
 from lm.training.snapshots import Snapshots
-from lm.training.step import Teacher
+from lm.training.step import Cut, Teacher, Total
 from tests.training.ranks import V, rows
 from tests.training.test_run import Tiny, trained
 
@@ -71,6 +73,33 @@ class WithStats(Learner):
     def forward(self, *given: Any) -> Learned:
         learned = super().forward(*given)
         return learned._replace(stats={"share": learned.nll.new_ones(2), "load": learned.nll.new_ones(3, 5)})
+
+
+def test_each_row_goes_to_the_device_once(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In micro-batches, and in chunks of one window; what is counted of the chunks is what is counted of whole rows."""
+    moved, honest = [], Batch.to
+    monkeypatch.setattr(Batch, "to", lambda batch, device: moved.append(batch.tokens) or honest(batch, device))
+    whole, batch = {}, rows(padding_from=6)
+    for cut in (Cut(), Cut(window=10, chunk=5)):
+        preset = tiny(train={"per_gpu_batch_size": 4})
+        learner = Learner(build_model(preset, V))
+        carried = Carried(learner.model) if cut.chunk == 5 else None
+        teacher = Teacher(Ranks(preset.train), learner, build_optimizer(learner, preset.train), preset.train, {}, carried)
+        moved.clear()
+        found = teacher._gradients(batch, Total(batch.valid, int(batch.is_text.sum())), 1, cut)
+        assert sum(tokens.numel() for tokens in moved) == batch.tokens.numel()
+        whole[cut.chunk] = found.sums[1:].tolist()
+    assert whole[5] == whole[Cut().chunk] == [batch.valid, int(batch.is_text.sum())]
+
+
+def test_what_a_model_reads_can_be_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there is a device that takes from there; the rest of the batch stays as it is."""
+    pinned = []
+    monkeypatch.setattr(Tensor, "pin_memory", lambda tensor: pinned.append(tensor) or tensor.clone())
+    batch = rows()
+    same = batch.pinned()
+    assert {id(tensor) for tensor in pinned} == {id(tensor) for tensor in (batch.tokens, batch.targets, batch.restart, batch.source, batch.cu_seqlens)}
+    assert torch.equal(same.tokens, batch.tokens) and same.tokens is not batch.tokens and same.lane is batch.lane
 
 
 def plain_cross_entropy(hidden: Tensor, readout: torch.nn.Module, targets: Tensor) -> tuple[Tensor, Tensor]:
