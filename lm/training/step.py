@@ -157,7 +157,7 @@ class Teacher:
         of_loss = readout.weight.nbytes + of_a_chunk * 4 * CHUNK_ELEMENTS * (1 if self.ranks.device.type == "cpu" else DEVICE_FACTOR)
         trunk = sum(parameter.nbytes for parameter in self.alone.model.parameters() if parameter.requires_grad)
         of_shares = 2 * trunk if self.alone.heads and self.share_every else 0  # a loss's gradient, and the sum over the rows
-        return lasting_bytes(self.alone, lambda parameter: bool(self.optimizer.moments(parameter))) + of_loss + of_shares
+        return lasting_bytes(self.alone, self.optimizer.missing) + of_loss + of_shares
 
     def _row(self, batch: Batch, at_once: int) -> int:
         """Bytes that reading `at_once` tokens of a row keeps; 0 where this rank has no row."""
