@@ -56,27 +56,15 @@ def test_it_runs_ahead_by_its_depth() -> None:
     assert stream.closed
 
 
-class Late(Counting):
-    """Each item takes 12 ms."""
-
-    def __next__(self) -> int:
-        time.sleep(0.012)
-        self.at = time.monotonic()
-        return super().__next__()
-
-
-def test_who_waits_is_told_at_once() -> None:
-    """Not at the next look: of eight items, each is there between two looks that are 10 ms apart."""
-    stream, late = Late(), []
-    with Prefetch(stream, 1) as ahead:
-        for _ in range(8):
-            while ahead.peek():
-                next(ahead)
-            assert ahead.wait(5)
-            late.append(time.monotonic() - stream.at)
-    assert min(late) < 0.002
-    with Prefetch(Counting(wait_at=0)) as ahead:
+def test_who_waits_is_woken_by_the_item(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And looks for it in no steps of its own, each of which would be late by half of itself."""
+    stream = Counting(wait_at=0)
+    with Prefetch(stream) as ahead, monkeypatch.context() as patch:
+        patch.setattr("time.sleep", lambda seconds: pytest.fail("it sleeps"))
         assert not ahead.wait(0.05)
+        threading.Timer(0.05, stream.stop).start()
+        began = time.monotonic()
+        assert ahead.wait(30) and time.monotonic() - began < 10
 
 
 def test_items_are_made_in_the_thread() -> None:
