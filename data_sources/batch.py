@@ -4,7 +4,7 @@ B rows of this rank, T positions.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Self
 
@@ -112,13 +112,16 @@ class Batch:
         return Batch(*known, answers=answers, column=column, kind=None if self.kind is None else self.kind[rows, time])
 
     def to(self, device: torch.device) -> "Batch":
-        """The same batch with what the model reads on `device`."""
-        moved = {
-            name: getattr(self, name).to(device, non_blocking=True)
-            for name in ("tokens", "targets", "restart", "source", "cu_seqlens", "kind")
-            if getattr(self, name) is not None
-        }
-        return replace(self, **moved)
+        """The same batch with what the model reads on `device`. From pinned memory it goes there beside what the host does next."""
+        return self._with(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pinned(self) -> "Batch":
+        """The same batch with what the model reads in memory that a GPU takes from by itself."""
+        return self._with(Tensor.pin_memory)
+
+    def _with(self, of: Callable[[Tensor], Tensor]) -> "Batch":
+        read = {name: getattr(self, name) for name in ("tokens", "targets", "restart", "source", "cu_seqlens", "kind")}
+        return replace(self, **{name: of(tensor) for name, tensor in read.items() if tensor is not None})
 
     def digests(self) -> list[tuple[int, bytes]]:
         """Number and SHA-256 (of the tokens, then the targets) of each row."""

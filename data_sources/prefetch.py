@@ -6,8 +6,7 @@ The cursor that counts is the one that comes with the batch that was trained on,
 import atexit
 import queue
 import threading
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Self
 
 LONGEST_CLOSE = 5.0  # seconds: a thread inside a network wait is left behind
@@ -15,10 +14,11 @@ GLANCE = 0.1
 
 
 class Prefetch:
-    """Runs `stream` up to `depth` items ahead and hands its items out in order. An exception comes in the place of its item."""
+    """Runs `stream` up to `depth` items ahead and hands its items out in order, each as `made` makes it of them, in the thread too. An exception
+    comes in the place of its item."""
 
-    def __init__(self, stream: Any, depth: int = 2):
-        self._stream = stream
+    def __init__(self, stream: Any, depth: int = 2, made: Callable[[Any], Any] = lambda item: item):
+        self._stream, self._made = stream, made
         self._ready: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue(max(1, depth))
         self._closing = threading.Event()
         self._over: BaseException | None = None
@@ -30,7 +30,7 @@ class Prefetch:
     def _run(self) -> None:
         try:
             while not self._closing.is_set():
-                self._put((next(self._stream), None))
+                self._put((self._made(next(self._stream)), None))
         except BaseException as error:  # handed to the one who asks next
             self._put((None, error))
 
@@ -57,10 +57,8 @@ class Prefetch:
 
     def wait(self, seconds: float) -> bool:
         """Whether the next item is there, at the latest after `seconds`."""
-        until = time.monotonic() + seconds
-        while self._ready.empty() and self._over is None and time.monotonic() < until:
-            time.sleep(min(GLANCE, seconds) / 10)
-        return not self._ready.empty() or self._over is not None
+        with self._ready.not_empty:
+            return self._over is not None or self._ready.not_empty.wait_for(lambda: bool(self._ready.queue), seconds)
 
     def peek(self) -> list[Any]:
         """The items that are ready now, in order. They stay."""

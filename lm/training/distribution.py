@@ -101,13 +101,6 @@ class Ranks:
         dist.all_reduce(tensor, operation)
         return tensor.tolist()
 
-    def added(self, values: Tensor) -> Tensor:
-        """Each number of `values`, on the host, added up over the ranks, in float64."""
-        exact = values.to(self.device, torch.float64)
-        if self.size > 1:
-            dist.all_reduce(exact)
-        return exact.cpu()
-
     def from_first(self, value: Any) -> Any:
         """What rank 0 passes in, on every rank."""
         if self.size == 1:

@@ -103,11 +103,9 @@ def kept_bytes(forward: Callable[[], object], aside: Iterable[Tensor]) -> int:
     return sum(kept.values())
 
 
-def lasting_bytes(module: nn.Module, has_moments: Callable[[nn.Parameter], bool], moments: int = 2) -> int:
-    """Bytes of gradients, and of `moments` for each number, that are still to come for the parameters of `module`."""
-    return sum(
-        parameter.nbytes * ((parameter.grad is None) + moments * (not has_moments(parameter))) for parameter in module.parameters() if parameter.requires_grad
-    )
+def lasting_bytes(module: nn.Module, missing: Callable[[nn.Parameter], int]) -> int:
+    """Bytes of gradients and moments that are still to come for the parameters of `module`; `missing`: how many moments of each."""
+    return sum(parameter.nbytes * ((parameter.grad is None) + missing(parameter)) for parameter in module.parameters() if parameter.requires_grad)
 
 
 def copy_bytes(module: nn.Module, averaged: bool, device: torch.device) -> int:
@@ -152,7 +150,8 @@ def peak_products(device: torch.device, precision: str) -> float:
     if device.type == "cuda" and precision == "bfloat16" and (known := peak_by_name(torch.cuda.get_device_name(device))):
         return known
     size = 8192 if device.type == "cuda" else 1024
-    square = torch.ones(size, size, device=device, dtype=getattr(torch, precision))
+    draws = torch.Generator(device)  # of its own: a run's draws don't depend on what is measured
+    square = torch.rand(size, size, generator=draws, device=device).to(getattr(torch, precision))  # equal numbers draw less power, and flatter a GPU
     seconds = []
     for _ in range(5):
         began = time.perf_counter()

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from data_sources import open_stream, reopened
+from data_sources import Batch, open_stream, reopened
 from data_sources.config import PAST
 from data_sources.cursor import lanes_of, without
 from data_sources.documents import SourceError, SourcesFailed, Stopped
@@ -124,7 +124,7 @@ def open_session(
         stack.callback(memory.close if memory else lambda: None)
         report.phase("opening the sources")
         stream = _opened(run, tokenizer, ranks, keep, memory, should_stop)
-        ahead = stack.enter_context(Prefetch(stream, BATCHES_AHEAD))
+        ahead = stack.enter_context(Prefetch(stream, BATCHES_AHEAD, _pinned if ranks.device.type == "cuda" else lambda item: item))
         store = HeldOutStore(folder / HELD_OUT, min(preset.train.eval_tokens, HELD_OUT_TOKENS))
         saver = Saver(snapshots)
         stack.callback(_let_finish, saver)
@@ -136,6 +136,10 @@ def open_session(
             session.expected = _tell_resume(run, snapshot, under_way, bool(how and how.is_whole), changes, ranks, report)
             snapshot = None  # its tensors would stay in memory as long as the session
         yield session
+
+
+def _pinned(item: tuple[Batch, Any]) -> tuple[Batch, Any]:
+    return item[0].pinned(), item[1]
 
 
 def _teacher(run: Run, ranks: Ranks) -> Teacher:

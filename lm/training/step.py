@@ -64,11 +64,39 @@ class Total(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What rows came to."""
+    """What rows came to, on the device that read them."""
 
-    sums: list[float]  # nats, scored tokens and read tokens, by source; then nats and scored tokens by denoiser, where there are some
-    losses: dict[str, float]  # each named loss's part of the mean over the step
-    counts: dict[str, float]  # of those that are of some tokens only, how many they stand for
+    sums: Tensor  # float64: nats, scored tokens and read tokens, by source; then nats and scored tokens by denoiser, where there are some
+    losses: dict[str, Tensor]  # each named loss's part of the mean over the step
+    counts: dict[str, Tensor]  # of those that are of some tokens only, how many they stand for
+    stats: dict[str, Tensor]
+
+    @property
+    def names(self) -> "Names":
+        return Names(list(self.losses), list(self.counts), {name: value.shape for name, value in self.stats.items()})
+
+
+class Names(NamedTuple):
+    """What is found, beside the sums. A rank without rows finds nothing more."""
+
+    losses: list[str]
+    counts: list[str]
+    stats: dict[str, torch.Size]
+
+    @classmethod
+    def of_all(cls, ranks: Sequence["Names"]) -> "Names":
+        """Those of several ranks, in an order that all of them have."""
+        losses, counts = (sorted({name for names in of_ranks for name in names}) for of_ranks in list(zip(*ranks, strict=True))[:2])
+        return cls(losses, counts, {name: shape for names in ranks for name, shape in sorted(names.stats.items())})
+
+
+class Told(NamedTuple):
+    """What the rows of all ranks came to, on the host."""
+
+    norm: float  # of the gradient
+    sums: list[float]
+    losses: dict[str, float]
+    counts: dict[str, float]
     stats: dict[str, Tensor]
 
 
@@ -100,6 +128,7 @@ class Teacher:
         self.alone, self.learner, self.share_every, self.average = learner, ranks.wrapped(learner), share_every, average
         self.compiled = Compiled(learner.model, compiles(config.compile, ranks.device))
         self.parameters = [parameter for parameter in learner.parameters() if parameter.requires_grad]
+        self.own_names: Names | None = None  # as the ranks last told each other
         self.micro_rows = config.per_gpu_batch_size
         if carried:  # no lane twice, since its second row goes on from its first
             self.micro_rows = min(self.micro_rows, LANES // ranks.size)
@@ -129,7 +158,7 @@ class Teacher:
         trunk = sum(parameter.nbytes for parameter in self.alone.model.parameters() if parameter.requires_grad)
         of_shares = 2 * trunk if self.alone.heads and self.share_every else 0  # a loss's gradient, and the sum over the rows
         of_copy = copy_bytes(self.alone, bool(self.average), self.ranks.device)
-        return lasting_bytes(self.alone, lambda parameter: bool(self.optimizer.moments(parameter))) + of_loss + of_shares + of_copy
+        return lasting_bytes(self.alone, self.optimizer.missing) + of_loss + of_shares + of_copy
 
     def _row(self, batch: Batch, at_once: int) -> int:
         """Bytes that reading `at_once` tokens of a row keeps; 0 where this rank has no row."""
@@ -159,15 +188,12 @@ class Teacher:
         shares = gradient_shares(self.alone, self._first_windows(batch, cut), self.weights, self.ranks) if looks else {}
         found = self._gradients_in_memory(batch, Total(scored, tokens), num_sources, cut)
         self.ranks.sum_gradients(self.parameters)
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.grad_clip).item()
-        sums, losses, counts, stats = self._over_ranks(found)
+        norm, sums, losses, counts, stats = self._over_ranks(found, torch.nn.utils.clip_grad_norm_(self.parameters, self.config.grad_clip))
         nats, by_source, read_now = sums[:n], sums[n : 2 * n], sums[2 * n : 3 * n]
         sound = all(map(math.isfinite, [norm, *sums, *losses.values()]))
         if sound and scored:
-            self.optimizer.step()
+            self._update(tokens)
             self.alone.after_step(stats)
-            if self.average:
-                self.average.follow(tokens)
         self.optimizer.zero_grad(set_to_none=True)
         if self.carried:
             self.carried.settle(sound)
@@ -175,18 +201,30 @@ class Teacher:
         told = by_themselves(losses, counts, scored) | by_denoiser(sums[3 * n :])
         return Step(sound, tokens, loss, told, nats, by_source, read_now, norm, rate, stats, shares, scored_by_denoiser(sums[3 * n :]))
 
-    def _over_ranks(self, own: Found) -> Found:
+    def _update(self, tokens: int) -> None:
+        """Change the weights. TooLarge where there is no room for the moments, which come with the first step: fewer rows at a time would make none."""
+        try:
+            self.optimizer.step()
+            if self.average:
+                self.average.follow(tokens)
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise TooLarge("the optimizer's moments do not fit into memory: lower model.hidden_size or model.num_layers") from None
+
+    def _over_ranks(self, own: Found, norm: Tensor) -> Told:
         """Everything added up over the ranks. A rank without rows has no losses and no stats."""
-        known = self.ranks.gathered((list(own.losses), list(own.counts), {name: value.shape for name, value in own.stats.items()}))
-        names, counted = (sorted({name for part in parts for name in part}) for parts in list(zip(*known, strict=True))[:2])
-        shapes = {name: shape for *_, stats in known for name, shape in sorted(stats.items())}
-        stats = torch.cat([torch.empty(0), *(own.stats.get(name, torch.zeros(shape)).flatten().cpu() for name, shape in shapes.items())])
-        of_losses, of_counts = ([part.get(name, 0.0) for name in of] for part, of in ((own.losses, names), (own.counts, counted)))
-        numbers = torch.tensor([*own.sums, *of_losses, *of_counts], dtype=torch.float64)
-        total = self.ranks.added(torch.cat([numbers, stats.double()]))
-        sums, losses, counts, *parts = total.split([len(own.sums), len(names), len(counted), *(shape.numel() for shape in shapes.values())])
-        told = {name: part.float().view(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
-        return Found(sums.tolist(), dict(zip(names, losses.tolist(), strict=True)), dict(zip(counted, counts.tolist(), strict=True)), told)
+        names, nothing = self.names, own.sums.new_zeros(())
+        stats = [own.stats.get(name, nothing.expand(shape)) for name, shape in names.stats.items()]
+        parts = [*(own.losses.get(name, nothing) for name in names.losses), *(own.counts.get(name, nothing) for name in names.counts), *stats]
+        numbers = torch.cat([own.sums, *(part.to(own.sums).flatten() for part in parts)])
+        self.ranks.sum_tensors([numbers])
+        host = torch.cat([norm.to(numbers).view(1), numbers]).cpu()  # the one place where the host waits for the device
+        sizes = [1, len(own.sums), len(names.losses), len(names.counts), *(shape.numel() for shape in names.stats.values())]
+        length, sums, losses, counts, *rest = host.split(sizes)
+        told = {name: part.float().view(shape) for (name, shape), part in zip(names.stats.items(), rest, strict=True)}
+        of_losses, of_counts = (dict(zip(of, part.tolist(), strict=True)) for of, part in ((names.losses, losses), (names.counts, counts)))
+        return Told(length.item(), sums.tolist(), of_losses, of_counts, told)
 
     def _cut(self, number: int) -> Cut:
         """How the rows of a step are read."""
@@ -206,7 +244,11 @@ class Teacher:
                 if not is_out_of_memory(error):
                     raise
                 fits = False
-            if not self.ranks.highest([float(not fits)])[0]:
+            own = found.names if fits else None
+            is_short, is_new = self.ranks.highest([float(not fits), float(own != self.own_names)])
+            if not is_short:
+                if is_new:
+                    self.own_names, self.names = own, Names.of_all(self.ranks.gathered(own))
                 return found
             if self.micro_rows == 1:  # said by all ranks together, so that none is left waiting
                 what, remedy = self._least
@@ -251,13 +293,11 @@ class Teacher:
                 parts |= {name: parts.get(name, 0.0) + loss.detach() for name, loss in own.items()}
                 counts |= {name: counts.get(name, 0) + count for name, count in learned.counts.items()}
                 stats |= {name: stats.get(name, 0) + value for name, value in learned.stats.items()}
-                self._count(by_source, by_kind, window.to(self.ranks.device), learned.nll)
+                for piece, nll in zip(pieces, learned.nll.split([piece.tokens.shape[1] for piece in pieces], 1), strict=True):
+                    self._count(by_source, by_kind, piece, nll)
             if self.carried:
                 self.carried.move(lanes, state)
-        sums, told = torch.cat([by_source.flatten(), by_kind.flatten()]), [*parts.values(), *counts.values()]
-        numbers = torch.cat([sums, *(part.double().view(1) for part in told)]).tolist()  # the one place where the host waits for the device
-        of_losses, of_counts = numbers[len(sums) : len(sums) + len(parts)], numbers[len(sums) + len(parts) :]
-        return Found(numbers[: len(sums)], dict(zip(parts, of_losses, strict=True)), dict(zip(counts, of_counts, strict=True)), stats)
+        return Found(torch.cat([by_source.flatten(), by_kind.flatten()]), parts, counts, stats)
 
     @staticmethod
     def _count(by_source: Tensor, by_kind: Tensor, read: Batch, nll: Tensor) -> None:

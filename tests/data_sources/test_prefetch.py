@@ -56,6 +56,22 @@ def test_it_runs_ahead_by_its_depth() -> None:
     assert stream.closed
 
 
+def test_who_waits_is_woken_by_the_item(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And looks for it in no steps of its own, each of which would be late by half of itself."""
+    stream = Counting(wait_at=0)
+    with Prefetch(stream) as ahead, monkeypatch.context() as patch:
+        patch.setattr("time.sleep", lambda seconds: pytest.fail("it sleeps"))
+        assert not ahead.wait(0.05)
+        threading.Timer(0.05, stream.stop).start()
+        began = time.monotonic()
+        assert ahead.wait(30) and time.monotonic() - began < 10
+
+
+def test_items_are_made_in_the_thread() -> None:
+    with Prefetch(Counting(), 2, lambda item: (item, threading.current_thread().name)) as ahead:
+        assert list(islice(ahead, 2)) == [(1, "prefetch"), (2, "prefetch")]
+
+
 def test_an_exception_comes_in_its_turn_and_again() -> None:
     with Prefetch(Counting(fail_at=2), 5) as ahead:
         assert [next(ahead), next(ahead)] == [1, 2]

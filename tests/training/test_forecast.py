@@ -37,14 +37,18 @@ def test_what_autograd_keeps_is_counted_once_and_parameters_are_not() -> None:
     assert kept_bytes(lambda: second(nn.functional.silu(first(x))), []) == inner + sum(weight.nbytes for weight in weights)
 
 
-def test_gradients_and_moments_are_counted_until_they_are_there(tiny: Tiny) -> None:
-    preset = tiny()
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_gradients_and_moments_are_counted_until_they_are_there(optimizer: str, tiny: Tiny) -> None:
+    """Bytes of what the optimizer then holds."""
+    preset = tiny(train={"optimizer": optimizer})
     learner = Learner(build_model(preset, 50))
     teacher = Teacher(Ranks(preset.train), learner, build_optimizer(learner, preset.train), preset.train, {})
     size = sum(parameter.nbytes for parameter in learner.parameters())
-    assert lasting_bytes(learner, lambda parameter: bool(teacher.optimizer.moments(parameter))) == 3 * size
+    before = lasting_bytes(learner, teacher.optimizer.missing)
     teacher.step(rows(), 1, 0, 10**6)
-    assert lasting_bytes(learner, lambda parameter: bool(teacher.optimizer.moments(parameter))) == size, "gradients are let go after a step"
+    moments = sum(value.nbytes for parameter in learner.parameters() for value in teacher.optimizer.moments(parameter).values() if value.ndim)
+    assert before == size + moments and (moments < 2 * size) == (optimizer == "muon")
+    assert lasting_bytes(learner, teacher.optimizer.missing) == size, "gradients are let go after a step"
 
 
 @pytest.mark.parametrize(("free", "fitting"), [(100 * GB, 8), (12 * GB, 8), (7 * GB, 4), (2 * GB, 1), (0, 1)])
