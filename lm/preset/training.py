@@ -86,7 +86,7 @@ class TrainConfig(Config):
         description="Other objectives before, stage after stage of the model's life; train.objective after the last. Stages don't begin again with a run: "
         "for the end of the third run of 100,000,000 tokens, say until_tokens 295000000.",
     )
-    optimizer: Literal["adamw", "muon"] = Field("adamw", description="Update rule. muon: for the matrices of layers, AdamW for the rest; for GPUs.")
+    optimizer: Literal["adamw", "muon"] = Field("adamw", description="Update rule. muon: for the matrices of layers, those of experts too, AdamW for the rest.")
     momentum: float = Field(0.95, ge=0, lt=1, description="Memory of Muon.")
     learning_rate: float = Field(2e-3, gt=0, le=10, description="Highest learning rate of a run.")
     base_width: int | None = Field(

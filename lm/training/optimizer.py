@@ -24,11 +24,13 @@ import torch
 from torch import Tensor, nn
 
 from lm.preset.training import TrainConfig
+from lm.training.muon import Muon
+from lm.units.joined import Joined, Matrices
 from lm.units.router import Router
 from lm.units.unit import Unit
 
 NARROW = 16  # a map with fewer rows or columns chooses (a gate of each head, an expert) rather than carries
-MOMENTS = {torch.optim.AdamW: {"step", "exp_avg", "exp_avg_sq"}, torch.optim.Muon: {"momentum_buffer"}}
+MOMENTS = {torch.optim.AdamW: {"step", "exp_avg", "exp_avg_sq"}, Muon: {"momentum_buffer"}}
 
 
 class Optimizer:
@@ -73,14 +75,14 @@ class Optimizer:
 
 def build_optimizer(module: nn.Module, config: TrainConfig) -> Optimizer:
     """Matrices decay, vectors (norms, biases) don't. AdamW is fused where the device has it."""
-    carry = set(layer_matrices(module)) if config.optimizer == "muon" else set()
+    carry = dict(layer_matrices(module)) if config.optimizer == "muon" else {}
     shares = rate_shares(module, config.base_width) if config.base_width else {}
     rest = [(parameter, shares.get(parameter, 1.0)) for parameter in module.parameters() if parameter not in carry]
     adamw = torch.optim.AdamW(_groups(rest, config), lr=config.learning_rate, betas=(config.beta1, config.beta2), fused=True)
     if not carry:
         return Optimizer(module, adamw)
     ordered = [(parameter, shares.get(parameter, 1.0) ** 0.5) for parameter in module.parameters() if parameter in carry]
-    muon = torch.optim.Muon(_groups(ordered, config), lr=config.learning_rate, momentum=config.momentum, adjust_lr_fn="match_rms_adamw")
+    muon = Muon(_groups(ordered, config), config.momentum, carry)
     return Optimizer(module, muon, adamw)
 
 
@@ -111,12 +113,14 @@ def rate_shares(learner: nn.Module, base_width: int) -> dict[nn.Parameter, float
     return shares
 
 
-def layer_matrices(module: nn.Module) -> Iterator[nn.Parameter]:
-    """The weights of linear maps within layers. Not what stands for words (embedding, output, heads), and not what chooses (routers, gates of heads)."""
+def layer_matrices(module: nn.Module) -> Iterator[tuple[nn.Parameter, tuple[int, ...]]]:
+    """The weights (..., O, I) of linear maps within layers, and how their rows are shared out among maps that are joined in one. Not what stands
+    for words (embedding, output, heads), and not what chooses (routers, gates of heads)."""
     for name, part in module.named_modules():
         inside = any(f".{room}" in f".{name}" for room in ("layers.", "shared_ffn.", "neighbour_encoder."))
-        if inside and isinstance(part, nn.Linear) and "router" not in name.split(".") and min(part.weight.shape) >= NARROW:
-            yield part.weight
+        carries = inside and isinstance(part, nn.Linear | Matrices) and "router" not in name.split(".")
+        if carries and min(part.weight.shape[-2:]) >= NARROW:
+            yield part.weight, part.rows if isinstance(part, Joined | Matrices) else part.weight.shape[:1]
 
 
 def learning_rate(config: TrainConfig, share: float) -> float:

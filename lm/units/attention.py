@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from lm.ops.fused import installed
 from lm.ops.rotary import Rotary, rotated
 from lm.preset.switches import Preset
+from lm.units.joined import Joined
 from lm.units.unit import Context, Mixed, Unit
 
 VALUE = "attention.value"  # in Context.shared: the values (B, G, T, K) of the first attention, where others mix them into theirs
@@ -148,8 +149,7 @@ class Attention(Unit):
         model = preset.model
         self.heads, self.kv_heads, self.head_size = heads or model.num_heads, heads or model.kv_heads, model.head_size
         self.rotary = Rotary(self.head_size, model.rope_theta, model.position_interpolation) if model.position == "rope" else None
-        width = (self.heads + 2 * self.kv_heads) * self.head_size
-        self.query_key_value = nn.Linear(model.hidden_size, width, bias=False)
+        self.query_key_value = Joined(model.hidden_size, *(heads * self.head_size for heads in (self.heads, self.kv_heads, self.kv_heads)))
         self.query_norm = nn.RMSNorm(self.head_size, eps=model.norm_eps) if model.qk_norm else nn.Identity()
         self.key_norm = nn.RMSNorm(self.head_size, eps=model.norm_eps) if model.qk_norm else nn.Identity()
         self.output = nn.Linear(self.heads * self.head_size, model.hidden_size, bias=False)

@@ -22,6 +22,7 @@ from lm.ops.delta_rule import delta_rule
 from lm.ops.fused import by_documents, fused_kernel
 from lm.ops.short_convolution import remembered, token_convolution
 from lm.preset.switches import Preset
+from lm.units.joined import Joined
 from lm.units.unit import Context, Mixed, Unit
 
 LENGTH_EPS = 1e-6  # under the root, when vectors are brought to length 1
@@ -75,9 +76,9 @@ class Deltanet(Unit):
         model, config = preset.model, preset.deltanet
         self.heads, self.key_size, self.value_size = model.num_heads, config.key_size or model.head_size, config.value_size or model.head_size
         self.gated, self.norm_eps = config.gated, model.norm_eps
-        width, value_width = self.heads * (2 * self.key_size + self.value_size), self.heads * self.value_size
-        self.streams = nn.Linear(model.hidden_size, width, bias=False)
-        self.kernel = nn.Parameter(torch.empty(width, config.kernel_size))
+        key_width, value_width = self.heads * self.key_size, self.heads * self.value_size
+        self.streams = Joined(model.hidden_size, key_width, key_width, value_width)
+        self.kernel = nn.Parameter(torch.empty(self.streams.out_features, config.kernel_size))
         self.beta = nn.Linear(model.hidden_size, self.heads, bias=False)
         if self.gated:
             self.speed = nn.Linear(model.hidden_size, self.heads, bias=False)

@@ -22,6 +22,7 @@ from lm.ops.documents import documents_of, groups_of, joined_rows, split_rows
 from lm.ops.long_convolution import latest, long_convolution
 from lm.ops.short_convolution import remembered, short_convolution, short_convolution_of_pieces
 from lm.preset.switches import Preset
+from lm.units.joined import Joined
 from lm.units.unit import Context, Mixed, Unit
 
 FREQUENCY = 14.0  # of the sines, as for the paper's language models: it makes filters rough enough
@@ -116,7 +117,7 @@ class ImplicitFilter(nn.Module):
         self.features, self.order, self.channels, self.length = features, order, channels, length
         sizes = [features] + [width] * HIDDEN_LAYERS
         self.hidden = nn.ModuleList(nn.Linear(inner, outer) for inner, outer in zip(sizes[:-1], sizes[1:], strict=True))
-        self.taps = nn.Linear(width, order * channels, bias=False)
+        self.taps = Joined(width, *[channels] * order)
         self._made: Made | None = None
 
     def reset_parameters(self) -> None:
@@ -153,7 +154,7 @@ class Hyena(Unit):
         super().__init__()
         size, config = preset.model.hidden_size, preset.hyena
         self.order, self.length = config.order, config.filter_length or preset.model.seq_length
-        self.streams = nn.Linear(size, (self.order + 1) * size, bias=False)
+        self.streams = Joined(size, *[size] * (self.order + 1))
         self.kernel = nn.Parameter(torch.empty((self.order + 1) * size, config.kernel_size))
         self.filter = ImplicitFilter(config.embedding_dim, config.filter_order, self.order, size, self.length)
         self.skip = nn.Parameter(torch.empty(self.order * size))

@@ -21,6 +21,7 @@ from lm.ops.fused import by_documents, fused_kernel
 from lm.ops.linear_attention import scalar_decay_recurrence
 from lm.ops.short_convolution import remembered, token_convolution
 from lm.preset.switches import Preset
+from lm.units.joined import Joined
 from lm.units.unit import Context, Mixed, Unit
 
 FASTEST_RATE = 16.0  # first rates exp(A) are drawn between 1 and this, as in the paper's own code
@@ -76,7 +77,7 @@ class Mamba2(Unit):
         self._first_steps, self.eps = (math.log(config.dt_min), math.log(config.dt_max)), preset.model.norm_eps
         streams = channels + 2 * self.groups * self.states
         self.widths = (channels, streams, self.heads)
-        self.input = nn.Linear(size, sum(self.widths), bias=False)
+        self.input = Joined(size, channels, channels, *[self.groups * self.states] * 2, self.heads)
         self.kernel, self.kernel_bias = nn.Parameter(torch.zeros(streams, config.kernel_size)), nn.Parameter(torch.zeros(streams))
         self.log_rate, self.step_bias, self.skip = (nn.Parameter(torch.zeros(self.heads)) for _ in range(3))
         self.norm_weight = nn.Parameter(torch.ones(channels))

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from lm.ops.grouped import Order, by_group, combined, dispatched, grouped_linear
 from lm.preset.switches import Preset
+from lm.units.joined import Joined, Matrices
 from lm.units.unit import Context, Mixed, Unit
 
 
@@ -73,15 +74,6 @@ def routed_by(scores: Tensor, bias: Tensor, count: int, normalise: bool) -> Assi
     return Assignment(chosen, weight, probability, log_sum)
 
 
-class Matrices(nn.Module):
-    """A matrix for each expert: (G, O, I)."""
-
-    def __init__(self, experts: int, inner: int, outer: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(experts, outer, inner))
-        nn.init.normal_(self.weight, std=0.02)
-
-
 class Moe(Unit):
     """Token-choice experts in a layer's feed-forward."""
 
@@ -94,9 +86,9 @@ class Moe(Unit):
         active = config.experts_per_token + config.shared_experts
         width = config.expert_size or -(-preset.model.swiglu_size // (8 * active)) * 8
         self.router = nn.Linear(size, config.experts, bias=False)
-        self.gate_up, self.output = Matrices(config.experts, size, 2 * width), Matrices(config.experts, width, size)
+        self.gate_up, self.output = Matrices(config.experts, size, width, width), Matrices(config.experts, width, size)
         shared = config.shared_experts * width
-        self.shared_gate_up = nn.Linear(size, 2 * shared, bias=False) if shared else None
+        self.shared_gate_up = Joined(size, shared, shared) if shared else None
         self.shared_output = nn.Linear(shared, size, bias=False) if shared else None
         self.register_buffer("bias", torch.zeros(config.experts))  # b
         self.register_buffer("share", torch.full((config.experts,), 1 / config.experts))  # f

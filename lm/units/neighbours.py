@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from lm.ops.rotary import Angles, Rotary, rotated
 from lm.preset.switches import Preset
+from lm.units.joined import Joined
 
 # In Context.shared: Neighbours.at, what was made of the tokens (N, k, R, E), 0 beyond the length, and Neighbours.length.
 AT, ENCODED, LENGTH = "retro.at", "retro.encoded", "retro.length"
@@ -53,10 +54,10 @@ class EncoderBlock(nn.Module):
         model, width = preset.model, -(-8 * size // (3 * 32)) * 32
         self.head_size = model.head_size
         self.attention_norm, self.ffn_norm = (nn.RMSNorm(size, eps=model.norm_eps) for _ in range(2))
-        self.query_key_value = nn.Linear(size, 3 * size, bias=False)
+        self.query_key_value = Joined(size, size, size, size)
         self.query_norm, self.key_norm = (nn.RMSNorm(self.head_size, eps=model.norm_eps) if model.qk_norm else nn.Identity() for _ in range(2))
         self.attended = nn.Linear(size, size, bias=False)
-        self.gate_up = nn.Linear(size, 2 * width, bias=False)
+        self.gate_up = Joined(size, width, width)
         self.down = nn.Linear(width, size, bias=False)
 
     def forward(self, x: Tensor, mask: Tensor, angles: Angles | None) -> Tensor:

@@ -21,6 +21,7 @@ from lm.ops.fused import by_documents, fused_kernel
 from lm.ops.linear_attention import decaying_recurrence
 from lm.ops.token_shift import token_shift
 from lm.preset.switches import Preset
+from lm.units.joined import Joined
 from lm.units.unit import Context, Mixed, Unit
 
 STREAMS = 5  # receptance, decay, key, value, gate
@@ -66,7 +67,7 @@ class Rwkv(Unit):
         # Vectors all, which no weight decay touches. Later channels look at the token before less, and forget faster.
         self.mix_all = nn.Parameter(1 - place)
         self.mix = nn.Parameter((1 - torch.stack([place**0.25, place**0.5, place**0.5, place**0.5, place**0.25])).flatten())
-        self.mix_down = nn.Linear(size, STREAMS * rank, bias=False)
+        self.mix_down = Joined(size, *[rank] * STREAMS)
         self.mix_up = nn.Parameter(torch.zeros(STREAMS, rank, size))
         self.decay = nn.Parameter(5 * place**1.35 - 6)
         self.decay_down = nn.Linear(size, preset.rwkv.decay_rank, bias=False)

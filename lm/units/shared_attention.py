@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from lm.ops.rotary import Rotary, rotated
 from lm.preset.switches import Preset
 from lm.units.attention import AttentionState, Seen, attend_seen, attention_step, grown, seen_by
+from lm.units.joined import Joined
 from lm.units.unit import Context, Mixed, Unit
 
 KEY, VALUE, MASK = (f"shared_attention.{field}" for field in Seen._fields)  # in Context.shared
@@ -34,7 +35,7 @@ class KeyValue(nn.Module):
         super().__init__()
         model = preset.model
         self.heads, self.head_size = model.kv_heads, model.head_size
-        self.key_value = nn.Linear(model.hidden_size, 2 * self.heads * self.head_size, bias=False)
+        self.key_value = Joined(model.hidden_size, *[self.heads * self.head_size] * 2)
         self.key_norm = nn.RMSNorm(self.head_size, eps=model.norm_eps) if model.qk_norm else nn.Identity()
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -4,6 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lm.preset.switches import Preset
+from lm.units.joined import Joined
 from lm.units.unit import Context, Mixed, Unit
 
 
@@ -14,7 +15,7 @@ class SwiGLU(Unit):
         """width: the preset's where none is given."""
         super().__init__()
         width = width or preset.model.feed_forward_size
-        self.gate_up = nn.Linear(preset.model.hidden_size, 2 * width, bias=False)
+        self.gate_up = Joined(preset.model.hidden_size, width, width)
         self.output = nn.Linear(width, preset.model.hidden_size, bias=False)
 
     def initial_state(self, batch_size: int) -> tuple[()]:

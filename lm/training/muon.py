@@ -1,0 +1,63 @@
+"""Muon (Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks"): a matrix moves along the orthogonal one that is nearest to
+the mean of its gradients G.
+
+    M <- m M + (1 - m) G;    W <- (1 - rate decay) W - 0.2 rate sqrt(max(O, I)) orthogonal(m M + (1 - m) G)
+
+so that its entries move by 0.2 of the rate in the root mean square, as AdamW's usually do (Liu et al. 2025, "Muon is scalable for LLM training").
+
+torch.optim.Muon takes parameters of two dimensions, each as one matrix. Here a parameter is a list of matrices: a stack of them is as many, and
+one whose rows are those of several maps of the same input (query, key and value) is those maps. As one matrix, their steps would be made orthogonal
+to each other, too, and what one of them has to learn would take from what the others may.
+
+Sizes: O outputs and I inputs of a matrix, N matrices.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+QUINTIC = (3.4445, -4.7750, 2.0315)  # Jordan's: singular values from nearly 0 to 1 come to between 0.7 and 1.2
+ROUNDS, LEAST_NORM = 5, 1e-7
+
+
+class Muon(torch.optim.Optimizer):
+    """What is remembered of a parameter is "momentum_buffer", of its shape, as in torch's own."""
+
+    def __init__(self, groups: Iterable[dict], momentum: float, rows: Mapping[nn.Parameter, Sequence[int]], dtype: torch.dtype | None = None) -> None:
+        """groups: of parameters (..., O, I), with "lr" and "weight_decay". rows: of those parameters that are several matrices, one below another,
+        how many rows each has. dtype: in which steps are made orthogonal; None: bfloat16 on GPUs, and the parameters' own elsewhere."""
+        super().__init__(groups, {"momentum": momentum})
+        self._rows, self._dtype = rows, dtype
+
+    @torch.no_grad()
+    def step(self) -> None:
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self._move(parameter, group["lr"], group["weight_decay"], group["momentum"])
+
+    def _move(self, parameter: nn.Parameter, rate: float, decay: float, momentum: float) -> None:
+        state, gradient = self.state[parameter], parameter.grad
+        if not state:
+            state["momentum_buffer"] = torch.zeros_like(gradient)
+        mean = state["momentum_buffer"].lerp_(gradient, 1 - momentum)
+        along = gradient.lerp(mean, momentum)
+        dtype = self._dtype or (torch.bfloat16 if parameter.is_cuda else parameter.dtype)
+        rows = list(self._rows.get(parameter, parameter.shape[-2:-1]))
+        parameter.mul_(1 - rate * decay)
+        for matrix, way in zip(parameter.split(rows, -2), along.split(rows, -2), strict=True):
+            matrix.add_(orthogonal(way.to(dtype)), alpha=-0.2 * rate * max(way.shape[-2:]) ** 0.5)
+
+
+def orthogonal(matrices: Tensor) -> Tensor:
+    """The nearest orthogonal matrix to each of `matrices` (..., O, I), nearly, by Newton-Schulz steps: of U S V^T about U V^T."""
+    if matrices.shape[-2] > matrices.shape[-1]:
+        return orthogonal(matrices.mT).mT
+    a, b, c = QUINTIC
+    x_NOI = matrices.reshape(-1, *matrices.shape[-2:])
+    x_NOI = x_NOI / x_NOI.norm(dim=(1, 2), keepdim=True).clamp(min=LEAST_NORM)
+    for _ in range(ROUNDS):
+        gram_NOO = x_NOI @ x_NOI.mT
+        x_NOI = torch.baddbmm(x_NOI, torch.baddbmm(gram_NOO, gram_NOO, gram_NOO, beta=b, alpha=c), x_NOI, beta=a)
+    return x_NOI.view_as(matrices)
