@@ -9,7 +9,7 @@ from lm.app.words import counted, duration, one_line, size
 from lm.preset import RUN_TOKENS, Preset, count_parameters, model_in_words
 from lm.preset.counting import count_heads
 from lm.preset.holding import expected_vocabulary, held_bytes
-from lm.preset.objectives import learned_in_words
+from lm.preset.learned import learned_in_words
 from lm.training.host import host_bytes
 from lm.training.paces import kept_pace
 

@@ -18,7 +18,8 @@ from lm.objectives.schedule import Scheduled, Stage
 from lm.objectives.spans import Setting
 from lm.objectives.ul2 import Ul2
 from lm.preset import Preset
-from lm.preset.objectives import SpanConfig, objective_after
+from lm.preset.learned import objective_after
+from lm.preset.objectives import SpanConfig
 
 Probabilities = dict[str, float] | None
 

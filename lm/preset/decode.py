@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from lm.preset.objectives import check_objectives, check_written
+from lm.preset.learned import check_objectives, check_written
 from lm.preset.options import check_options
 from lm.preset.plan import check_plan
 from lm.preset.switches import Preset

@@ -3,7 +3,8 @@
 from typing import NamedTuple
 
 from lm.preset.counting import count_heads, count_parameters
-from lm.preset.objectives import ADDED_TOKENS, needs_tokens
+from lm.preset.learned import needs_tokens
+from lm.preset.objectives import ADDED_TOKENS
 from lm.preset.switches import Preset
 
 NUMBER = 4  # bytes, in float32

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 from data_sources.disk import sync_folder
 from lm.preset import Preset
 from lm.preset.compare import changed_switches
-from lm.preset.objectives import ADDED_TOKENS, needs_tokens
+from lm.preset.learned import needs_tokens
+from lm.preset.objectives import ADDED_TOKENS
 from lm.training.headers import Header, Shape, SnapshotError, plain, preset_of
 
 NOT_THE_MODEL = {"name", "about", "train", "data", "generation"}  # sections that what the model computes does not follow from

@@ -16,7 +16,7 @@ from data_sources.rewriting import Rewriter, Source
 from lm.objectives.table import tokens_of, ul2_of
 from lm.objectives.ul2 import KINDS
 from lm.preset import Preset
-from lm.preset.objectives import objective_after
+from lm.preset.learned import objective_after
 
 SEED = 0  # of the gaps: the same in every evaluation of a life
 

@@ -18,7 +18,7 @@ from data_sources import Batch
 from data_sources.documents import Stopped
 from lm.preset import RUN_TOKENS, Preset
 from lm.preset.counting import operations_per_token
-from lm.preset.objectives import check_objectives, learned_in_words
+from lm.preset.learned import check_objectives, learned_in_words
 from lm.preset.options import check_options
 from lm.preset.plan import check_plan
 from lm.training.divergence import Watch

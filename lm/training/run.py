@@ -11,7 +11,7 @@ import torch
 from data_sources.config import DataConfig
 from data_sources.lengths import RowLengths
 from lm.preset import Preset
-from lm.preset.objectives import needs_tokens
+from lm.preset.learned import needs_tokens
 from lm.training.adaptive import AdaptiveSources
 from lm.training.averaging import Average
 from lm.training.carried import Carried

@@ -23,7 +23,7 @@ from lm.model import build_model
 from lm.objectives.table import rewriter_of
 from lm.preset import Preset, model_in_words
 from lm.preset.holding import expected_vocabulary
-from lm.preset.objectives import needs_tokens, what_is_learned
+from lm.preset.learned import needs_tokens, what_is_learned
 from lm.training.adaptive import AdaptiveSources
 from lm.training.averaging import Average
 from lm.training.carried import Carried

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from lm.training.forecast import CGROUP
+from lm.training.host import CGROUP
 
 CPUS = Path("/sys/devices/system/cpu")
 

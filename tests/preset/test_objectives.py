@@ -9,7 +9,8 @@ import pytest
 
 from data_sources.special_tokens import GAPS, OF_OBJECTIVES
 from lm.preset import Preset, PresetError, load_preset, preset_from_json
-from lm.preset.objectives import ADDED_TOKENS, MOST_GAPS, Ul2Config, needs_tokens, objective_after
+from lm.preset.learned import needs_tokens, objective_after
+from lm.preset.objectives import ADDED_TOKENS, MOST_GAPS, Ul2Config
 from lm.preset.schema import preset_schema
 from tests.preset.test_decode import decoded
 
