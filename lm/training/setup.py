@@ -98,9 +98,7 @@ def open_session(
             report.notice(line)
         report.phase("looking for the newest snapshot")
         snapshot = ranks.first_does(lambda: snapshots.newest(report.notice))
-        if not snapshot:
-            _check_size(preset, expected_vocabulary(preset), ranks)
-        tokenizer_json = snapshot.tokenizer if snapshot else ranks.first_does(lambda: _born_tokenizer(preset, report, should_stop))
+        tokenizer_json = snapshot.tokenizer if snapshot else ranks.first_does(lambda: _born_tokenizer(preset, ranks, report, should_stop))
         tokenizer_json, tokenizer = _with_tokens_of_objectives(tokenizer_json, preset, report)
         report.phase("building the model")
         run = _born_run(preset, tokenizer_json, tokenizer, budget, ranks)
@@ -108,8 +106,7 @@ def open_session(
         how = _take_over(run, snapshot, under_way, snapshots, ranks, report) if snapshot else None
         if not snapshot:
             begin_run(run.life, preset, budget)
-        if preset.train.long_context.enabled:
-            run.carried = _carried(run, snapshot, bool(how and how.is_same_model), ranks, report)
+        run.carried = _carried(run, snapshot, bool(how and how.is_same_model), ranks, report)
         run.average = _average(run, snapshot, bool(how and how.is_whole), report)
         _tell_run(run, ranks, report)
         limit = preset.train.replay_megabytes * 1_000_000
@@ -160,7 +157,8 @@ def _check_size(preset: Preset, vocab_size: int, ranks: Ranks) -> None:
         raise Halted(f"{preset.name}: {reason}")
 
 
-def _born_tokenizer(preset: Preset, report: Reporter, should_stop: Callable[[], bool]) -> str:
+def _born_tokenizer(preset: Preset, ranks: Ranks, report: Reporter, should_stop: Callable[[], bool]) -> str:
+    _check_size(preset, expected_vocabulary(preset), ranks)
     trained = preset.data.tokenizer == "bpe"
     report.phase("training the tokenizer on the first megabytes" if trained else f"fetching the tokenizer {preset.data.tokenizer}")
     try:
@@ -224,8 +222,10 @@ def _same_lengths(run: Run, snapshot: Snapshot) -> bool:
     return before == now and snapshot.run["global_rows"] == run.global_rows and "lengths_from" in snapshot.run
 
 
-def _carried(run: Run, snapshot: Snapshot | None, fits: bool, ranks: Ranks, report: Reporter) -> Carried:
-    """The states that this rank's lanes were left in, where they mean to the model what they meant."""
+def _carried(run: Run, snapshot: Snapshot | None, fits: bool, ranks: Ranks, report: Reporter) -> Carried | None:
+    """The states that this rank's lanes were left in, where they mean to the model what they meant. None where none are carried."""
+    if not run.preset.train.long_context.enabled:
+        return None
     carried = Carried(run.learner.model)
     if snapshot is None or run.cursor is None or not snapshot.carried:
         return carried
