@@ -61,6 +61,7 @@ class Facts:
     loss: float | None = None
     denoisers: dict[str, float] = field(default_factory=dict)  # losses of UL2's, smoothed
     pace: float | None = None  # tokens a second, smoothed
+    steps: int = 0  # seen
     device_share: float | None = None  # of what the device could multiply, as the forecast told
     memory: dict[str, Any] | None = None  # of what was read: as the last step told, seconds smoothed
     weights: dict[str, float] = field(default_factory=dict)  # of the losses beside the next token's
@@ -104,8 +105,8 @@ class Facts:
 
     @property
     def seconds_left(self) -> float | None:
-        """Until the run's budget is read, at the pace of late."""
-        return (self.budget - self.tokens) / self.pace if self.pace else None
+        """Until the run's budget is read, at the pace of late. The first step, which waits for the sources, says nothing of that."""
+        return (self.budget - self.tokens) / self.pace if self.pace and self.steps > 1 else None
 
     @property
     def loads(self) -> dict[int, list[float]]:
@@ -166,10 +167,11 @@ class Facts:
         self.say(event["text"], "quiet" if event["compiled"] else "warning")
 
     def _on_step(self, event: Event) -> None:
+        self.steps += 1
+        self.pace = _smoothed(self.pace if self.steps > 2 else None, event["tokens_per_second"])
         self.step, self.phase, self.is_training = event, "training", True
         self.life_tokens = event["life_tokens"]
         self.loss = _smoothed(self.loss, event["loss"])
-        self.pace = _smoothed(self.pace, event["tokens_per_second"])
         told = {name.removeprefix(OF_DENOISERS): loss for name, loss in event["losses"].items() if name.startswith(OF_DENOISERS)}
         self.denoisers |= {kind: _smoothed(self.denoisers.get(kind), loss) for kind, loss in told.items()}
         self.losses |= {name: _smoothed(self.losses.get(name), event["losses"][name]) for name in self.weights if name in event["losses"]}

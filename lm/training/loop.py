@@ -260,7 +260,7 @@ class Loop:
             self.session.report.notice("there is no memory to measure what share of the gradient each loss makes; training goes on as it would")
         self.stepped_at = time.monotonic()
         self.pace = [*self.pace[-20:], (self.stepped_at, self.pace[-1][1] + step.tokens)]
-        (since, had), (until, have) = self.pace[0], self.pace[-1]
+        (since, had), (until, have) = self.pace[min(1, len(self.pace) - 2)], self.pace[-1]  # the first step is slower, and left out once there are others
         self.session.report(
             {
                 "event": "step",

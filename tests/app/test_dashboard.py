@@ -330,7 +330,7 @@ def test_the_printed_line_says_how_much_is_remembered():
     printed = Printed(Facts(), out, clock=lambda: 0.0)
     for event in [*opening(), step(1, 4096, random.Random(1)) | {"memory": {"chunks": 12_345, "asked_seconds": 0.0, "added_seconds": 0.0}}]:
         printed(event)
-    assert "tokens/s · 12.3k chunks in memory · " in out.getvalue()
+    assert "tokens/s · 12.3k chunks in memory" in out.getvalue()
 
 
 def test_a_step_of_an_older_journal_knows_no_units():
@@ -343,7 +343,7 @@ def test_the_printed_line_says_how_busy_the_busiest_is():
     printed = Printed(Facts(), out, clock=lambda: 0.0)
     for event in [*opening(), step(1, 4096, random.Random(1)) | {"units": {"3.moe.load": [1.0, 3.0]}}]:
         printed(event)
-    assert "tokens/s · busiest expert 1.50 times the mean · " in out.getvalue()
+    assert "tokens/s · busiest expert 1.50 times the mean" in out.getvalue()
 
 
 def test_the_picture_needs_no_rare_font():
@@ -398,3 +398,11 @@ def test_where_a_run_goes_on_is_known_before_its_sources_are_open():
     begun = [{**event, "tokens": 700, "life_tokens": 900} if event["event"] == "run" else event for event in opening() if event["event"] != "resume"]
     facts = told(begun)
     assert (facts.tokens, facts.life_tokens) == (700, 900)
+
+
+def test_how_long_a_run_takes_is_not_judged_by_its_first_step():
+    facts, steps = Facts(), [event for event in whole_run(200_000) if event["event"] == "step"][:2]
+    facts(steps[0] | {"tokens_per_second": 5.0})
+    assert facts.seconds_left is None
+    facts(steps[1])
+    assert facts.seconds_left == (facts.budget - facts.tokens) / steps[1]["tokens_per_second"]
