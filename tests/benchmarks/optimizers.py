@@ -166,6 +166,8 @@ def figure(ends: Ends, path: str) -> None:
             panel.plot(RATES, bits, color=colour, linewidth=1.8, marker="o", markersize=3, label=f"width {width}")
             panel.plot(best_rate(ends, arm, width), min(bits), color=colour, marker="*", markersize=11)
         panel.set(xscale="log", xlabel="learning rate", title=arm.name, ylim=(min(bests) - 0.03, min(max(bests), min(bests) + 1.5) + 0.03))
+        panel.set_xticks(RATES, [f"{rate:g}" for rate in RATES], rotation=45)
+        panel.set_xticks([], minor=True)
         panel.spines[["top", "right"]].set_visible(False)
         panel.grid(color=grey, alpha=0.2)
     panels[0].set(ylabel="held-out bits per byte")
