@@ -7,8 +7,8 @@ time, for which the model without heads also reads LONGER times as many tokens, 
 run reads the same batches, its learning rate falls at its own end, and first weights differ by seed only.
 
 Results of `gain` are kept, a JSON line each, in HEADS_RESULTS (heads.jsonl) and never measured twice: what was cut off goes on. HEADS_TOKENS
-(500,000), HEADS_SEEDS ("0 1 2"), HEADS_NAMES (all; "" for none), HEADS_SIZE (96) and HEADS_RATE (4e-3, the learning rate) say how much of it. Text: the Hub
-that HF_ENDPOINT leads to, else installed documentation.
+(500,000), HEADS_SEEDS ("0 1 2"), HEADS_NAMES (all; "" for none), HEADS_SIZE (96) and HEADS_RATE (the default preset's learning rate, as its optimizer
+is) say how much of it. Text: the Hub that HF_ENDPOINT leads to, else installed documentation.
 """
 
 import os
@@ -33,7 +33,8 @@ TOKENS = int(os.environ.get("HEADS_TOKENS", 500_000))
 SEEDS = tuple(map(int, os.environ.get("HEADS_SEEDS", "0 1 2").split()))
 NAMES = os.environ["HEADS_NAMES"].split() if "HEADS_NAMES" in os.environ else [*HEADS, "all"]
 SIZE = int(os.environ.get("HEADS_SIZE", 96))
-RATE = float(os.environ.get("HEADS_RATE", 4e-3))
+DEFAULT = load_preset("configs/00_best_general.json")
+RATE = float(os.environ.get("HEADS_RATE", DEFAULT.train.learning_rate))
 RESULTS = Path(os.environ.get("HEADS_RESULTS", "heads.jsonl"))
 NONE, LONGER = "none", (1.2, 1.6)
 ROWS, LENGTH, VOCABULARY, HELD_OUT_BATCHES, PAIRS = 8, 256, 2048, 16, 7
@@ -43,9 +44,9 @@ def preset_of(name: str, seed: int = 0) -> Preset:
     """The preset with the heads that `name` names: none, all, or some with blanks between."""
     on = list(HEADS) if name == "all" else [] if name == NONE else name.split()
     model = {"hidden_size": SIZE, "num_layers": 4, "num_heads": 4, "seq_length": LENGTH}
-    train = {"per_gpu_batch_size": ROWS, "seed": seed, "learning_rate": RATE, "warmup_share": 0.05}
+    train = {"per_gpu_batch_size": ROWS, "seed": seed, "optimizer": DEFAULT.train.optimizer, "learning_rate": RATE, "warmup_share": 0.05}
     switches = {f"enable_{head}": True for head in on}
-    data = chosen_data(load_preset("configs/00_best_general.json")).model_copy(update={"vocab_size": VOCABULARY})
+    data = chosen_data(DEFAULT).model_copy(update={"vocab_size": VOCABULARY})
     return Preset.model_validate({"name": name, "model": model, "train": train, "auxiliary": switches, "data": data.model_dump(mode="json")})
 
 
@@ -96,7 +97,7 @@ def gain() -> None:
     budgets = [TOKENS, *(int(times * TOKENS) for times in LONGER)]
 
     def found(name: str, seed: int, tokens: int = TOKENS) -> dict[str, float]:
-        asked = {"name": name, "seed": seed, "tokens": tokens, "size": SIZE, "rate": RATE}
+        asked = {"name": name, "seed": seed, "tokens": tokens, "size": SIZE, "rate": RATE, "optimizer": DEFAULT.train.optimizer}
         return results.of(asked, lambda: run(name, seed, tokens, tokenizer, held, sizes))
 
     for seed in SEEDS:
