@@ -136,7 +136,8 @@ class Results:
 
     def __init__(self, path: Path) -> None:
         self.path, self._known, self._commits = path, {}, {}
-        self.commit, self._used = commit_of(Path(__file__).parent.parent.parent), set()  # of now: the code may change while it runs
+        self._used: dict[str, None] = {}  # a set in order
+        self.commit = commit_of(Path(__file__).parent.parent.parent)  # of now: the code may change while it runs
         text = path.read_text(encoding="utf-8") if path.exists() else ""
         if text and not text.endswith("\n"):
             path.write_text(text + "\n", encoding="utf-8")
@@ -152,7 +153,7 @@ class Results:
 
     def of(self, asked: Mapping[str, Any], measure: Callable[[], Any]) -> Any:
         """What `asked` came to: measured now, unless it was."""
-        self._used.add(key := digest(asked))
+        self._used[key := digest(asked)] = None
         if (found := self.known(asked)) is not None:
             return found
         found = self._known[key] = measure()

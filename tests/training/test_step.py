@@ -59,7 +59,7 @@ def test_the_host_waits_for_the_device_once_a_step(tiny: Tiny, monkeypatch: pyte
     monkeypatch.setattr(learner, "after_step", heard.append)
     monkeypatch.setattr("lm.training.learner.linear_cross_entropy", plain_cross_entropy)
     monkeypatch.setattr(Tensor, "cpu", lambda tensor: read.append(tensor.shape) or torch.ones(tensor.shape, dtype=tensor.dtype))
-    plain = torch.optim.SGD(learner.parameters())  # fused AdamW is for real devices
+    plain = torch.optim.SGD([{"params": list(learner.parameters()), "scale": 1.0}])  # fused AdamW is for real devices
     teacher = Teacher(ranks, learner, plain, preset.train, preset.loss_weights, average=Average(learner, 1000))
     for _ in range(2):
         assert teacher.step(rows(padding_from=7), 3, 0, 10**6).sound
