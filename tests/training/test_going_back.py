@@ -249,6 +249,7 @@ def test_a_run_goes_on_from_there_as_it_did_the_first_time(tiny: Callable[..., P
     assert rest.of("step")[-1]["life_tokens"] == 16 * STEP
 
 
+@pytest.mark.slow
 def test_the_memory_goes_back_too(tiny: Callable[..., Preset], tmp_path: Path) -> None:
     """What follows is, bit for bit, what followed the first time, and the memory with it. What was left keeps the memory that it had."""
     preset, twice = tiny(retro={"enabled": True, "chunk_size": 8, "layers": "all"}), tmp_path / "twice"

@@ -84,6 +84,7 @@ def scores_of(model: Model, tokenizer: Any, snapshot: Snapshot, document: list[i
     return torch.stack(dictated.scores)
 
 
+@pytest.mark.slow
 def test_writing_is_handed_what_training_is(snapshot: Snapshot, tmp_path: Path) -> None:
     texts = tmp_path / "texts"
     texts.mkdir()

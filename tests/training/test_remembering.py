@@ -241,6 +241,7 @@ def test_a_disk_that_fails_in_a_snapshot_costs_no_snapshot(tiny: Tiny, tmp_path:
         assert contents(tmp_path)[0] > last[-1][1]
 
 
+@pytest.mark.slow
 def test_a_run_may_read_on_without_its_memory(tiny: Tiny, tmp_path: Path) -> None:
     """Switched off in the middle of a run and on again, it goes on with what it held."""
     with_memory = tiny(retro=RETRO)
