@@ -4,7 +4,6 @@ Memory is counted, not guessed: a short piece of a row is read as in training, a
 grows with the tokens that are read at once (fused attention keeps no matrix of the row), so that a row's share follows from it.
 """
 
-import os
 import re
 import time
 from collections.abc import Callable, Iterable
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 
 from lm.preset import Preset, count_parameters
 from lm.preset.holding import held_bytes
-from lm.training.host import group_bytes
+from lm.training.host import group_bytes, processes
 
 # What a step takes at its height over what it keeps: gradients on the way back, and what is freed late. On the host steps of the shipped presets took
 # 0.8 to 1.6 times what they keep, and who takes too much is killed; a device refuses, and then fewer rows are read.
@@ -110,13 +109,8 @@ def lasting_bytes(module: nn.Module, missing: Callable[[nn.Parameter], int]) -> 
 
 def copy_bytes(module: nn.Module, averaged: bool, device: torch.device) -> int:
     """Bytes that the copy of weights, moments and average takes, which a snapshot is written from, where training itself is in host memory: this
-    process's part of them."""
+    process's part of them, as the first makes it for all."""
     return (3 + averaged) * sum(parameter.nbytes for parameter in module.parameters()) // processes() if device.type == "cpu" else 0
-
-
-def processes() -> int:
-    """How many train on this machine, of which the first makes the copy."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def memory_of(device: torch.device) -> tuple[int, int]:

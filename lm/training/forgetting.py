@@ -3,12 +3,11 @@
 Two kinds of measure are kept apart: those along the way read the first held-out tokens of each source, those at the end of a run all of them.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from data_sources.disk import discard
+from lm.training.kept import keep, read_kept
 
 WORSE = 0.02  # past its best by this share, a source is being forgotten
 ENOUGH = 0.2  # of a run's text from the past kept what was read first within 1 % of its best
@@ -77,20 +76,11 @@ def forgotten_in_words(life: Mapping[str, Any]) -> str:
 
 def kept_measures(folder: Path) -> dict[str, Measures]:
     """Measures taken of snapshots when a person asked for them, by the identity of the snapshot, oldest first."""
-    try:
-        kept = json.loads((folder / MEASURES).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return kept if isinstance(kept, dict) else {}
+    return read_kept(folder / MEASURES)
 
 
 def keep_measures(folder: Path, identity: str, measures: Measures) -> None:
     """Keep them, with the newest others. What can't be written is measured again some day."""
     short = {name: {"bits_per_byte": found["bits_per_byte"], **_kind(found)} for name, found in measures.items()}
     others = {key: value for key, value in kept_measures(folder).items() if key != identity}
-    aside = folder / f"{MEASURES}.new"
-    try:
-        aside.write_text(json.dumps(dict([*others.items(), (identity, short)][-KEPT:])), encoding="utf-8")
-        aside.replace(folder / MEASURES)
-    except OSError:
-        discard(aside)
+    keep(folder / MEASURES, dict([*others.items(), (identity, short)][-KEPT:]))

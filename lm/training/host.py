@@ -1,4 +1,4 @@
-"""The memory of this machine, known without torch."""
+"""The memory of this machine, and who shares it, known without torch."""
 
 import os
 from pathlib import Path
@@ -10,6 +10,11 @@ def host_bytes() -> int:
     """What programs of this machine, or of this container, may take in all."""
     there, (limit, _) = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), group_bytes()
     return there if limit is None else min(there, limit)
+
+
+def processes() -> int:
+    """How many train on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def group_bytes() -> tuple[int | None, int | None]:

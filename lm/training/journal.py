@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from data_sources.cursor import read_so_far
-from data_sources.disk import discard
+from lm.training.kept import keep
 from lm.training.run import Run, now
 from lm.training.snapshots import Snapshot, SnapshotError
 
@@ -92,10 +92,5 @@ def _read(life: Mapping[str, Any], cursor: Mapping[str, Any] | None) -> dict[str
 
 
 def write_life(folder: Path, about: Mapping[str, Any]) -> None:
-    """life.json, written aside and renamed. The menu reads it in place of opening a snapshot."""
-    aside = folder / f"{LIFE}.new"
-    try:
-        aside.write_text(json.dumps(about), encoding="utf-8")
-        aside.replace(folder / LIFE)
-    except OSError:
-        discard(aside)
+    """life.json. The menu reads it in place of opening a snapshot."""
+    keep(folder / LIFE, about)

@@ -129,6 +129,7 @@ class Teacher:
         self.compiled = Compiled(learner.model, compiles(config.compile, ranks.device))
         self.parameters = [parameter for parameter in learner.parameters() if parameter.requires_grad]
         self.own_names: Names | None = None  # as the ranks last told each other
+        self.names = Names([], [], {})  # of all of them
         self.micro_rows = config.per_gpu_batch_size
         if carried:  # no lane twice, since its second row goes on from its first
             self.micro_rows = min(self.micro_rows, LANES // ranks.size)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from lm.training.host import CGROUP
+from lm.training.host import CGROUP, processes
 
 CPUS = Path("/sys/devices/system/cpu")
 
@@ -20,7 +20,7 @@ def fitting_threads() -> int:
     torchrun sets OMP_NUM_THREADS to 1 where nobody set it, so that among several processes a 1 is taken for torchrun's. Loader processes get no core of
     their own: they wait most of the time, and sums, which may depend on the number of threads, must not depend on them.
     """
-    now, beside = torch.get_num_threads(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    now, beside = torch.get_num_threads(), processes()
     if os.environ.get("OMP_NUM_THREADS", "1") != "1":
         return now
     return max(1, cores() // beside) if beside > 1 else min(now, cores())
