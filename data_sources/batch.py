@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from data_sources.chunks import Chunks
-from data_sources.packed import NOT_SCORED, Rows, bounds_of
+from data_sources.packed import Rows, bounds_of
 from data_sources.past import Read
+from data_sources.rewriting import NOT_SCORED
 
 
 def within(at: Tensor, rows: slice, time: slice, shape: tuple[int, int]) -> tuple[Tensor, Tensor]:

@@ -18,7 +18,7 @@ from data_sources.chunks import Stretch
 from data_sources.encoder import Encoder, Tokens
 from data_sources.feed import Aside, Feed, Found, Place
 from data_sources.order import draw
-from data_sources.packed import NOT_SCORED, RowView
+from data_sources.packed import RowView
 from data_sources.rewriting import Rewriting, Source
 
 READING, FINISHED, ASIDE = 0, 1, 2
@@ -80,15 +80,15 @@ class Document(NamedTuple):
 
     tokens: np.ndarray
     targets: np.ndarray
+    scored: np.ndarray | None
     text: str
     where: str  # its place in its source, in words
     title: str  # empty where none is known
 
     @classmethod
     def of(cls, tokens: Tokens, found: Found) -> "Document":
-        targets = tokens.ids[1:]
-        scored = targets if tokens.scored is None else np.where(tokens.scored[1:], targets, NOT_SCORED)
-        return cls(tokens.ids[:-1], scored, found.text, found.where, found.title)
+        read = Source.of(tokens.ids, tokens.scored)
+        return cls(read.tokens, read.targets, read.scored, found.text, found.where, found.title)
 
 
 class Opened(NamedTuple):
@@ -190,7 +190,8 @@ class Lane:
         document, standing = self._document, self.standings[self._under_way]
         assert document is not None
         offset, room = standing.offset, len(row.tokens) - position
-        example = self._rewriting.example(row.number, position, Source(document.tokens, document.targets, offset), room)
+        source = Source(document.tokens, document.targets, offset, document.scored)
+        example = self._rewriting.example(row.number, position, source, room)
         size = example.size
         row.source[position : position + size] = self._under_way
         row.write(position, example)

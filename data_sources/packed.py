@@ -13,9 +13,8 @@ from data_sources.chunks import Chunks
 from data_sources.order import LANES
 from data_sources.past import Read
 from data_sources.recall import Answers
-from data_sources.rewriting import OF_NO_KIND, Example, Rewriter
+from data_sources.rewriting import NOT_SCORED, OF_NO_KIND, Example, Rewriter
 
-NOT_SCORED = -100
 NO_SOURCE = -1
 
 

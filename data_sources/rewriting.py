@@ -8,11 +8,13 @@ in the order of the data alone: rows are the same for any number of processes an
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, Self
 
 import numpy as np
 
+NOT_SCORED = -100  # as a target
 OF_NO_KIND = -1
+NOTHING = np.zeros(0, np.int64)  # the tokens and targets of what is planned
 
 
 class Example(NamedTuple):
@@ -32,7 +34,18 @@ class Source(NamedTuple):
 
     tokens: np.ndarray  # (n,): what is read at each position
     targets: np.ndarray  # (n,): what follows it; NOT_SCORED where that is not learned
-    offset: int
+    offset: int = 0
+    scored: np.ndarray | None = None  # (n,) bool, or longer: which of `tokens` may be learned; None for all but the first
+
+    @classmethod
+    def of(cls, ids: np.ndarray, scored: np.ndarray | None) -> Self:
+        """A whole document: ids (n + 1,), and which of them are scored; None for all but the first."""
+        targets = ids[1:] if scored is None else np.where(scored[1:], ids[1:], NOT_SCORED)
+        return cls(ids[:-1], targets, scored=scored)
+
+    def learned(self, part: slice) -> np.ndarray | None:
+        """Which tokens of a part may be learned; None for all but the document's first."""
+        return None if self.scored is None else self.scored[part]
 
 
 class Rewriter(Protocol):

@@ -11,19 +11,17 @@ import numpy as np
 
 from data_sources.order import Key
 
-WORDS = struct.Struct("<6Q")
+WORDS = struct.Struct("<Q5I")
+LOT = 2.0**-32  # times one of the five: from 0 up to 1
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 MIXERS = ((np.uint64(30), np.uint64(0xBF58476D1CE4E5B9)), (np.uint64(27), np.uint64(0x94D049BB133111EB)))
 LAST_SHIFT = np.uint64(31)
 KEY_BITS, INDEX_BITS = 28, 16  # of a random key that choices go by, and of the place that it is for
 
 
-class Draws:
-    """Numbers of one key: a few `lots`, and where the stream of all others starts."""
-
-    def __init__(self, *key: Key) -> None:
-        self.start, *lots = WORDS.unpack(hashlib.blake2b(repr(key).encode(), digest_size=WORDS.size).digest())
-        self.lots = [(lot >> 11) * 2.0**-53 for lot in lots]  # five, from 0 up to 1
+def words(*key: Key) -> tuple[int, ...]:
+    """A number of 64 bits, where a stream of more of them may start, and five of 32 bits."""
+    return WORDS.unpack(hashlib.blake2b(repr(key).encode(), digest_size=WORDS.size).digest())
 
 
 def mixed(z: np.ndarray) -> np.ndarray:
@@ -36,5 +34,8 @@ def mixed(z: np.ndarray) -> np.ndarray:
 
 
 def ranked(bits: np.ndarray, places: np.ndarray) -> np.ndarray:
-    """The top of random bits, and behind it the place that they are for: to be sorted by, with no two alike."""
-    return (bits >> np.uint64(64 - KEY_BITS) << np.uint64(INDEX_BITS)) | places.astype(np.uint64)
+    """The top of random bits, made in place, and behind it the place (int64) that they are for: to be sorted by, with no two alike."""
+    bits >>= np.uint64(64 - KEY_BITS)
+    bits <<= np.uint64(INDEX_BITS)
+    bits |= places.view(np.uint64)
+    return bits

@@ -9,10 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data_sources.rewriting import Example, Source, as_it_stands
-from lm.objectives.draws import Draws
+from data_sources.rewriting import NOTHING, Example, Source
+from lm.objectives.draws import words
 from lm.objectives.together import MaskPlan, with_masks
-from lm.objectives.ul2 import learned_of
 
 
 @dataclass(frozen=True)
@@ -30,9 +29,10 @@ class Masked:
         return 1
 
     def planned(self, seed: int, row: int, position: int, source: Source, room: int) -> Example:
-        held = as_it_stands(source, room)
-        learned = learned_of(source, slice(source.offset, source.offset + held.taken))
-        return held._replace(plan=MaskPlan(Draws(seed, row, position, "masked").start, held.tokens, learned))
+        part = slice(source.offset, source.offset + room)
+        text = source.tokens[part]
+        start, *_ = words(seed, row, position, "masked")
+        return Example(len(text), NOTHING, NOTHING, len(text), plan=MaskPlan(start, text, source.learned(part)))
 
     def finished(self, row: int, plans: Sequence[MaskPlan]) -> tuple[np.ndarray, np.ndarray]:
         made = with_masks(plans, self.rate, self.masked, self.random, self.mask, self.bos, self.words)

@@ -32,18 +32,17 @@ class Counts(NamedTuple):
 
     def of(self, length: int) -> tuple[int, int]:
         """N and S for L > 1 tokens, at least 1 each; with L neither ever falls."""
-        noise = min(max(1, int(length * self.setting.rate + self.lots[0])), length - 1)
-        gaps = max(1, int(noise / self.setting.mean_span + self.lots[1]))
-        return noise, min(gaps, self.most, noise, length - noise + 1)
+        (mean, rate), most, (noise_lot, gaps_lot) = self
+        noise = min(int(length * rate + noise_lot) or 1, length - 1)
+        return noise, min(int(noise / mean + gaps_lot) or 1, most, noise, length - noise + 1)
 
-    def positions(self, length: int) -> int:
-        """How long the sequence of L tokens is: the mode, the text, and each gap's token twice."""
-        return 1 + length + 2 * self.of(length)[1]
-
-    def fitting(self, room: int, longest: int) -> int:
-        """The highest L up to `longest` whose sequence has up to `room` positions."""
+    def fitting(self, room: int, longest: int, spared: int) -> tuple[int, int, int]:
+        """The highest L up to `longest` whose sequence has up to `room` positions, and N and S of it, which leave out the first `spared` tokens. The
+        sequence is the mode, the text, and each gap's token twice."""
         mean, rate = self.setting
         length = min(longest, room - 3, int(room / (1 + 2 * rate / mean)) + 4)
-        while length > 2 and self.positions(length) > room:
+        while True:
+            noise, gaps = self.of(length - spared)
+            if length <= 2 + spared or 1 + length + 2 * gaps <= room:
+                return length, noise, gaps
             length -= 1
-        return length

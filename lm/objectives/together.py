@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data_sources.packed import NOT_SCORED
+from data_sources.rewriting import NOT_SCORED
 from lm.objectives.draws import GOLDEN, INDEX_BITS, KEY_BITS, mixed, ranked
 
 
@@ -71,10 +71,11 @@ def learned_in_all(plans: Sequence[Any]) -> np.ndarray | None:
 
 def with_gaps(plans: Sequence[GapPlan], names: np.ndarray, end: int) -> Made:
     """Each text with its gaps, then what stood in them. names: ids of S gaps or more."""
-    length, noise, gaps, spared, mode = np.array([(len(plan.text), *plan[3:]) for plan in plans], np.int64).T
+    _, texts, _, *counts = zip(*plans, strict=True)
+    length, (noise, gaps, spared, mode) = np.array([*map(len, texts)]), np.array(counts)
     before, first, size = _gaps(plans, length - spared, noise, gaps)
     before += np.repeat(spared, gaps)
-    text = np.concatenate([plan.text for plan in plans])
+    text = np.concatenate(texts)
     begin = before + first + np.repeat(length.cumsum() - length, gaps)
     inside = spread(begin, begin + size, len(text))
 
@@ -87,10 +88,8 @@ def with_gaps(plans: Sequence[GapPlan], names: np.ndarray, end: int) -> Made:
     is_word, tokens = np.ones(ends[-1], np.bool_), np.empty(ends[-1], np.int64)
     is_word[head] = is_word[at_input] = is_word[at_answer] = False
     tokens[head], tokens[at_input], tokens[at_answer] = mode, names[order], names[order]
-    halves = np.repeat(np.arange(0, 2 * len(plans), 2, dtype=np.uint16), length) + inside
-    tokens[is_word] = text[halves.argsort(kind="stable")]
-
     is_answer = spread(answer, ends, ends[-1])
+    tokens[is_word & is_answer], tokens[is_word & ~is_answer] = text[inside], text[~inside]
     targets = np.full(len(tokens), NOT_SCORED, np.int64)
     targets[:-1][is_answer[:-1]] = tokens[1:][is_answer[:-1]]
     targets[ends - 1] = end
@@ -105,11 +104,12 @@ def with_gaps(plans: Sequence[GapPlan], names: np.ndarray, end: int) -> Made:
 
 def _gaps(plans: Sequence[GapPlan], drawn: np.ndarray, noise: np.ndarray, gaps: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Of all gaps: how many tokens outside stand before each (those that are spared left out), how many of other gaps, and its length."""
-    sizes, wanted = (np.stack(pair, 1).ravel() for pair in ((noise - 1, drawn - noise + 1), (gaps - 1, gaps)))  # where to cut, and where to stand
-    place, group = within(sizes), np.repeat(np.arange(len(sizes)), sizes).astype(np.uint64)
-    keys = ranked(keys_of(plans, drawn), place) | (group << np.uint64(KEY_BITS + INDEX_BITS))
+    sizes, wanted = (np.array(pair).T.ravel() for pair in ((noise - 1, drawn - noise + 1), (gaps - 1, gaps)))  # where to cut, and where to stand
+    group, begin = np.arange(len(sizes)) << KEY_BITS + INDEX_BITS, sizes.cumsum() - sizes
+    number = np.arange(sizes.sum())
+    keys = ranked(keys_of(plans, drawn), number - np.repeat(begin - group, sizes))
     keys.sort()
-    keys = keys[place < np.repeat(wanted, sizes)]  # sorted by group, so the first of each are its lowest
+    keys = keys[number < np.repeat(begin + wanted, sizes)]  # sorted by group, so the first of each are its lowest
     low = np.uint64((1 << INDEX_BITS) - 1)
     picked = (keys >> np.uint64(KEY_BITS + INDEX_BITS) << np.uint64(INDEX_BITS)) | (keys & low)
     picked.sort()

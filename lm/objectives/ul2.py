@@ -11,23 +11,22 @@ text without one is read, so that chat and evaluation read as S does, and a mode
 Sizes: L tokens of text.
 """
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
-from typing import NamedTuple
 
 import numpy as np
 
-from data_sources.packed import NOT_SCORED
-from data_sources.rewriting import Example, Source, as_it_stands
-from lm.objectives.draws import Draws
+from data_sources.rewriting import NOT_SCORED, NOTHING, Example, Source, as_it_stands
+from lm.objectives.draws import LOT, words
 from lm.objectives.spans import Counts, Setting
 from lm.objectives.together import GapPlan, with_gaps
 
 KINDS = ("R", "S", "X")
+SEQUENTIAL = KINDS.index("S")
 FEWEST = 4  # tokens that are worth a denoiser; fewer are read and learned as they stand, and counted for none
-NOTHING = np.zeros(0, np.int64)
 LEAST_ROOM = 8  # positions at the end of a row that are worth an example
 
 
@@ -49,54 +48,45 @@ class Ul2:
 
     def planned(self, seed: int, row: int, position: int, source: Source, room: int) -> Example:
         left = len(source.tokens) - source.offset
-        longest = -(-left // -(-left // self.longest))  # the examples of a document are about equally long
-        draws = Draws(seed, row, position, "ul2")
-        lots = Lots(*draws.lots)
-        kind = next(kind for kind, reached in self.ends if lots.kind < reached)
         if left < FEWEST:
             return as_it_stands(source, room)._replace(begins=True)
-        if kind == "S":
-            return self._sequential(source, min(longest, room), lots)
-        settings = self.settings[kind]
-        counts = Counts(settings[int(lots.setting * len(settings))], len(self.gaps), (lots.tokens, lots.gaps))
-        length = counts.fitting(room, longest)
+        longest = -(-left // -(-left // self.longest))  # the examples of a document are about equally long
+        start, kind_word, setting_word, noise_word, gaps_word, suffix_word = words(seed, row, position, "ul2")
+        kind = bisect_right(self.reached, LOT * kind_word)
+        if kind == SEQUENTIAL:
+            return self._sequential(source, min(longest, room), LOT * suffix_word)
+        mode, settings = self.ways[kind]
+        counts = Counts(settings[setting_word * len(settings) >> 32], len(self.gaps), (LOT * noise_word, LOT * gaps_word))
+        spared = int(source.tokens[source.offset] == self.bos)
+        length, noise, gaps = counts.fitting(room, longest, spared)
         part = slice(source.offset, source.offset + length)
-        text = source.tokens[part]
-        spared = int(text[0] == self.bos)
-        noise, gaps = counts.of(length - spared)
-        plan = GapPlan(draws.start, text, learned_of(source, part), noise, gaps, spared, self.modes[kind])
-        return Example(length, NOTHING, NOTHING, 1 + length + 2 * gaps, KINDS.index(kind), begins=True, plan=plan)
+        plan = GapPlan(start, source.tokens[part], source.learned(part), noise, gaps, spared, mode)
+        return Example(length, NOTHING, NOTHING, 1 + length + 2 * gaps, kind, True, plan)
 
     def finished(self, row: int, plans: Sequence[GapPlan]) -> tuple[np.ndarray, np.ndarray]:
         made = with_gaps(plans, self.names, self.end)
         return made.tokens, made.targets
 
-    def _sequential(self, source: Source, length: int, lots: "Lots") -> Example:
+    def _sequential(self, source: Source, length: int, lot: float) -> Example:
         part = slice(source.offset, source.offset + length)
         targets = source.targets[part].copy()
-        targets[: length - suffix_length(length, self.suffix_rate, lots.suffix)] = NOT_SCORED
-        return Example(length, source.tokens[part], targets, length, KINDS.index("S"), begins=True)
+        targets[: length - suffix_length(length, self.suffix_rate, lot)] = NOT_SCORED
+        return Example(length, source.tokens[part], targets, length, SEQUENTIAL, True)
 
     @cached_property
-    def ends(self) -> list[tuple[str, float]]:
-        """The denoisers that have a share, and up to where lots are theirs."""
-        known = [(kind, reached) for kind, share, reached in zip(KINDS, self.shares, accumulate(self.shares), strict=True) if share]
-        return [*known[:-1], (known[-1][0], 1.0)]
+    def reached(self) -> list[float]:
+        """Up to where lots are those of R, and of S; the rest are X's."""
+        return [reached if any(self.shares[after:]) else 1.0 for after, reached in enumerate(accumulate(self.shares[:-1]), 1)]
+
+    @cached_property
+    def ways(self) -> dict[int, tuple[int, tuple[Setting, ...]]]:
+        """Of R and X: the token that tells of it, and its settings."""
+        return {KINDS.index(kind): (self.modes[kind], settings) for kind, settings in self.settings.items()}
 
     @cached_property
     def names(self) -> np.ndarray:
         """Ids of the gaps."""
         return np.array(self.gaps, np.int64)
-
-
-class Lots(NamedTuple):
-    """From 0 up to 1 each: what an example is decided by, beside the places of its gaps."""
-
-    kind: float
-    setting: float
-    tokens: float
-    gaps: float
-    suffix: float
 
 
 def suffix_length(length: int, rate: float, lot: float) -> int:
@@ -105,11 +95,3 @@ def suffix_length(length: int, rate: float, lot: float) -> int:
     highest = min(length - 1, round(2 * rate * length) - 1)
     lowest = max(1, round(2 * rate * length) - highest)
     return lowest + int(lot * (highest - lowest + 1))
-
-
-def learned_of(source: Source, part: slice) -> np.ndarray | None:
-    """Which tokens of a part of a document may be learned: what precedes each says so. None for all."""
-    before = source.targets[max(part.start - 1, 0) : part.stop - 1]
-    if before.min(initial=0) != NOT_SCORED:  # which is below all ids
-        return None
-    return np.concatenate([[False] * (part.start == 0), before != NOT_SCORED]).astype(np.bool_)

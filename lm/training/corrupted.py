@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data_sources.packed import NOT_SCORED, Rows
-from data_sources.rewriting import Rewriter, Source
+from data_sources.packed import Rows
+from data_sources.rewriting import NOT_SCORED, Rewriter, Source
 from lm.objectives.table import tokens_of, ul2_of
 from lm.objectives.ul2 import KINDS
 from lm.preset import Preset

@@ -132,9 +132,8 @@ def document_of(text: str, tokenizer: Any) -> Source:
     bos = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     found = None if learned is None else tokenizer(text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True)
     ids = encoded(tokenizer, text) if found is None else found["input_ids"]
-    tokens = np.array([bos, *ids, tokenizer.eos_token_id])
-    scored = True if found is None else [*marked(found["offset_mapping"], learned), True]
-    return Source(tokens[:-1], np.where(scored, tokens[1:], IGNORED), 0)
+    scored = None if found is None else np.array([False, *marked(found["offset_mapping"], learned), True])
+    return Source.of(np.array([bos, *ids, tokenizer.eos_token_id]), scored)
 
 
 def laid_out(texts: Sequence[str], tokenizer: Any, preset: Preset, prepared: Prepared = as_they_are) -> list[list[Rows]]:

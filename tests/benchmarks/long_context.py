@@ -13,7 +13,8 @@ import time
 import torch
 
 from data_sources import Batch
-from data_sources.packed import NOT_SCORED, Rows
+from data_sources.packed import Rows
+from data_sources.rewriting import NOT_SCORED
 from lm.model import build_model
 from lm.preset import Preset
 from lm.training.carried import Carried

@@ -5,16 +5,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data_sources.packed import NOT_SCORED
-from data_sources.rewriting import Example, Rewriter, Source
-from lm.objectives.draws import GOLDEN, INDEX_BITS, Draws, mixed, ranked
+from data_sources.rewriting import NOT_SCORED, Example, Rewriter, Source
+from lm.objectives.draws import GOLDEN, INDEX_BITS, mixed, ranked, words
 from lm.objectives.ul2 import Ul2
 
 
-class Stream(Draws):
+class Stream:
     """Numbers of one key, as many as are asked for."""
 
-    taken = 0
+    def __init__(self, *key: Any) -> None:
+        self.start, self.taken = words(*key)[0], 0
 
     def bits(self, count: int) -> np.ndarray:
         """(count,) uint64, the next ones."""

@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from data_sources import open_stream
-from data_sources.packed import NOT_SCORED
-from data_sources.rewriting import Source
+from data_sources.rewriting import NOT_SCORED, Source
 from data_sources.stream import Options
 from lm.objectives.masked import Masked
 from lm.preset import Preset
@@ -24,7 +23,7 @@ BERT = Masked(0.15, 0.8, 0.1, TOKENS.mask, BOS, WORDS)
 
 def document(length: int) -> Source:
     ids = np.array([BOS, *(200 + np.arange(length - 1) % 50)], np.int32)
-    return Source(ids, np.array([*ids[1:], EOS], np.int32), 0)
+    return Source.of(np.append(ids, np.int32(EOS)), None)
 
 
 def test_rates_are_the_papers() -> None:

@@ -7,8 +7,7 @@ from math import comb
 import numpy as np
 import pytest
 
-from data_sources.packed import NOT_SCORED
-from data_sources.rewriting import OF_NO_KIND, Source
+from data_sources.rewriting import NOT_SCORED, OF_NO_KIND, Source
 from lm.objectives.spans import Counts, Setting
 from tests.data_sources.streams import BOS, EOS
 from tests.objectives.one_by_one import Stream, defined, example_of, gaps_drawn
@@ -20,10 +19,8 @@ LENGTH = 512
 def document(length: int, answer_from: int | None = None) -> Source:
     """A document of distinct tokens, so that each can be told from all others; with `answer_from`, learned from there on alone."""
     ids = np.array([BOS, *range(1000, 1000 + length - 1)], np.int32)
-    targets = np.array([*ids[1:], EOS], np.int32)
-    if answer_from is not None:
-        targets[: answer_from - 1] = NOT_SCORED
-    return Source(ids, targets, 0)
+    scored = None if answer_from is None else np.arange(length + 1) >= answer_from
+    return Source.of(np.append(ids, np.int32(EOS)), scored)
 
 
 @pytest.mark.parametrize("length", [4, 5, 7, 23, 100, 511, 512, 700])
