@@ -7,6 +7,10 @@ import os
 import sys
 from pathlib import Path
 
+# Threads that wait for each other spin so often before they sleep. As libgomp comes it is 300,000 times, in which a core that another program wants
+# is lost for both: beside one busy process a step took seven times as long, and so it takes three to four times (tests/benchmarks/waiting.py).
+SPINS = "10000"
+
 
 def main() -> int:
     """The exit status: 0 when all is well, 1 when training halted, 2 for arguments, 130 for a second Ctrl-C."""
@@ -14,6 +18,8 @@ def main() -> int:
         print("main.py takes no arguments: run it as it is, and change presets in configs/", file=sys.stderr)
         return 2
     os.chdir(Path(__file__).resolve().parent)
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", SPINS)  # before torch is loaded, which reads it once
     try:
         return door()
     except ModuleNotFoundError as missing:

@@ -1,5 +1,8 @@
 """Processes that train on the CPUs of one host share its cores, whatever torchrun says; a person's choice stays; another number is another device."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +12,7 @@ import torch
 from lm.training import threads
 from lm.training.distribution import Ranks, device_in_words
 from lm.training.threads import cores
+from main import SPINS
 from tests.training.test_run import Tiny, trained
 
 
@@ -79,3 +83,12 @@ def test_another_number_of_threads_is_told_of_a_run_that_goes_on(tiny: Tiny, tmp
     (resume,), (run,) = again.of("resume"), again.of("run")
     assert run["device"].startswith("CPU (2 threads)")
     assert not resume["exact"] and resume["differs"][0] == f"device {run['device'].replace('2 threads', '1 thread')} is now {run['device']}"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="another OpenMP than libgomp")
+@pytest.mark.parametrize(("chosen", "spins"), [({}, SPINS), ({"OMP_WAIT_POLICY": "passive"}, "0"), ({"GOMP_SPINCOUNT": "7"}, "7")])
+def test_waiting_threads_soon_sleep_where_nobody_chose_otherwise(chosen: dict[str, str], spins: str) -> None:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_"))} | chosen
+    program = "import sys, main; sys.argv = ['main.py']; main.door = lambda: __import__('torch') and 0; main.main()"
+    told = subprocess.run([sys.executable, "-c", program], env={**environment, "OMP_DISPLAY_ENV": "verbose"}, capture_output=True, text=True).stderr
+    assert f"GOMP_SPINCOUNT = '{spins}'" in told, "as libgomp says when torch loads it"
