@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 # Threads that wait for each other spin so often before they sleep. As libgomp comes it is 300,000 times, in which a core that another program wants
-# is lost for both: beside one busy process a step took seven times as long, and so it takes three to four times (tests/benchmarks/waiting.py).
+# is lost for both: on two cores, beside one busy process, a step took 18 times as long as alone, and so it takes 3.6 times (tests/benchmarks/waiting.py).
 SPINS = "10000"
 
 
