@@ -9,9 +9,7 @@ import struct
 
 import numpy as np
 
-from data_sources.order import Key
-
-WORDS = struct.Struct("<Q5I")
+KEY, WORDS = struct.Struct("<3q"), struct.Struct("<Q5I")
 LOT = 2.0**-32  # times one of the five: from 0 up to 1
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 MIXERS = ((np.uint64(30), np.uint64(0xBF58476D1CE4E5B9)), (np.uint64(27), np.uint64(0x94D049BB133111EB)))
@@ -19,9 +17,9 @@ LAST_SHIFT = np.uint64(31)
 KEY_BITS, INDEX_BITS = 28, 16  # of a random key that choices go by, and of the place that it is for
 
 
-def words(*key: Key) -> tuple[int, ...]:
+def words(purpose: bytes, seed: int, row: int, position: int) -> tuple[int, ...]:
     """A number of 64 bits, where a stream of more of them may start, and five of 32 bits."""
-    return WORDS.unpack(hashlib.blake2b(repr(key).encode(), digest_size=WORDS.size).digest())
+    return WORDS.unpack(hashlib.blake2b(purpose + KEY.pack(seed, row, position), digest_size=WORDS.size).digest())
 
 
 def mixed(z: np.ndarray) -> np.ndarray:

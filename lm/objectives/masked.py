@@ -31,7 +31,7 @@ class Masked:
     def planned(self, seed: int, row: int, position: int, source: Source, room: int) -> Example:
         part = slice(source.offset, source.offset + room)
         text = source.tokens[part]
-        start, *_ = words(seed, row, position, "masked")
+        start, *_ = words(b"masked", seed, row, position)
         return Example(len(text), NOTHING, NOTHING, len(text), plan=MaskPlan(start, text, source.learned(part)))
 
     def finished(self, row: int, plans: Sequence[MaskPlan]) -> tuple[np.ndarray, np.ndarray]:

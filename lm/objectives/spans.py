@@ -26,21 +26,22 @@ class Counts(NamedTuple):
     """How many tokens are taken out of a text, in how many gaps: rounded by lot, so that rate and mean span are those asked for on average.
     (To the nearest, 15 % of 512 tokens would be two gaps of 38 and not of 32.)"""
 
-    setting: Setting
+    mean_span: float
+    rate: float
     most: int  # gaps that have a token
-    lots: tuple[float, float]  # from 0 up to 1, for the tokens and for the gaps
+    noise_lot: float  # from 0 up to 1
+    gaps_lot: float
 
     def of(self, length: int) -> tuple[int, int]:
         """N and S for L > 1 tokens, at least 1 each; with L neither ever falls."""
-        (mean, rate), most, (noise_lot, gaps_lot) = self
+        mean, rate, most, noise_lot, gaps_lot = self
         noise = min(int(length * rate + noise_lot) or 1, length - 1)
         return noise, min(int(noise / mean + gaps_lot) or 1, most, noise, length - noise + 1)
 
     def fitting(self, room: int, longest: int, spared: int) -> tuple[int, int, int]:
         """The highest L up to `longest` whose sequence has up to `room` positions, and N and S of it, which leave out the first `spared` tokens. The
         sequence is the mode, the text, and each gap's token twice."""
-        mean, rate = self.setting
-        length = min(longest, room - 3, int(room / (1 + 2 * rate / mean)) + 4)
+        length = min(longest, room - 3, int(room / (1 + 2 * self.rate / self.mean_span)) + 4)
         while True:
             noise, gaps = self.of(length - spared)
             if length <= 2 + spared or 1 + length + 2 * gaps <= room:

@@ -88,11 +88,11 @@ def with_gaps(plans: Sequence[GapPlan], names: np.ndarray, end: int) -> Made:
     is_word, tokens = np.ones(ends[-1], np.bool_), np.empty(ends[-1], np.int64)
     is_word[head] = is_word[at_input] = is_word[at_answer] = False
     tokens[head], tokens[at_input], tokens[at_answer] = mode, names[order], names[order]
-    is_answer = spread(answer, ends, ends[-1])
+    is_answer = np.repeat(np.arange(2 * len(plans)) % 2 == 1, np.array((answer - head, ends - answer)).T.ravel())
     tokens[is_word & is_answer], tokens[is_word & ~is_answer] = text[inside], text[~inside]
-    targets = np.full(len(tokens), NOT_SCORED, np.int64)
-    targets[:-1][is_answer[:-1]] = tokens[1:][is_answer[:-1]]
-    targets[ends - 1] = end
+    next_token = np.empty_like(tokens)
+    next_token[:-1], next_token[ends - 1] = tokens[1:], end
+    targets = np.where(is_answer, next_token, NOT_SCORED)
     learned = learned_in_all(plans)
     if learned is not None:
         is_learned = np.zeros(len(tokens), np.bool_)
@@ -111,18 +111,15 @@ def _gaps(plans: Sequence[GapPlan], drawn: np.ndarray, noise: np.ndarray, gaps: 
     keys.sort()
     keys = keys[number < np.repeat(begin + wanted, sizes)]  # sorted by group, so the first of each are its lowest
     low = np.uint64((1 << INDEX_BITS) - 1)
-    picked = (keys >> np.uint64(KEY_BITS + INDEX_BITS) << np.uint64(INDEX_BITS)) | (keys & low)
+    ends_at = (group[::2] >> KEY_BITS) + noise - 1  # where the last gap of each is cut off
+    picked = np.concatenate(((keys >> np.uint64(KEY_BITS + INDEX_BITS) << np.uint64(INDEX_BITS)) | (keys & low), ends_at.view(np.uint64)))
     picked.sort()
     stands = (picked >> np.uint64(INDEX_BITS) & np.uint64(1)).astype(np.bool_)
     places = (picked & low).astype(np.int64)
-    last = gaps.cumsum() - 1
-    is_last = np.zeros(last[-1] + 1, np.bool_)
-    is_last[last] = True
-    ends = np.empty(len(is_last), np.int64)
-    ends[last], ends[~is_last] = noise, places[~stands] + 1
-    first = np.zeros_like(ends)
+    ends = places[~stands] + 1
+    first = np.empty_like(ends)
     first[1:] = ends[:-1]
-    first[last - gaps + 1] = 0
+    first[gaps.cumsum() - gaps] = 0
     return places[stands], first, ends - first
 
 

@@ -51,12 +51,12 @@ class Ul2:
         if left < FEWEST:
             return as_it_stands(source, room)._replace(begins=True)
         longest = -(-left // -(-left // self.longest))  # the examples of a document are about equally long
-        start, kind_word, setting_word, noise_word, gaps_word, suffix_word = words(seed, row, position, "ul2")
+        start, kind_word, setting_word, noise_word, gaps_word, suffix_word = words(b"ul2", seed, row, position)
         kind = bisect_right(self.reached, LOT * kind_word)
         if kind == SEQUENTIAL:
             return self._sequential(source, min(longest, room), LOT * suffix_word)
         mode, settings = self.ways[kind]
-        counts = Counts(settings[setting_word * len(settings) >> 32], len(self.gaps), (LOT * noise_word, LOT * gaps_word))
+        counts = Counts(*settings[setting_word * len(settings) >> 32], len(self.gaps), LOT * noise_word, LOT * gaps_word)
         spared = int(source.tokens[source.offset] == self.bos)
         length, noise, gaps = counts.fitting(room, longest, spared)
         part = slice(source.offset, source.offset + length)
@@ -92,6 +92,7 @@ class Ul2:
 def suffix_length(length: int, rate: float, lot: float) -> int:
     """How much of L tokens is learned at the end: each length is as likely as the others, and `rate` of L is their mean. Something always
     stands before."""
-    highest = min(length - 1, round(2 * rate * length) - 1)
-    lowest = max(1, round(2 * rate * length) - highest)
+    twice = round(2 * rate * length)
+    highest = min(length, twice) - 1
+    lowest = max(1, twice - highest)
     return lowest + int(lot * (highest - lowest + 1))

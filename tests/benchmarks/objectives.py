@@ -61,6 +61,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "mlm, own weights": {"train": {"objective": "mlm"}, "model": {"bidirectional": "own"}},
     "mlm, shared weights": {"train": {"objective": "mlm"}, "model": {"bidirectional": "shared"}},
 }
+COSTS = {"ul2, half of it S": {"train": {"objective": "ul2"}}, "ul2, in thirds": ARMS["ul2"], "mlm": ARMS["mlm, own weights"]}  # the first is the default
 CHOSEN = [arm for arm in ARMS if re.search(os.environ.get("OBJECTIVES_ARMS", ""), arm)]
 
 
@@ -88,7 +89,7 @@ class Timed:
 
 def preset_of(arm: str, seed: int = 0, **model: Any) -> Preset:
     """The arm `arm` over DATA."""
-    sections = ARMS[arm]
+    sections = (ARMS | COSTS)[arm]
     habits = {"per_gpu_batch_size": 8, "eval_tokens": 0, "evaluate_every_tokens": 10**9, "sample_every_tokens": 10**9, "snapshot_every_minutes": 3}
     raw = {"name": arm, "model": MODEL | sections.get("model", {}) | model, "ul2": sections.get("ul2", {})}
     raw |= {"train": habits | sections.get("train", {}) | {"seed": seed}}
@@ -99,7 +100,7 @@ def cost() -> None:
     tokenizer = with_objective_tokens(build_tokenizer(DATA, seed=0))
     lengths = RowLengths.constant(LENGTH)
     print(f"{BATCHES} batches of {ROWS} rows of {LENGTH}, {ROUNDS} rounds in turn, medians; seconds of this process and its threads", flush=True)
-    arms = {"clm": None} | {arm: rewriter_of(preset_of(arm, seq_length=LENGTH), tokenizer, lengths) for arm in ("ul2", "mlm, own weights")}
+    arms = {"clm": None} | {arm: rewriter_of(preset_of(arm, seq_length=LENGTH), tokenizer, lengths) for arm in COSTS}
     found: dict[str, list[tuple[float, float, float]]] = {arm: [] for arm in arms}
     for _ in range(ROUNDS):
         for arm, rewriter in arms.items():

@@ -13,8 +13,8 @@ from lm.objectives.ul2 import Ul2
 class Stream:
     """Numbers of one key, as many as are asked for."""
 
-    def __init__(self, *key: Any) -> None:
-        self.start, self.taken = words(*key)[0], 0
+    def __init__(self, purpose: bytes, *key: int) -> None:
+        self.start, self.taken = words(purpose, *key)[0], 0
 
     def bits(self, count: int) -> np.ndarray:
         """(count,) uint64, the next ones."""
@@ -78,6 +78,6 @@ def defined(rewriter: Ul2, seed: int, row: int, position: int, source: Source, r
     if planned.plan is None:
         return planned
     _, text, learned, noise, gaps, spared, mode = planned.plan
-    where = gaps_drawn(noise, gaps, len(text), Stream(seed, row, position, "ul2"), spared)
+    where = gaps_drawn(noise, gaps, len(text), Stream(b"ul2", seed, row, position), spared)
     tokens, targets = corrupted(text, learned, where, mode, rewriter.gaps, rewriter.end)
     return planned._replace(tokens=np.array(tokens), targets=np.array(targets), plan=None)

@@ -66,10 +66,10 @@ def test_rates_and_lengths_are_the_papers_over_many_draws(kind: str, number: int
 
 def check_draws(kind: str, number: int, way: Setting, least: int) -> None:
     """So many gaps or more of a way in table 1: share of the tokens, mean length, the whole distribution of lengths, and where they are."""
-    draws = Stream("paper", kind, number)
+    draws = Stream(b"paper", 0, ord(kind), number)
     sizes, leans, reached, found = [], [], np.zeros(LENGTH, np.bool_), 0
     while found < least or len(sizes) < least // 50:
-        gaps = gaps_drawn(*Counts(way, 100, tuple(draws.shares(2))).of(LENGTH), LENGTH, draws)
+        gaps = gaps_drawn(*Counts(*way, 100, *draws.shares(2)).of(LENGTH), LENGTH, draws)
         inside = np.zeros(LENGTH, np.bool_)
         for begin, end in gaps:
             inside[begin:end] = True
