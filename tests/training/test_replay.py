@@ -14,6 +14,7 @@ from lm.preset import Preset
 from lm.training import train
 from lm.training.headers import listed
 from lm.training.snapshots import Snapshots
+from tests.training.conftest import TEXTS
 from tests.training.elastic import taken_over
 from tests.training.test_sources import STEP, of, trained
 
@@ -22,9 +23,9 @@ LIMIT = 1_000_000
 
 
 @pytest.fixture
-def mixes(corpus: Path, tmp_path: Path) -> dict[str, list[dict[str, Any]]]:
+def mixes(tmp_path: Path) -> dict[str, list[dict[str, Any]]]:
     """Two mixes of one source each, of short documents from different ends of the reference."""
-    texts = [text for file in sorted(corpus.glob("*.txt")) for text in file.read_text(encoding="utf-8").split("\n\n") if len(text) > 60]
+    texts = [text for topic in TEXTS for text in topic.split("\n\n") if len(text) > 60]
     found = {}
     for name, part in (("a", texts[: len(texts) // 2]), ("b", texts[len(texts) // 2 :])):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in part), encoding="utf-8")

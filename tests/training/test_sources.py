@@ -14,6 +14,7 @@ import lm.training.step as step_module
 from lm.preset import Preset
 from lm.training import Halted, train
 from lm.training.snapshots import Snapshots
+from tests.training.conftest import TEXTS
 from tests.training.elastic import taken_over
 
 Tiny = Callable[..., Preset]
@@ -32,11 +33,11 @@ def of(events: list[Any], kind: str, key: str) -> list[Any]:
 
 
 @pytest.fixture
-def uneven(corpus: Path, tmp_path: Path) -> list[dict[str, Any]]:
+def uneven(tmp_path: Path) -> list[dict[str, Any]]:
     """Prose, and tables of characters that are nearly the same from file to file: learned much faster. Both in short documents."""
     tables = sorted(Path(encodings.__file__).parent.glob("cp*.py"))[:40]
-    for name, files in (("prose", sorted(corpus.glob("*.txt"))), ("tables", tables)):
-        text = "".join(file.read_text(encoding="utf-8", errors="ignore") for file in files)
+    for name, texts in (("prose", TEXTS), ("tables", [file.read_text(encoding="utf-8", errors="ignore") for file in tables])):
+        text = "".join(texts)
         rows = [json.dumps({"text": text[start : start + 300]}) for start in range(0, len(text), 300)]
         (tmp_path / f"{name}.jsonl").write_text("\n".join(rows), encoding="utf-8")
     return [{"type": "files", "name": name, "path": str(tmp_path / f"{name}.jsonl"), "repeat": True} for name in ("prose", "tables")]
