@@ -49,15 +49,15 @@ def adaptive(tiny: Tiny, sources: list[dict[str, Any]], steps: int) -> Preset:
 
 
 def test_the_source_with_the_higher_loss_is_read_more(tiny: Tiny, uneven: list[dict[str, Any]], tmp_path: Path) -> None:
-    events = trained(adaptive(tiny, uneven, 15), tmp_path / "c", 180)
+    events = trained(adaptive(tiny, uneven, 10), tmp_path / "c", 120)
     losses = [event["sources"] for event in events if event["event"] == "step"]
-    late = {name: [s[name]["loss"] for s in losses[-40:] if s[name]["loss"] is not None] for name in ("prose", "tables")}
+    late = {name: [s[name]["loss"] for s in losses[-30:] if s[name]["loss"] is not None] for name in ("prose", "tables")}
     assert sum(late["tables"]) / len(late["tables"]) < 0.8 * sum(late["prose"]) / len(late["prose"]), "one is learned much faster"
     weights = of(events, "weights", "weights")
     assert weights[0] == {"prose": 0.5, "tables": 0.5}, "what is measured in interval 0 applies from interval 2"
     assert weights[-1]["prose"] > 0.56 and sum(weights[-1].values()) == pytest.approx(1)
     read = {name: [s[name]["tokens"] for s in losses] for name in ("prose", "tables")}
-    early, last = ({name: counts[stop] - counts[start] for name, counts in read.items()} for start, stop in ((0, 29), (-60, -1)))
+    early, last = ({name: counts[stop] - counts[start] for name, counts in read.items()} for start, stop in ((0, 19), (-40, -1)))
     assert last["prose"] / sum(last.values()) > early["prose"] / sum(early.values()) + 0.03
     assert last["prose"] / sum(last.values()) == pytest.approx(weights[-2]["prose"], abs=0.08), "shares follow the weights"
 
@@ -81,7 +81,7 @@ def test_a_step_that_is_skipped_and_a_mix_that_ends_do_not_stop_the_weights(
     finite = []
     for source in uneven:
         short = tmp_path / f"short_{source['name']}.jsonl"
-        short.write_text("\n".join(Path(source["path"]).read_text(encoding="utf-8").splitlines()[:100]), encoding="utf-8")
+        short.write_text("\n".join(Path(source["path"]).read_text(encoding="utf-8").splitlines()[:40]), encoding="utf-8")
         finite.append(source | {"repeat": False, "path": str(short)})
     assert of(trained(adaptive(tiny, finite, 1), tmp_path / "ends", 3000), "end", "reason") == ["every source has been read to its end"]
     honest, count = step_module.weighted_sum, 0
