@@ -66,7 +66,7 @@ def test_what_was_held_out_once_stays_so_when_files_are_added(tmp_path: Path, wo
     write_jsonl(tmp_path / "a" / "a.jsonl", lower)
     with open_stream(data, byte_tokenizer(), 64, 48, cursor=cursor) as stream:
         assert [text for source, text in stream.held_out.take_new() if source == "a"] == [first]
-    later = global_batches(data, 60, world_size=world_size, seq_length=400, cursor=cursor)
+    later = global_batches(data, 25, world_size=world_size, seq_length=400, cursor=cursor)
     assert read_so_far(later[-1][1])["a"]["epochs"] > 0 and later[-1][1]["held_out"] == cursor["held_out"]
     trained = {text.decode() for text in read_texts([row for rows, _ in later for row in rows])}
     assert first not in trained and set(lower) < trained

@@ -36,7 +36,7 @@ def test_a_text_leaves_memory_once_its_lane_has_read_it(tmp_path: Path, monkeypa
     monkeypatch.setattr(sources, "BlockCache", SeenCache)
     forgotten = 0
     with open_stream(three_sources(tmp_path, shuffle=shuffle), byte_tokenizer(), 37, 48) as stream:
-        for (_, cursor), _ in zip(stream, range(200), strict=False):
+        for (_, cursor), _ in zip(stream, range(70), strict=False):
             for (source, *_), block in SeenCache.last._blocks.items():
                 for index in range(len(block)):
                     lane = block.lane(index)

@@ -98,7 +98,7 @@ def test_every_epoch_reads_everything_in_a_new_order(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "a.jsonl", texts)
     data = data_config(files("a", tmp_path / "a.jsonl", repeat=True))
     with open_stream(data, byte_tokenizer(), 256, 48) as stream:
-        rows = [row for batch, _ in islice(stream, 40) for row in rows_of(batch)]
+        rows = [row for batch, _ in islice(stream, 16) for row in rows_of(batch)]
         assert stream.sources[0].epoch > 2
         (held_out,) = [text.encode() for _, text in stream.held_out.take_new()]
     counts = Counter(read_texts(rows))
@@ -110,7 +110,7 @@ def test_shards_come_in_a_new_order_each_epoch(tmp_path: Path) -> None:
     for shard in range(12):
         write_jsonl(tmp_path / "a" / f"{shard:02}.jsonl", [f"{shard:02} {number}" for number in range(48)])
     with open_stream(data_config(files("a", tmp_path / "a", repeat=True)), byte_tokenizer(), 64, 48) as stream:
-        rows = [row for batch, _ in islice(stream, 25) for row in rows_of(batch)]
+        rows = [row for batch, _ in islice(stream, 6) for row in rows_of(batch)]
     moved = []
     for lane in range(48):
         shards = [int(text[:2]) for text in read_texts([row for row in rows if row.lane == lane])]
@@ -164,8 +164,8 @@ def test_weights_hold_over_documents_of_unlike_length(tmp_path: Path) -> None:
     sources = files("short", tmp_path / "short.jsonl", repeat=True), files("long", tmp_path / "long.jsonl", repeat=True)
     data = data_config(*sources, mix_strategy="weighted", source_weights={"short": 3, "long": 1})
     with open_stream(data, byte_tokenizer(), 512, 48) as stream:
-        counts = Counter(number for batch, _ in islice(stream, 70) for number in batch.source.flatten().tolist())
-    share = counts[0] / (counts[0] + counts[1])
+        short_and_long = [int((batch.source == number).sum()) for batch, _ in islice(stream, 40) for number in (0, 1)]
+    share = sum(short_and_long[::2]) / sum(short_and_long)
     assert sum(map(len, long)) / len(long) > 50 * sum(map(len, short)) / len(short)
     assert abs(share - 0.75) < 0.02
 

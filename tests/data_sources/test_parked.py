@@ -73,7 +73,7 @@ def test_what_returns_or_is_new_takes_its_share_and_no_more(tmp_path: Path, mix:
     )
     long = global_batches(only_weighted(data, 1, 2), 60, cursor=global_batches(data, 4)[-1][1])
     for cursor in (long[-1][1], global_batches(only_weighted(data, 1, 2), 60)[-1][1]):
-        rows = [row for found, _ in global_batches(data, 60, cursor=cursor) for row in found]
+        rows = [row for found, _ in global_batches(data, 40, cursor=cursor) for row in found]
         counts = Counter(source for row in rows for source in row.source)
         assert all(abs(counts[source] / sum(counts.values()) - 1 / 3) < 0.05 for source in range(3)), counts
 
@@ -88,7 +88,7 @@ def test_other_weights_do_not_make_up_for_the_past(mix: DataConfig) -> None:
     weighted = base.model_copy(update={"mix_strategy": "weighted", "source_weights": (8.0, 1.0, 1.0)})
     other = weighted.model_copy(update={"source_weights": (1.0, 4.0, 5.0)})
     for before in (weighted, base):
-        cursor = global_batches(before, 40)[-1][1]
+        cursor = global_batches(before, 20)[-1][1]
         counts = Counter(source for rows, _ in global_batches(other, 60, cursor=cursor, seq_length=201) for row in rows for source in row.source)
         assert all(abs(counts[source] / sum(counts.values()) - share) < 0.03 for source, share in enumerate((0.1, 0.4, 0.5))), counts
 

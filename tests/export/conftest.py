@@ -16,7 +16,7 @@ from lm.training import train
 from lm.training.snapshots import Snapshot, Snapshots
 
 MODEL = {"hidden_size": 24, "num_layers": 2, "num_heads": 3, "seq_length": 16, "ffn_size": 20}
-GENERATION = {"temperature": 0.0, "repetition_penalty": 1.3, "no_repeat_ngram": 3, "max_new_tokens": 30}
+GENERATION = {"temperature": 0.0, "repetition_penalty": 1.3, "no_repeat_ngram": 3, "max_new_tokens": 16}
 # What each says beside the defaults. A mechanism that is built is exported without a line here.
 VARIANTS: dict[str, dict[str, Any]] = {
     "rope": {},

@@ -1,5 +1,6 @@
 """A small real corpus (Python's own language reference) and a preset small enough to train in seconds."""
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from pydoc_data.topics import topics
@@ -8,7 +9,11 @@ from typing import Any
 import pytest
 
 from data_sources import tokenizer
+from data_sources.text import chunks
 from lm.preset import Preset
+
+TEXTS = [topics[name] for name in sorted(topics)]
+FILES = 3
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -37,14 +42,16 @@ def there_is_time_for_looks() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a text file for each topic of the reference: about 700 kB."""
+    """A folder with the topics of the reference: about 700 kB. A file for each would be looked through by every lane."""
     folder = tmp_path_factory.mktemp("corpus")
-    for name, text in topics.items():
-        (folder / f"{name.replace('/', '_')}.txt").write_text(text, encoding="utf-8")
+    pieces = [piece for text in TEXTS for piece in chunks(text)]
+    for part in range(FILES):
+        lines = (json.dumps({"text": piece}) + "\n" for piece in pieces[part::FILES])
+        (folder / f"topics_{part}.jsonl").write_text("".join(lines), encoding="utf-8")
     return folder
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny(corpus: Path) -> Callable[..., Preset]:
     """A preset over the corpus; sections given by name are laid over it."""
 

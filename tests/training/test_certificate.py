@@ -13,6 +13,7 @@ from lm.app.facts import Facts
 from lm.preset import Preset
 from lm.training import Halted
 from lm.training.snapshots import Snapshots
+from tests.training.conftest import TEXTS
 from tests.training.test_headers import preset_in, rewritten
 from tests.training.test_sources import of, trained
 
@@ -29,12 +30,13 @@ def last_words(folder: Path) -> None:
 
 
 @pytest.fixture
-def notes(corpus: Path, tmp_path: Path) -> list[dict[str, Any]]:
+def notes(tmp_path: Path) -> list[dict[str, Any]]:
     """Two sources, of which `notes` is a folder that can be changed."""
     (tmp_path / "notes").mkdir()
-    for file in sorted(corpus.glob("*.txt"))[:40]:
-        shutil.copy(file, tmp_path / "notes")
-    other = sorted(corpus.glob("*.txt"))[-1]
+    for number, text in enumerate(TEXTS[:10]):
+        (tmp_path / "notes" / f"{number}.txt").write_text(text, encoding="utf-8")
+    other = tmp_path / "other.txt"
+    other.write_text(TEXTS[-1], encoding="utf-8")
     return [{"type": "files", "name": name, "path": str(path), "repeat": True} for name, path in (("notes", tmp_path / "notes"), ("other", other))]
 
 

@@ -17,7 +17,7 @@ from tests.training.test_run import STEP, Recorder, Tiny, trained
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_a_rate_that_is_too_high_ends_the_run_and_costs_no_snapshot(optimizer: str, tiny: Tiny, tmp_path: Path) -> None:
-    trained(tiny(train={"optimizer": optimizer}), tmp_path, 40)
+    trained(tiny(train={"optimizer": optimizer}), tmp_path, 25)
     good = Snapshots(tmp_path).read("current")
     often = {"snapshot_every_tokens": 10 * STEP, "evaluate_every_tokens": 15 * STEP, "eval_tokens": 500}
     wild = tiny(train={"optimizer": optimizer, "learning_rate": 3.0, "warmup_share": 0.01, **often})
@@ -30,7 +30,7 @@ def test_a_rate_that_is_too_high_ends_the_run_and_costs_no_snapshot(optimizer: s
 
 @pytest.mark.parametrize("end", ["a stop", "failed sources", "the budget"])
 def test_a_run_that_ends_while_the_loss_has_risen_saves_nothing(end: str, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    trained(tiny(), tmp_path, 40)
+    trained(tiny(), tmp_path, 25)
     good, watches, recorder = Snapshots(tmp_path).read("current"), [], Recorder()
     first = good.life["tokens"]
 

@@ -14,7 +14,7 @@ from lm.training.snapshots import Snapshots
 from tests.training.test_sources import STEP, of, trained
 
 Tiny = Callable[..., Preset]
-STEPS = 200
+STEPS = 110
 
 
 def test_a_new_run_begins_without_a_jump(tiny: Tiny, tmp_path: Path) -> None:

@@ -135,13 +135,13 @@ MASKED = {"train": {"objective": "mlm", "eval_tokens": 1000, "snapshot_every_tok
 
 def test_masks_are_learned_and_gone_on_with_exactly(tiny: Tiny, tmp_path: Path) -> None:
     preset = tiny(**MASKED, model={"bidirectional": "own"})
-    recorder = trained(preset, tmp_path / "whole", 20)
-    trained(preset, tmp_path / "halved", 20, stop_after=9)
-    train(preset, tmp_path / "halved", 20 * STEP)
+    recorder = trained(preset, tmp_path / "whole", 14)
+    trained(preset, tmp_path / "halved", 14, stop_after=7)
+    train(preset, tmp_path / "halved", 14 * STEP)
     whole = steps(tmp_path / "whole")
     assert without_time(steps(tmp_path / "halved")) == without_time(whole)
     learned = [taught(Snapshots(tmp_path / name).newest()) for name in ("whole", "halved")]
-    assert learned[0] == learned[1] and 0.1 * 20 * STEP < learned[0].pop("mask") < 0.2 * 20 * STEP and not learned[0]
+    assert learned[0] == learned[1] and 0.1 * 14 * STEP < learned[0].pop("mask") < 0.2 * 14 * STEP and not learned[0]
     assert sum(step["loss"] for step in whole[-3:]) / 3 < whole[0]["loss"] - 0.2
     (evaluation,) = recorder.of("evaluation")
     assert evaluation["pseudo"] and 1 < evaluation["perplexity"] < 500

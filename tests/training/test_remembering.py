@@ -66,27 +66,33 @@ def test_on_another_number_of_processes(tiny: Tiny, tmp_path: Path) -> None:
     assert [event["exact"] for event in second if event["event"] == "certificate"] == [True]
 
 
+@pytest.fixture(scope="module")
+def at_once(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> tuple[Recorder, Path]:
+    """A run of twenty steps, and its folder. What is read is found from about the tenth on."""
+    folder = tmp_path_factory.mktemp("once")
+    return trained(tiny(retro=RETRO), folder, 20), folder
+
+
 @pytest.mark.parametrize("workers", [0, 2])
-def test_exactly_through_a_stop(tiny: Tiny, tmp_path: Path, workers: int) -> None:
-    preset = tiny(retro=RETRO, train={"loader_processes": workers})
-    at_once = trained(tiny(retro=RETRO), tmp_path / "once", 30)
-    first = trained(preset, tmp_path / "twice", 30, stop_after=13)
-    second = trained(preset, tmp_path / "twice", 30)
-    assert [len(part.of("step")) for part in (first, second)] == [13, 17]
+def test_exactly_through_a_stop(tiny: Tiny, at_once: tuple[Recorder, Path], tmp_path: Path, workers: int) -> None:
+    preset, (whole, folder) = tiny(retro=RETRO, train={"loader_processes": workers}), at_once
+    first = trained(preset, tmp_path, 20, stop_after=13)
+    second = trained(preset, tmp_path, 20)
+    assert [len(part.of("step")) for part in (first, second)] == [13, 7]
     assert second.of("resume")[0]["exact"]
     steps = first.of("step") + second.of("step")
     for key in ("batch_hash", "loss", "gradient_norm"):
-        assert [event[key] for event in steps] == [event[key] for event in at_once.of("step")], key
-    one, two = (Snapshots(tmp_path / name).read("current") for name in ("once", "twice"))
+        assert [event[key] for event in steps] == [event[key] for event in whole.of("step")], key
+    one, two = (Snapshots(place).read("current") for place in (folder, tmp_path))
     assert all(torch.equal(one.weights[name], two.weights[name]) for name in one.weights)
-    assert contents(tmp_path / "once") == contents(tmp_path / "twice")
-    assert contents(tmp_path / "once")[0] > 25 * STEP // 8 * 0.9
+    assert contents(folder) == contents(tmp_path)
+    assert contents(folder)[0] > 15 * STEP // 8 * 0.9
 
 
-def test_neighbours_reach_the_model(tiny: Tiny, tmp_path: Path) -> None:
+def test_neighbours_reach_the_model(tiny: Tiny, at_once: tuple[Recorder, Path], tmp_path: Path) -> None:
     """With a memory the same batches come to other losses, once it is behind by fewer steps than were taken."""
-    with_memory, without = (trained(tiny(retro=RETRO | {"memory_chunks": kept}), tmp_path / str(kept), 20) for kept in (10_000, 1))
-    differs = [a["loss"] != b["loss"] for a, b in zip(with_memory.of("step"), without.of("step"), strict=True)]
+    without = trained(tiny(retro=RETRO | {"memory_chunks": 1}), tmp_path, 20)
+    differs = [a["loss"] != b["loss"] for a, b in zip(at_once[0].of("step"), without.of("step"), strict=True)]
     assert not any(differs[:9]) and all(differs[11:])
 
 
@@ -102,13 +108,14 @@ def test_each_step_tells_of_the_memory(tiny: Tiny, tmp_path: Path, workers: int)
     assert all("memory" not in event for event in trained(tiny(), tmp_path / "none", 2).of("step"))
 
 
-def test_held_out_text_is_measured_with_the_memory(tiny: Tiny, tmp_path: Path) -> None:
+def test_held_out_text_is_measured_with_the_memory(at_once: tuple[Recorder, Path]) -> None:
     """What evaluation hands in is what training would have: the stream's own chunks of the same rows, asked for in the same state."""
-    last = trained(tiny(retro=RETRO), tmp_path, 20).of("evaluation")[-1]
-    memory, state = remembered(tmp_path)
-    snapshot = Snapshots(tmp_path).read("current")
+    run, folder = at_once
+    last = run.of("evaluation")[-1]
+    memory, state = remembered(folder)
+    snapshot = Snapshots(folder).read("current")
     tokenizer = tokenizer_from_json(snapshot.tokenizer)
-    texts = [text for kept in held_out_texts(tmp_path).values() for text in kept]
+    texts = [text for kept in held_out_texts(folder).values() for text in kept]
     lookup = Lookup(memory, state.length, RETRO["chunk_size"], 2)
     groups = [group for (group,) in grouped(texts, tokenizer, 64, partial(Rows.compared, find=lookup))]
     model = build_model(snapshot.preset, len(tokenizer))
@@ -126,7 +133,7 @@ def test_held_out_text_is_measured_with_the_memory(tiny: Tiny, tmp_path: Path) -
         assert sum(each["bits"][way] * each["bytes"] for each in by_overlap) == pytest.approx(every["bits"][way] * every["bytes"])
     assert every["bytes"] == sum(len(text.encode()) for text in texts) and len(by_overlap) > 2
     assert by_overlap[0]["overlap"] == "nothing handed in" and by_overlap[0]["bits"]["off"] == pytest.approx(by_overlap[0]["bits"]["on"])
-    assert evaluate_snapshot(tmp_path)["memory"][-1]["bits"] == pytest.approx(every["bits"])
+    assert evaluate_snapshot(folder)["memory"][-1]["bits"] == pytest.approx(every["bits"])
     position, document = 0, []
     for rows in groups:
         handed = dict(zip(rows.arrivals.at.tolist(), rows.arrivals.tokens, strict=True))
@@ -270,7 +277,7 @@ def test_exactly_through_a_stop_while_blocks_are_indexed_and_leave(tiny: Tiny, t
 def test_a_damaged_memory_stops_no_training(tiny: Tiny, tmp_path: Path) -> None:
     """Nor an evaluation, nor the next start; each says so."""
     preset = tiny(retro=RETRO)
-    trained(preset, tmp_path, 40, stop_after=20)
+    trained(preset, tmp_path, 26, stop_after=14)
 
     def flip(_: Any = None) -> None:
         for path in (tmp_path / MEMORY).glob("*.chunks"):
@@ -285,7 +292,7 @@ def test_a_damaged_memory_stops_no_training(tiny: Tiny, tmp_path: Path) -> None:
         if event["event"] == "step" and sum(each["event"] == "step" for each in told) == 3:
             flip()
 
-    train(preset, tmp_path, 40 * STEP, observers=(damage,))
+    train(preset, tmp_path, 26 * STEP, observers=(damage,))
     said = [event["text"] for event in told if event["event"] == "notice"]
     assert any("can't be asked" in text and "is damaged" in text and text.endswith("training goes on") for text in said)
     assert any("measured with a damaged memory" in text for text in said)
@@ -334,7 +341,7 @@ def test_nothing_is_found_in_the_same_text_or_in_what_comes_later(tiny: Tiny, tm
         return found
 
     monkeypatch.setattr(Memory, "nearest", nearest)
-    trained(tiny(retro=RETRO), tmp_path, 40)
+    trained(tiny(retro=RETRO), tmp_path, 25)
     memory, state = remembered(tmp_path)
     stored = memory._store.take(np.arange(state.length))["document"].tolist()
     assert len(told) > 500 and len({asked for asked, *_ in told} & set(stored)) > 20

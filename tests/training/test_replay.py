@@ -14,6 +14,7 @@ from lm.preset import Preset
 from lm.training import train
 from lm.training.headers import listed
 from lm.training.snapshots import Snapshots
+from tests.training.conftest import TEXTS
 from tests.training.elastic import taken_over
 from tests.training.test_sources import STEP, of, trained
 
@@ -22,9 +23,9 @@ LIMIT = 1_000_000
 
 
 @pytest.fixture
-def mixes(corpus: Path, tmp_path: Path) -> dict[str, list[dict[str, Any]]]:
+def mixes(tmp_path: Path) -> dict[str, list[dict[str, Any]]]:
     """Two mixes of one source each, of short documents from different ends of the reference."""
-    texts = [text for file in sorted(corpus.glob("*.txt")) for text in file.read_text(encoding="utf-8").split("\n\n") if len(text) > 60]
+    texts = [text for topic in TEXTS for text in topic.split("\n\n") if len(text) > 60]
     found = {}
     for name, part in (("a", texts[: len(texts) // 2]), ("b", texts[len(texts) // 2 :])):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in part), encoding="utf-8")
@@ -54,7 +55,7 @@ def test_a_changed_mix_reads_some_of_the_past_again(tiny: Tiny, mixes: dict[str,
     assert notices(trained(preset(tiny, mixes["a"]), folder, 40)) == []
     first = Snapshots(folder).newest()
     assert first is not None and first.run["replay"] is None
-    events = trained(preset(tiny, mixes["b"]), folder, 240)
+    events = trained(preset(tiny, mixes["b"]), folder, 120)
     assert notices(events) == ["5 % of the text is what was read before, from a"]
     steps = [event["sources"] for event in events if event["event"] == "step"]
     again, new = steps[-1]["past text"]["tokens"], steps[-1]["b"]["tokens"]
@@ -72,29 +73,29 @@ def test_a_changed_mix_reads_some_of_the_past_again(tiny: Tiny, mixes: dict[str,
 
 
 def test_the_same_mix_does_not_unless_told(tiny: Tiny, mixes: dict[str, list[Any]], tmp_path: Path) -> None:
-    trained(preset(tiny, mixes["a"]), tmp_path / "c", 20)
-    assert notices(trained(preset(tiny, mixes["a"]), tmp_path / "c", 21)) == []
-    assert notices(trained(preset(tiny, mixes["a"], replay_share=0.2), tmp_path / "c", 22)) == ["20 % of the text is what was read before, from a"]
-    assert notices(trained(preset(tiny, [*mixes["a"], *mixes["b"]]), tmp_path / "c", 23)) == [], "a mix that grew lacks nothing"
-    assert notices(trained(preset(tiny, mixes["b"], replay_share=0), tmp_path / "c", 24)) == []
+    trained(preset(tiny, mixes["a"]), tmp_path / "c", 10)
+    assert notices(trained(preset(tiny, mixes["a"]), tmp_path / "c", 11)) == []
+    assert notices(trained(preset(tiny, mixes["a"], replay_share=0.2), tmp_path / "c", 12)) == ["20 % of the text is what was read before, from a"]
+    assert notices(trained(preset(tiny, [*mixes["a"], *mixes["b"]]), tmp_path / "c", 13)) == [], "a mix that grew lacks nothing"
+    assert notices(trained(preset(tiny, mixes["b"], replay_share=0), tmp_path / "c", 14)) == []
 
 
 def test_exactly_through_a_stop_and_again_afterwards(tiny: Tiny, mixes: dict[str, list[Any]], tmp_path: Path) -> None:
-    """30 steps at once, and 13, a stop, 17: the same batches, weights and samples; and so in the run after."""
+    """20 steps at once, and 9, a stop, 11: the same batches, weights and samples; and so in the run after."""
     ends = []
-    for name, stops in (("whole", [None]), ("cut", [13, None])):
+    for name, stops in (("whole", [None]), ("cut", [9, None])):
         folder = tmp_path / name
-        trained(preset(tiny, mixes["a"]), folder, 25)
+        trained(preset(tiny, mixes["a"]), folder, 15)
         hashes = []
         for stop in stops:
-            events = trained(preset(tiny, mixes["b"], replay_share=0.3), folder, 30, stop_after=stop)
+            events = trained(preset(tiny, mixes["b"], replay_share=0.3), folder, 20, stop_after=stop)
             hashes += of(events, "step", "batch_hash")
-        hashes += of(trained(preset(tiny, mixes["a"], replay_share=0.3), folder, 31), "step", "batch_hash")
+        hashes += of(trained(preset(tiny, mixes["a"], replay_share=0.3), folder, 16), "step", "batch_hash")
         end = Snapshots(folder).newest()
         assert end is not None
         ends.append((hashes, end))
     (hashes, one), (others, other) = ends
-    assert len(hashes) == 61 and hashes == others
+    assert len(hashes) == 36 and hashes == others
     assert all(torch.equal(one.weights[name], other.weights[name]) for name in one.weights)
     assert one.life["past"] == other.life["past"] and one.run["replay"] == other.run["replay"]
 
@@ -122,7 +123,7 @@ def test_on_two_machines_and_then_on_one(tiny: Tiny, mixes: dict[str, list[Any]]
 
 def test_each_snapshot_has_the_sample_of_its_moment(tiny: Tiny, mixes: dict[str, list[Any]], tmp_path: Path) -> None:
     folder = tmp_path / "c"
-    trained(preset(tiny, mixes["a"], snapshot_every_tokens=10 * STEP, replay_megabytes=32), folder, 60)
+    trained(preset(tiny, mixes["a"], snapshot_every_tokens=10 * STEP, replay_megabytes=32), folder, 45)
     found = {each.kind: each.header for each in listed(folder)}
     pasts = {kind: header.life["past"] for kind, header in found.items() if header}
     files = {kind: past["file"] for kind, past in pasts.items()}
@@ -133,12 +134,12 @@ def test_each_snapshot_has_the_sample_of_its_moment(tiny: Tiny, mixes: dict[str,
 
 def test_going_on_from_an_earlier_snapshot_takes_its_sample(tiny: Tiny, mixes: dict[str, list[Any]], tmp_path: Path) -> None:
     folder = tmp_path / "c"
-    made = preset(tiny, mixes["a"], snapshot_every_tokens=10 * STEP, replay_megabytes=32)
-    trained(made, folder, 60, stop_after=40)
+    made = preset(tiny, mixes["a"], snapshot_every_tokens=5 * STEP, replay_megabytes=32)
+    trained(made, folder, 30, stop_after=20)
     (folder / "lm_current.pth").unlink()
     (folder / "simple_lm_trained.pth").unlink()
-    trained(made, folder, 60)
-    trained(made, tmp_path / "whole", 60)
+    trained(made, folder, 30)
+    trained(made, tmp_path / "whole", 30)
     one, other = Snapshots(folder).newest(), Snapshots(tmp_path / "whole").newest()
     assert one is not None and other is not None and one.life["past"] == other.life["past"]
 

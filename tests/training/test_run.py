@@ -21,6 +21,7 @@ from lm.training.session import Session
 from lm.training.snapshots import SnapshotError, Snapshots, read_snapshot
 from tests.data_sources.streams import paragraphs
 from tests.loopback_hub import LoopbackHub, make_dataset
+from tests.training.conftest import TEXTS
 
 Tiny = Callable[..., Preset]
 STEP = 4 * 64  # tokens of a step
@@ -52,12 +53,12 @@ def trained(preset: Preset, folder: Path, steps: int, stop_after: int | None = N
 
 def test_it_learns(tiny: Tiny, tmp_path: Path) -> None:
     recorder = Recorder()
-    summary = train(tiny(), tmp_path, budget_tokens=120 * STEP, observers=(recorder,))
+    summary = train(tiny(), tmp_path, budget_tokens=60 * STEP, observers=(recorder,))
     losses = [event["loss"] for event in recorder.of("step")]
     assert losses[0] == pytest.approx(torch.tensor(500.0).log().item(), abs=0.1)
     assert sum(losses[-10:]) / 10 < losses[0] - 1
     assert not summary.stopped
-    assert summary.tokens == recorder.of("step")[-1]["tokens"] >= 120 * STEP
+    assert summary.tokens == recorder.of("step")[-1]["tokens"] >= 60 * STEP
     assert summary.evaluation["cross_entropy"] < losses[0] - 1
     assert summary.evaluation["perplexity"] == pytest.approx(torch.tensor(summary.evaluation["cross_entropy"]).exp().item(), rel=1e-5)
     kinds = [event["event"] for event in recorder.events]
@@ -65,19 +66,20 @@ def test_it_learns(tiny: Tiny, tmp_path: Path) -> None:
     assert recorder.of("end")[0]["reason"] == "the run's tokens are read"
 
 
-HEADS_ON = {f"enable_{name}": True for name in HEADS} | {"share_every": 10}
+HEADS_ON = {f"enable_{name}": True for name in HEADS} | {"share_every": 3}
 KINDS = {"dense": {}, "experts": {"moe": {"enabled": True, "experts": 4}}, "muon": {"train": {"optimizer": "muon"}}, "heads": {"auxiliary": HEADS_ON}}
 KINDS |= {"averaged": {"train": {"average_tokens": 700}}}
 
 
-@pytest.mark.parametrize("sections", KINDS.values(), ids=KINDS)
-def test_thirty_steps_at_once_equal_thirteen_then_seventeen(sections: dict[str, Any], tiny: Tiny, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("kind", "before", "after"), [("dense", 13, 17), *((kind, 5, 6) for kind in KINDS if kind != "dense")])
+def test_all_steps_at_once_equal_those_before_a_stop_and_after(kind: str, before: int, after: int, tiny: Tiny, tmp_path: Path) -> None:
     """Also with what units and heads heard of the step before."""
-    at_once = trained(tiny(**sections), tmp_path / "once", 30)
-    first = trained(tiny(**sections), tmp_path / "twice", 30, stop_after=13)
-    second = trained(tiny(**sections), tmp_path / "twice", 30)
-    assert [len(part.of("step")) for part in (first, second)] == [13, 17]
-    assert second.of("resume")[0]["tokens"] == 13 * STEP
+    sections, steps = KINDS[kind], before + after
+    at_once = trained(tiny(**sections), tmp_path / "once", steps)
+    first = trained(tiny(**sections), tmp_path / "twice", steps, stop_after=before)
+    second = trained(tiny(**sections), tmp_path / "twice", steps)
+    assert [len(part.of("step")) for part in (first, second)] == [before, after]
+    assert second.of("resume")[0]["tokens"] == before * STEP
     assert second.of("resume")[0]["exact"]
     steps = first.of("step") + second.of("step")
     for key in ("batch_hash", "loss", "losses", "units", "gradient_norm", "learning_rate", "tokens", "life_tokens", "step"):
@@ -97,7 +99,7 @@ def test_thirty_steps_at_once_equal_thirteen_then_seventeen(sections: dict[str, 
 
 def test_the_weights_of_the_units_losses_are_the_presets(tiny: Tiny, tmp_path: Path) -> None:
     """A balance loss that counts much more evens the loads; both are told with each step, per layer and unweighted."""
-    runs = {weight: trained(tiny(moe={"enabled": True, "bias_rate": 0, "balance_weight": weight}), tmp_path / str(weight), 20) for weight in (0.0, 3.0)}
+    runs = {weight: trained(tiny(moe={"enabled": True, "bias_rate": 0, "balance_weight": weight}), tmp_path / str(weight), 30) for weight in (0.0, 3.0)}
     last = {weight: run.of("step")[-1] for weight, run in runs.items()}
     assert "moe_balance" not in last[0.0]["losses"] and {"next_token", "moe_balance", "moe_z"} == last[3.0]["losses"].keys()
     assert last[3.0]["losses"]["moe_balance"] == pytest.approx(2, abs=0.3), "two layers, each near 1"
@@ -107,13 +109,13 @@ def test_the_weights_of_the_units_losses_are_the_presets(tiny: Tiny, tmp_path: P
 
 
 def test_a_finished_run_is_followed_by_another_on_the_same_model(tiny: Tiny, tmp_path: Path) -> None:
-    first, second = trained(tiny(), tmp_path, 40), trained(tiny(), tmp_path, 40)
+    first, second = trained(tiny(), tmp_path, 25), trained(tiny(), tmp_path, 25)
     assert second.of("resume")[0]["tokens"] == 0
-    assert second.of("step")[-1]["life_tokens"] == 80 * STEP
+    assert second.of("step")[-1]["life_tokens"] == 50 * STEP
     hashes = [event["batch_hash"] for part in (first, second) for event in part.of("step")]
-    assert len(set(hashes)) == 80, "the data goes on, too"
+    assert len(set(hashes)) == 50, "the data goes on, too"
     assert second.of("step")[0]["loss"] < first.of("step")[0]["loss"] - 0.5
-    assert [run["tokens"] for run in Snapshots(tmp_path).read("current").life["runs"]] == [40 * STEP, 40 * STEP]
+    assert [run["tokens"] for run in Snapshots(tmp_path).read("current").life["runs"]] == [25 * STEP, 25 * STEP]
     assert len(list((tmp_path / "archive").glob("*.pth"))) == 2
 
 
@@ -152,13 +154,14 @@ def test_another_model_keeps_what_fits_and_archives_the_old(tiny: Tiny, tmp_path
 
 
 def test_held_out_text_is_kept_and_frozen(tiny: Tiny, tmp_path: Path) -> None:
-    trained(tiny(train={"eval_tokens": 300}), tmp_path, 100)
+    trained(tiny(train={"eval_tokens": 300}), tmp_path, 20)
     texts = [json.loads(line) for file in (tmp_path / "held_out").glob("*.jsonl") for line in file.read_text(encoding="utf-8").splitlines()]
     assert texts
     assert sum(text["tokens"] for text in texts[:-1]) < 300
 
 
-def test_evaluations_and_samples_change_nothing(tiny: Tiny, tmp_path: Path) -> None:
+def test_evaluations_and_samples_change_nothing(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lm.training.session.SAMPLE_TOKENS", 5)
     plain = trained(tiny(train={"evaluate_every_tokens": 10**9, "sample_every_tokens": 10**9}), tmp_path / "plain", 10)
     busy = trained(tiny(train={"evaluate_every_tokens": 2 * STEP, "sample_every_tokens": STEP}), tmp_path / "busy", 10)
     assert len(busy.of("sample")) == 10
@@ -169,6 +172,7 @@ def test_evaluations_and_samples_change_nothing(tiny: Tiny, tmp_path: Path) -> N
 def test_what_is_done_beside_the_steps_waits_past_two_percent_of_the_time(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By a clock on which a step takes 20 seconds, an evaluation 2 and a sample 1; both are always due. What is learned is the same."""
     now = [0.0]
+    monkeypatch.setattr("lm.training.session.SAMPLE_TOKENS", 5)
 
     def taking(seconds: float, work: Callable[..., Any]) -> Callable[..., Any]:
         def timed(*given: Any, **named: Any) -> Any:
@@ -197,8 +201,8 @@ def test_many_sources_share_a_brief_evaluation() -> None:
 
 
 ODD = [
-    {"model": {"seq_length": 1}, "train": {"per_gpu_batch_size": 1}},
-    {"model": {"seq_length": 1, "position": "learned"}, "data": {"packing": "pad"}},
+    {"model": {"seq_length": 1}, "train": {"per_gpu_batch_size": 1, "eval_tokens": 100}},
+    {"model": {"seq_length": 1, "position": "learned"}, "train": {"eval_tokens": 100}, "data": {"packing": "pad"}},
     {"model": {"hidden_size": 13, "num_heads": 1, "position": "learned", "seq_length": 17, "ffn_size": 7}, "train": {"per_gpu_batch_size": 3}},
     {
         "model": {"hidden_size": 34, "num_heads": 17, "num_kv_heads": 1, "num_layers": 1, "seq_length": 61},
@@ -282,9 +286,9 @@ def test_sources_that_all_fail_on_the_way_end_a_run_that_is_saved(tiny: Tiny, hu
     assert again.of("resume")[0]["exact"] and again.of("step")[0]["tokens"] > saved.run["tokens"]
 
 
-def test_a_finite_mix_ends_early(tiny: Tiny, tmp_path: Path, corpus: Path) -> None:
+def test_a_finite_mix_ends_early(tiny: Tiny, tmp_path: Path) -> None:
     recorder = Recorder()
-    preset = tiny(data={"sources": [few_documents(corpus, tmp_path)], "vocab_size": 500})
+    preset = tiny(data={"sources": [few_documents(tmp_path)], "vocab_size": 500})
     summary = train(preset, tmp_path / "checkpoints", observers=(recorder,))
     assert recorder.of("end")[0]["reason"] == "every source has been read to its end"
     assert 0 < summary.tokens < 100_000
@@ -294,9 +298,9 @@ def test_a_finite_mix_ends_early(tiny: Tiny, tmp_path: Path, corpus: Path) -> No
     assert again.tokens == summary.tokens, "a new run reads finite sources again"
 
 
-def few_documents(corpus: Path, folder: Path) -> dict[str, Any]:
+def few_documents(folder: Path) -> dict[str, Any]:
     """A source of sixty short ones."""
-    texts = sorted(corpus.glob("*.txt"))[0].read_text(encoding="utf-8").split("\n\n")[:60]
+    texts = TEXTS[0].split("\n\n")[:60]
     (folder / "few.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts), encoding="utf-8")
     return {"type": "files", "path": str(folder / "few.jsonl")}
 
@@ -385,11 +389,11 @@ def test_a_resume_is_certified(tiny: Tiny, tmp_path: Path) -> None:
     assert fourth.of("resume")[0]["differs"] == ["train.weight_decay was 0.2 and is 0.1", "data.sources is another"]
 
 
-def test_other_text_is_noticed(tiny: Tiny, tmp_path: Path, corpus: Path) -> None:
+def test_other_text_is_noticed(tiny: Tiny, tmp_path: Path) -> None:
     folder = tmp_path / "text"
     folder.mkdir()
-    for file in corpus.glob("*.txt"):
-        (folder / file.name).write_bytes(file.read_bytes())
+    for number, text in enumerate(TEXTS):
+        (folder / f"{number}.txt").write_text(text, encoding="utf-8")
     preset = tiny(data={"sources": [{"type": "files", "path": str(folder)}]})
     trained(preset, tmp_path / "checkpoints", 30, stop_after=6)
     for file in folder.glob("*.txt"):
@@ -463,11 +467,11 @@ def test_what_is_forgotten_is_said(tiny: Tiny, tmp_path: Path) -> None:
     digits = tmp_path / "digits.jsonl"
     rows = [json.dumps({"text": " ".join(str(number * step) for number in range(1, 80))}) for step in range(1, 1500)]
     digits.write_text("\n".join(rows), encoding="utf-8")
-    first = trained(tiny(train={"eval_tokens": 500}), tmp_path / "c", 150)
+    first = trained(tiny(train={"eval_tokens": 500}), tmp_path / "c", 80)
     best = first.of("evaluation")[-1]["sources"]["reference"]["bits_per_byte"]
     assert Snapshots(tmp_path / "c").read("current").life["measured"]["full"]["reference"]["best"] == best, "the last snapshot holds it"
     assert not [event for event in first.of("notice") if "forgotten" in event["text"]]
-    second = trained(tiny(data={"sources": [{"type": "files", "name": "digits", "path": str(digits), "repeat": True}]}), tmp_path / "c", 150)
+    second = trained(tiny(data={"sources": [{"type": "files", "name": "digits", "path": str(digits), "repeat": True}]}), tmp_path / "c", 80)
     (last,) = [event for event in second.of("evaluation") if not event["brief"]]
     assert set(last["sources"]) == {"reference", "digits"}
     assert last["cross_entropy"] == last["sources"]["digits"]["cross_entropy"], "the whole is of this mix"
@@ -479,9 +483,9 @@ def test_what_is_forgotten_is_said(tiny: Tiny, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("finite", [False, True])
-def test_an_end_that_was_cut_off_is_made_up_for(tiny: Tiny, tmp_path: Path, corpus: Path, finite: bool) -> None:
+def test_an_end_that_was_cut_off_is_made_up_for(tiny: Tiny, tmp_path: Path, finite: bool) -> None:
     """Killed while it is measured at its end, a run is closed by the next start, and only then followed by another."""
-    data = {"sources": [few_documents(corpus, tmp_path) | {"repeat": not finite}], "vocab_size": 500}
+    data = {"sources": [few_documents(tmp_path) | {"repeat": not finite}], "vocab_size": 500}
     budget = 10**6 if finite else 5 * STEP
 
     def run(cut: bool) -> Recorder:

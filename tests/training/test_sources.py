@@ -14,6 +14,7 @@ import lm.training.step as step_module
 from lm.preset import Preset
 from lm.training import Halted, train
 from lm.training.snapshots import Snapshots
+from tests.training.conftest import TEXTS
 from tests.training.elastic import taken_over
 
 Tiny = Callable[..., Preset]
@@ -32,11 +33,11 @@ def of(events: list[Any], kind: str, key: str) -> list[Any]:
 
 
 @pytest.fixture
-def uneven(corpus: Path, tmp_path: Path) -> list[dict[str, Any]]:
+def uneven(tmp_path: Path) -> list[dict[str, Any]]:
     """Prose, and tables of characters that are nearly the same from file to file: learned much faster. Both in short documents."""
     tables = sorted(Path(encodings.__file__).parent.glob("cp*.py"))[:40]
-    for name, files in (("prose", sorted(corpus.glob("*.txt"))), ("tables", tables)):
-        text = "".join(file.read_text(encoding="utf-8", errors="ignore") for file in files)
+    for name, texts in (("prose", TEXTS), ("tables", [file.read_text(encoding="utf-8", errors="ignore") for file in tables])):
+        text = "".join(texts)
         rows = [json.dumps({"text": text[start : start + 300]}) for start in range(0, len(text), 300)]
         (tmp_path / f"{name}.jsonl").write_text("\n".join(rows), encoding="utf-8")
     return [{"type": "files", "name": name, "path": str(tmp_path / f"{name}.jsonl"), "repeat": True} for name in ("prose", "tables")]
@@ -48,15 +49,15 @@ def adaptive(tiny: Tiny, sources: list[dict[str, Any]], steps: int) -> Preset:
 
 
 def test_the_source_with_the_higher_loss_is_read_more(tiny: Tiny, uneven: list[dict[str, Any]], tmp_path: Path) -> None:
-    events = trained(adaptive(tiny, uneven, 15), tmp_path / "c", 180)
+    events = trained(adaptive(tiny, uneven, 10), tmp_path / "c", 120)
     losses = [event["sources"] for event in events if event["event"] == "step"]
-    late = {name: [s[name]["loss"] for s in losses[-40:] if s[name]["loss"] is not None] for name in ("prose", "tables")}
+    late = {name: [s[name]["loss"] for s in losses[-30:] if s[name]["loss"] is not None] for name in ("prose", "tables")}
     assert sum(late["tables"]) / len(late["tables"]) < 0.8 * sum(late["prose"]) / len(late["prose"]), "one is learned much faster"
     weights = of(events, "weights", "weights")
     assert weights[0] == {"prose": 0.5, "tables": 0.5}, "what is measured in interval 0 applies from interval 2"
     assert weights[-1]["prose"] > 0.56 and sum(weights[-1].values()) == pytest.approx(1)
     read = {name: [s[name]["tokens"] for s in losses] for name in ("prose", "tables")}
-    early, last = ({name: counts[stop] - counts[start] for name, counts in read.items()} for start, stop in ((0, 29), (-60, -1)))
+    early, last = ({name: counts[stop] - counts[start] for name, counts in read.items()} for start, stop in ((0, 19), (-40, -1)))
     assert last["prose"] / sum(last.values()) > early["prose"] / sum(early.values()) + 0.03
     assert last["prose"] / sum(last.values()) == pytest.approx(weights[-2]["prose"], abs=0.08), "shares follow the weights"
 
@@ -80,7 +81,7 @@ def test_a_step_that_is_skipped_and_a_mix_that_ends_do_not_stop_the_weights(
     finite = []
     for source in uneven:
         short = tmp_path / f"short_{source['name']}.jsonl"
-        short.write_text("\n".join(Path(source["path"]).read_text(encoding="utf-8").splitlines()[:100]), encoding="utf-8")
+        short.write_text("\n".join(Path(source["path"]).read_text(encoding="utf-8").splitlines()[:40]), encoding="utf-8")
         finite.append(source | {"repeat": False, "path": str(short)})
     assert of(trained(adaptive(tiny, finite, 1), tmp_path / "ends", 3000), "end", "reason") == ["every source has been read to its end"]
     honest, count = step_module.weighted_sum, 0
