@@ -1,4 +1,4 @@
-"""What two processes do under torchrun, for test_ranks: run by it with a folder as the working directory, never by a person."""
+"""What two processes do, for test_ranks: run by tests/training/two_ranks.py with a folder as the working directory, never by a person."""
 
 import json
 import os

@@ -1,9 +1,6 @@
-"""Two processes under torchrun against one: the same gradients, the same run, and no rank left waiting."""
+"""Two processes, as under torchrun, against one: the same gradients, the same run, and no rank left waiting."""
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +13,7 @@ from lm.training import train
 from lm.training.distribution import Ranks
 from tests.loopback_hub import Answer, LoopbackHub, make_dataset
 from tests.training.ranks import gradients, part_of, rows, sharing
+from tests.training.two_ranks import run_on_two_ranks
 
 STEP = 4 * 64
 
@@ -43,11 +41,8 @@ def two(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> tuple[Path, P
         answer.stall(60)
         return True
 
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", "-m", "tests.training.ranks"]
     with LoopbackHub(folder / "hub", fault) as hub:
-        environment = os.environ | {"PYTHONPATH": str(Path.cwd()), "OMP_NUM_THREADS": "1", "HF_ENDPOINT": hub.endpoint, "HF_HOME": str(folder / "home")}
-        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr[-3000:]
+        run_on_two_ranks("tests.training.ranks", folder, HF_ENDPOINT=hub.endpoint, HF_HOME=str(folder / "home"))
     return folder, Preset.model_validate(raw)
 
 

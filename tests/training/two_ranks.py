@@ -21,9 +21,9 @@ from lm.preset import Preset
 SIZE = 2
 
 
-def run_on_two_ranks(module: str, folder: Path) -> None:
+def run_on_two_ranks(module: str, folder: Path, **surroundings: str) -> None:
     """Run `module` so in `folder`, to its end. What went wrong is told by an assertion."""
-    environment = os.environ | {"PYTHONPATH": str(Path.cwd()), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PYTHONPATH": str(Path.cwd()), "OMP_NUM_THREADS": "1", **surroundings}
     command = [sys.executable, "-m", "tests.training.two_ranks", module]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -44,6 +44,7 @@ def as_rank(rank: int, work: Callable[[], object]) -> None:
 
 def main() -> int:
     work = importlib.import_module(sys.argv[1]).main
+    importlib.import_module("torch._dynamo")  # seconds, which each rank's first optimizer would take
     with socket.create_server(("127.0.0.1", 0)) as free:
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": str(SIZE)}
     ranks = [multiprocessing.get_context("fork").Process(target=as_rank, args=(rank, work)) for rank in range(SIZE)]
