@@ -5,11 +5,6 @@ Everything a person can change is a line of JSON in configs/. There are no argum
 
 import os
 import sys
-from pathlib import Path
-
-# Threads that wait for each other spin so often before they sleep. As libgomp comes it is 300,000 times, in which a core that another program wants
-# is lost for both: on two cores, beside one busy process, a step took 18 times as long as alone, and so it takes 3.6 times (tests/benchmarks/waiting.py).
-SPINS = "10000"
 
 
 def main() -> int:
@@ -17,9 +12,7 @@ def main() -> int:
     if len(sys.argv) > 1:
         print("main.py takes no arguments: run it as it is, and change presets in configs/", file=sys.stderr)
         return 2
-    os.chdir(Path(__file__).resolve().parent)
-    if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", SPINS)  # before torch is loaded, which reads it once
+    os.chdir(os.path.dirname(os.path.realpath(__file__)))
     try:
         return door()
     except ModuleNotFoundError as missing:
@@ -33,7 +26,9 @@ def door() -> int:
     from lm.app.company import company_of
     from lm.app.terminal import is_terminal
     from lm.app.unasked import follow, train_default
+    from lm.app.waiting import sleep_soon
 
+    sleep_soon(os.environ)
     company = company_of(dict(os.environ))
     if not company.is_first:
         return follow(company)

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 
-from main import SPINS
+from lm.app.waiting import SPINS
 from tests.benchmarks.teaching import random_batch, teacher_of
 
 ROUNDS, STEPS = 3, 2

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from lm.app.waiting import SPINS
 from lm.training import threads
 from lm.training.distribution import Ranks, device_in_words
 from lm.training.threads import cores
-from main import SPINS
 from tests.training.test_run import Tiny, trained
 
 
@@ -89,6 +89,6 @@ def test_another_number_of_threads_is_told_of_a_run_that_goes_on(tiny: Tiny, tmp
 @pytest.mark.parametrize(("chosen", "spins"), [({}, SPINS), ({"OMP_WAIT_POLICY": "passive"}, "0"), ({"GOMP_SPINCOUNT": "7"}, "7")])
 def test_waiting_threads_soon_sleep_where_nobody_chose_otherwise(chosen: dict[str, str], spins: str) -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_"))} | chosen
-    program = "import sys, main; sys.argv = ['main.py']; main.door = lambda: __import__('torch') and 0; main.main()"
+    program = "import sys, main, lm.app.company as asked; sys.argv = ['']; asked.company_of = lambda _: sys.exit(not __import__('torch')); main.main()"
     told = subprocess.run([sys.executable, "-c", program], env={**environment, "OMP_DISPLAY_ENV": "verbose"}, capture_output=True, text=True).stderr
     assert f"GOMP_SPINCOUNT = '{spins}'" in told, "as libgomp says when torch loads it"
