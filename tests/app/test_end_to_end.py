@@ -141,6 +141,9 @@ def test_without_a_terminal_and_a_second_interrupt(small_folder):
 @pytest.mark.timeout(60)
 def test_what_halts_a_run_is_one_line(small_folder):
     write_preset(small_folder, "00_best_general", {**TINY, "data": {"sources": [{"type": "files", "path": "./nowhere"}]}})
+    done = subprocess.run(MAIN, cwd=small_folder, env=environment(), stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    assert done.returncode == 1 and "Halted: " in done.stdout.splitlines()[-1] and "nowhere" in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
     with Person(MAIN, small_folder, 100, 30) as person:
         person.waits_for("q quit")
         person.types("enter")
@@ -163,7 +166,7 @@ def test_a_second_ctrl_c_leaves_at_once_and_puts_the_terminal_back(small_folder)
 
 
 @pytest.mark.timeout(60)
-def test_a_folder_that_is_a_file_is_one_line_where_nobody_is_asked(small_folder):
+def test_a_folder_that_is_a_file_is_one_line(small_folder):
     (small_folder / "checkpoints").write_text("another program's")
     done = subprocess.run(MAIN, cwd=small_folder, env=environment(), stdin=subprocess.DEVNULL, capture_output=True, text=True)
     assert done.returncode == 1 and "checkpoints" in done.stdout.splitlines()[-1].partition("Halted: ")[2] and "Traceback" not in done.stdout + done.stderr
