@@ -5,11 +5,12 @@
     memory      what model, optimizer and steps take over what that model's take, at the highest; each in a process of its own
 
 All are 64 wide and of 4 layers, and have first weights in common wherever name and shape agree. Where an arm is `sized`, its feed-forward is
-as wide as makes a token use as many parameters. Nothing is tuned for any arm. What changes the text that is read (objectives, masks, long_context, the
+as wide as makes a token use as many parameters. Nothing is tuned for any arm; all learn as 00_best_general does, with Muon. What changes the text that is read (objectives, masks, long_context, the
 curriculum, retro, whose memory fills as it is read) has measurements of its own: objectives, long_context, context_extension, retro_quality.
 
 CARDS_TOKENS   1,000,000    CARDS_ARMS   names of ARMS, ";" between; all without    CARDS_RESULTS   cards.jsonl, where each run is kept: what was cut
 CARDS_SEEDS    "0 1"        CARDS_FILE   docs/cards.json, which is written at the end, of all arms that have every seed      off goes on
+CARDS_TRAIN    what else stands in the section train, for all arms: '{"optimizer": "adamw", "learning_rate": 0.002}' says how they learn with AdamW
 
 Seeds may be measured beside each other, by two commands with one seed each and the same CARDS_RESULTS; a third with both then finds all done.
 Text: the mix of the default preset from the Hub that HF_ENDPOINT leads to, else installed documentation.
@@ -41,7 +42,7 @@ SEEDS = tuple(map(int, os.environ.get("CARDS_SEEDS", "0 1").split()))
 RESULTS = Path(os.environ.get("CARDS_RESULTS", "cards.jsonl"))
 FILE = Path(os.environ.get("CARDS_FILE", "docs/cards.json"))
 MODEL = {"hidden_size": 64, "num_layers": 4, "num_heads": 4, "seq_length": 256, "ffn_size": 176}
-TRAIN = {"per_gpu_batch_size": 8, "learning_rate": 2e-3, "warmup_share": 0.05}
+TRAIN = {"per_gpu_batch_size": 8, "optimizer": "muon", "learning_rate": 4e-3, "warmup_share": 0.05} | json.loads(os.environ.get("CARDS_TRAIN", "{}"))
 VOCABULARY, HELD_OUT_ROWS, PAIRS, WIDTHS = 2048, 128, 20, range(8, 1024, 4)
 
 
@@ -104,7 +105,7 @@ ARMS = (
     Arm("model.activation", "relu2"),
     Arm("model.value_residual", sized=False),
     Arm("model.logit_soft_cap", 15.0, sized=False),
-    Arm("train.optimizer", "muon", sized=False),
+    Arm("train.optimizer", "adamw", sized=False),
     Arm("train.weight_decay", 0.0, sized=False),
     Arm("train.decay_share", 0.0, sized=False),
     Arm("train.average_tokens", TOKENS // 20, sized=False),
