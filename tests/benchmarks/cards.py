@@ -4,9 +4,10 @@
     speed       its tokens a second over that model's: both take the same batches once it is trained, in turns at going first, and the median counts
     memory      what model, optimizer and steps take over what that model's take, at the highest; each in a process of its own
 
-All are 64 wide and of 4 layers, and have first weights in common wherever name and shape agree. Where an arm is `sized`, its feed-forward is
-as wide as makes a token use as many parameters. Nothing is tuned for any arm; all learn as 00_best_general does, with Muon. What changes the text that is read (objectives, masks, long_context, the
-curriculum, retro, whose memory fills as it is read) has measurements of its own: objectives, long_context, context_extension, retro_quality.
+All are 64 wide and of 4 layers, learn with Muon as 00_best_general does, and have first weights in common wherever name and shape agree. Where an
+arm is `sized`, its feed-forward is as wide as makes a token use as many parameters. Nothing is tuned for any arm. What changes the text that is read
+(objectives, masks, long_context, lengths of rows, retro, whose memory fills as it is read) has measurements of its own: objectives, long_context,
+context_extension, ablations, retro_quality.
 
 CARDS_TOKENS   1,000,000    CARDS_ARMS   names of ARMS, ";" between; all without    CARDS_RESULTS   cards.jsonl, where each run is kept: what was cut
 CARDS_SEEDS    "0 1"        CARDS_FILE   docs/cards.json, which is written at the end, of all arms that have every seed      off goes on
