@@ -11,7 +11,7 @@ batches of a seed, but for ramps, which cut the same text into other steps; and 
 vocabulary equal tokens are not equal text: equal time is what counts. Without isolation a row is one document in training; held-out documents are
 read apart all the same, as they are in use. Parameters are the model's, without heads. Averages are evaluated in the place of the weights.
 
-ABLATIONS_TOKENS    300,000    ABLATIONS_RATES   "2e-3 4e-3"    ABLATIONS_RESULTS   ablations.jsonl, where each run is kept: what was cut off goes on
+ABLATIONS_TOKENS    300,000    ABLATIONS_RATES   "4e-3 8e-3"    ABLATIONS_RESULTS   ablations.jsonl, where each run is kept: what was cut off goes on
 ABLATIONS_SEEDS     "0 1 2"    ABLATIONS_ARMS    names of ARMS with semicolons between; all without
 
 Text: the mix of the default preset from the Hub that HF_ENDPOINT leads to, else installed documentation.
@@ -43,7 +43,7 @@ from tests.benchmarks.text import LOCAL, held_out_texts
 
 TOKENS = int(os.environ.get("ABLATIONS_TOKENS", 300_000))
 SEEDS = tuple(map(int, os.environ.get("ABLATIONS_SEEDS", "0 1 2").split()))
-RATES = tuple(map(float, os.environ.get("ABLATIONS_RATES", "2e-3 4e-3").split()))
+RATES = tuple(map(float, os.environ.get("ABLATIONS_RATES", "4e-3 8e-3").split()))
 RESULTS = Path(os.environ.get("ABLATIONS_RESULTS", "ablations.jsonl"))
 DATA = load_preset("configs/00_best_general.json").data if os.environ.get("HF_ENDPOINT") else LOCAL
 MODEL = {"hidden_size": 96, "num_layers": 4, "num_heads": 4, "seq_length": 256}
@@ -105,7 +105,7 @@ ARMS = {
     "wider, shallower": Arm({"hidden_size": 128, "num_layers": 2}, fitted=True),
     "half the vocabulary": Arm(vocabulary=VOCABULARY // 2),
     "twice the vocabulary": Arm(vocabulary=VOCABULARY * 2),
-    "muon": Arm(train={"optimizer": "muon"}),
+    "adamw": Arm(train={"optimizer": "adamw"}),
     "average, a sixth": Arm(train={"average_tokens": TOKENS // 6}),
     "average, a thirtieth": Arm(train={"average_tokens": TOKENS // 30}),
     "average, a thirtieth, no decay": Arm(train={"average_tokens": TOKENS // 30, "decay_share": 0.0}),
@@ -152,7 +152,7 @@ def batches_for(name: str, seed: int) -> Iterator[Batch]:
 @functools.cache
 def preset_of(name: str, rate: float, seed: int) -> Preset:
     arm = ARMS[name]
-    train = {"per_gpu_batch_size": ROWS, "seed": seed, "learning_rate": rate, "warmup_share": 0.05} | arm.train
+    train = {"per_gpu_batch_size": ROWS, "seed": seed, "optimizer": "muon", "learning_rate": rate, "warmup_share": 0.05} | arm.train
 
     def sized(width: int | None) -> Preset:
         sections = {"model": MODEL | {"ffn_size": width} | arm.model, "train": train, "auxiliary": dict(arm.auxiliary)}
