@@ -11,7 +11,7 @@ from lm.app.commands import COMMANDS, GAPS, CommandError, command_in, named_snap
 from lm.app.flow import flow
 from lm.app.life import NO_MODEL
 from lm.app.partner import Partner, awoken, load
-from lm.app.sitting import Sitting, terminal_size
+from lm.app.sitting import STOPPED, Sitting, terminal_size
 from lm.app.terminal import CHECKPOINTS, quieted, unechoed, uninterrupted
 from lm.app.text import ACCENT, ACCENTED, LABEL, QUIET, Lines, spans, wrapped
 from lm.app.words import counted, one_line
@@ -127,6 +127,9 @@ class Chat(Sitting):
                     self.console.print()
             except CommandError as error:
                 self.note(str(error), "yellow")
+                self.console.print()
+            except KeyboardInterrupt:  # while a turn was prepared, or a snapshot loaded
+                self.note(STOPPED)
                 self.console.print()
 
     def _greet(self) -> None:

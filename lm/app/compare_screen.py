@@ -22,7 +22,7 @@ from lm.app.commands import COMPARING, GAPS, CommandError, command_in, numbered,
 from lm.app.earlier import ago, heading
 from lm.app.flow import flow
 from lm.app.partner import Cast, Partner
-from lm.app.sitting import Sitting, terminal_size
+from lm.app.sitting import STOPPED, Sitting, terminal_size
 from lm.app.terminal import CHECKPOINTS, Escape, quieted
 from lm.app.text import ACCENT, LABEL, QUIET
 from lm.app.words import one_line, size
@@ -83,6 +83,8 @@ class Comparison(Sitting):
                     self._obey(command.name, command.words)
             except CommandError as error:
                 self.note(str(error), "yellow")
+            except KeyboardInterrupt:
+                self.note(STOPPED)
             self.console.print()
 
     def _list(self) -> None:
@@ -118,7 +120,7 @@ class Comparison(Sitting):
                 side_by_side = per_row(len(answers), self.console.width) > 1
                 (self._in_columns if side_by_side else self._in_turn)(answers, prompt, escape)
             except KeyboardInterrupt:
-                self.note("(stopped)")
+                self.note(STOPPED)
         for answer in answers:
             if answer.trouble:
                 self.note(f"{heading(answer.kind, answer.header)}: {answer.trouble}", "yellow")

@@ -25,6 +25,7 @@ from lm.preset.generation import GenerationConfig
 
 PROMPT = FormattedText([("class:prompt", "› ")])
 STYLE = Style.from_dict({"prompt": "ansigreen bold"})
+STOPPED = "(stopped)"
 
 
 def terminal_size() -> Size:

@@ -165,9 +165,11 @@ class Conversation:
             return None
         now, (message, self._writing, self._held, turns) = (self._writing, self._held, self.turns), self._before
         self.turns = self.turns[:turns]
-        answer = self.say(message)
+        try:
+            answer = self.say(message)
+        finally:  # an interrupt, too, leaves everything as it was
+            self._writing, self._held, self.turns = now
         self._asked = self._asked._replace(replaces=turns)
-        self._writing, self._held, self.turns = now
         return answer
 
     def settle(self, answer: Writing) -> None:

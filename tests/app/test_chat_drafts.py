@@ -1,6 +1,7 @@
 """Drafts and plans as a person meets them in chat: a line under the answer, settings that are changed and refused, a snapshot without heads."""
 
 import io
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,23 @@ def test_drafts_stay_wanted_through_a_snapshot_that_has_none(monkeypatch: pytest
     assert length("/settings", "draft_length", "6") == 6 and length("/snapshot", "prev") == 0 and length("/snapshot", "current") == 6
     assert length("/snapshot", "prev") == 0 and length("/settings", "draft_length", "0") == 0
     assert length("/snapshot", "current") == 0 and length("/snapshot", "prev") == 0 and "without drafts" not in said.getvalue()
+
+
+def test_ctrl_c_where_nothing_is_written_yet_stops_that_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    preset, (model, heads) = tiny_preset(), randomised(tiny_preset())
+    one = partner.Partner(preset, 0, model, words_tokenizer(), None, heads)
+    said = io.StringIO()
+    chat = chat_screen.Chat(Console(file=said, width=200), chat_screen.Talk("current", one, one.conversation(), 0))
+    monkeypatch.setattr(chat, "lines", lambda: iter(["plant lives", "/reset", "/quit"]))
+    say = chat.talk.conversation.say
+
+    def interrupted(message: str) -> Any:
+        signal.raise_signal(signal.SIGINT)
+        return say(message)
+
+    monkeypatch.setattr(chat.talk.conversation, "say", interrupted)
+    chat.run()
+    assert not chat.talk.conversation.turns and "(stopped)" in said.getvalue() and "forgotten" in said.getvalue()
 
 
 def test_settings_inside_the_planner_are_changed_by_their_path() -> None:

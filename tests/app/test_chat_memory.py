@@ -121,7 +121,9 @@ def test_passages_searching_switching_off_and_an_earlier_memory(attending: Path,
         text = last_turn(person.waits_for(r"(?s)memory is on.*› The statement\n.*▪ .*\n›\s*$", 20), "The statement")
         assert without_blanks(text.partition("(max_new_tokens reached")[0]) == expected(before, "The statement")
 
-        person.types(lines("/settings max_new_tokens 9000", "The statement is"))
+        person.types(lines("/settings max_new_tokens 9000"))
+        person.waits_for(r"planner\.piece_length .*\n\n›\s*$", 10)  # the end of what it shows
+        person.types(lines("The statement is"))
         person.waits_for(lambda text: len(text.rpartition("›")[2]) > 400, 20)
         person.types("ctrl-c")
         person.waits_for(r"(?s)\(stopped; .*▪ texts.*\n›\s*$", 10)

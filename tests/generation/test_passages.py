@@ -1,5 +1,6 @@
 """Passages of a memory in a conversation: as text for a model that attends to none, where they stand and when they leave; as neighbours else."""
 
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -222,6 +223,20 @@ def answered_again(conversation: Conversation) -> str:
     text = "".join(answer)
     conversation.settle(answer)
     return text
+
+
+def test_an_interrupt_before_an_answer_again_leaves_everything_as_it_was(
+    model: Model, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    conversation = Conversation(model, tokenizer, FRAME, SHORT)
+    texts = [answered(conversation, "plant lives for years"), answered(conversation, "and so on")]
+    turns, tokens = [*conversation.turns], conversation.tokens
+    with monkeypatch.context() as patch:
+        patch.setattr(Conversation, "_answer", lambda *asked: signal.raise_signal(signal.SIGINT))
+        with pytest.raises(KeyboardInterrupt):
+            conversation.again()
+    assert conversation.turns == turns and conversation.tokens == tokens
+    assert answered_again(conversation) == texts[1] and conversation.tokens == tokens
 
 
 def test_a_memory_damaged_on_the_way_is_asked_no_more(attending: Model, tokenizer: PreTrainedTokenizerFast, memory: Memory, tmp_path: Path) -> None:
