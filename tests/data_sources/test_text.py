@@ -1,14 +1,16 @@
 """Cutting long text: nothing lost, pieces of the promised size, at the places where a reader pauses."""
 
-import pydoc_data.topics
+import inspect
 import random
 import time
 
+import numpy
 import pytest
 
 from data_sources.text import chunks
 
-PROSE = "\n\n".join(pydoc_data.topics.topics.values())
+# Of a package whose release we pin: Python's own topics differ from one patch release to the next.
+PROSE = "\n\n".join(inspect.getdoc(getattr(numpy, name)) or "" for name in sorted(dir(numpy)) if callable(getattr(numpy, name)))
 
 
 def solid(text: str) -> str:
@@ -29,7 +31,7 @@ def test_pieces_of_prose_have_the_promised_size_and_end_at_paragraphs() -> None:
     assert all(3000 <= len(piece) <= 5000 for piece in pieces[:-1])
     assert 1500 <= len(pieces[-1]) <= 5000
     at_paragraphs = [PROSE.find(piece + "\n\n") >= 0 for piece in pieces[:-1]]
-    assert sum(at_paragraphs) > 0.95 * len(at_paragraphs)
+    assert sum(at_paragraphs) > 0.95 * len(pieces)
 
 
 @pytest.mark.parametrize(("text", "end"), [("One sentence after another. " * 400, "another."), ("word " * 2000, "word"), ("no_end" * 2000, "")])
