@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, NamedTuple
 from rich.console import Console
 from rich.text import Text
 
-from lm.app.commands import COMMANDS, GAPS, CommandError, command_in, named_snapshot
+from lm.app.commands import COMMANDS, GAPS, CommandError, named_snapshot
 from lm.app.flow import flow
 from lm.app.life import NO_MODEL
 from lm.app.partner import Partner, awoken, load
-from lm.app.sitting import STOPPED, Sitting, terminal_size
+from lm.app.sitting import Sitting, terminal_size
 from lm.app.terminal import CHECKPOINTS, quieted, unechoed, uninterrupted
 from lm.app.text import ACCENT, ACCENTED, LABEL, QUIET, Lines, spans, wrapped
 from lm.app.words import counted, one_line
@@ -115,22 +115,7 @@ class Chat(Sitting):
             self.note(one_line(line), "yellow")
         self._greet()
         self.console.print()
-        for line in self.lines():
-            try:
-                command = command_in(line.strip())
-                if command is None:
-                    self._answer(line)
-                elif command.name == "/quit":
-                    return
-                else:
-                    self._obey(command.name, command.words)
-                    self.console.print()
-            except CommandError as error:
-                self.note(str(error), "yellow")
-                self.console.print()
-            except KeyboardInterrupt:  # while a turn was prepared, or a snapshot loaded
-                self.note(STOPPED)
-                self.console.print()
+        self.serve(self._answer, self._obey, COMMANDS)
 
     def _greet(self) -> None:
         which, partner, conversation, wanted = self.talk
@@ -152,7 +137,6 @@ class Chat(Sitting):
         except ValueError as error:  # more gaps than there are tokens for
             raise CommandError(str(error)) from None
         self._stream(answer)
-        self.console.print()
 
     def _stream(self, answer: "Writing") -> None:
         """Stream an answer. Ctrl-C breaks it off; what was written until then is kept."""

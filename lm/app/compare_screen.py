@@ -18,7 +18,7 @@ from rich.live import Live
 from rich.text import Text
 
 from lm.app.columns import Answer, in_columns, per_row
-from lm.app.commands import COMPARING, GAPS, CommandError, command_in, numbered, seed_in
+from lm.app.commands import COMPARING, GAPS, numbered, seed_in
 from lm.app.earlier import ago, heading
 from lm.app.flow import flow
 from lm.app.partner import Cast, Partner
@@ -72,20 +72,7 @@ class Comparison(Sitting):
         self._list()
         self.note("Type the beginning of a text or a question: those with ● answer. /with 1 2 chooses others, /help for commands, Esc to leave")
         self.console.print()
-        for line in self.lines():
-            try:
-                command = command_in(line.strip(), COMPARING)
-                if command is None:
-                    self._ask(line.strip())
-                elif command.name == "/quit":
-                    return
-                else:
-                    self._obey(command.name, command.words)
-            except CommandError as error:
-                self.note(str(error), "yellow")
-            except KeyboardInterrupt:
-                self.note(STOPPED)
-            self.console.print()
+        self.serve(self._ask, self._obey, COMPARING)
 
     def _list(self) -> None:
         """Each snapshot there is in a line: which it is, how much it had read, when it was taken, and in a run of which preset."""
@@ -111,6 +98,7 @@ class Comparison(Sitting):
 
     def _ask(self, prompt: str) -> None:
         """Have `prompt` answered. Esc or Ctrl-C stops it; what was written until then stands."""
+        prompt = prompt.strip()
         answers = [Answer(each.kind, each.header) for each in _there() if each.path in self.chosen]
         if not prompt or not answers:
             return

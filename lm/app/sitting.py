@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 from prompt_toolkit import PromptSession
 from prompt_toolkit.data_structures import Size
@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from data_sources.config import Config
-from lm.app.commands import changed
+from lm.app.commands import CommandError, changed, command_in
 from lm.app.text import ACCENT, LABEL, QUIET
 from lm.app.words import one_line
 from lm.preset import Preset
@@ -55,6 +55,23 @@ class Sitting:
                 continue
             except EOFError:
                 return
+
+    def serve(self, answer: Callable[[str], None], obey: Callable[[str, tuple[str, ...]], None], commands: Collection[str]) -> None:
+        """Have each line answered, or obeyed where it is one of `commands`, until a key or /quit ends it. What is refused is said in a line."""
+        for line in self.lines():
+            try:
+                command = command_in(line.strip(), commands)
+                if command is None:
+                    answer(line)
+                elif command.name == "/quit":
+                    return
+                else:
+                    obey(command.name, command.words)
+            except CommandError as error:
+                self.note(str(error), "yellow")
+            except KeyboardInterrupt:  # before a word was written: while a turn was prepared, or a snapshot loaded
+                self.note(STOPPED)
+            self.console.print()
 
     def note(self, words: str, style: str = QUIET) -> None:
         """A line about what happens."""
