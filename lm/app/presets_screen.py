@@ -26,6 +26,7 @@ from lm.app.words import clean, one_line
 KEYS = "↑↓ choose  Enter view  e edit  q back"
 EDITORS = ("nano", "vi")
 MEASURED, GAP = "blue", 3
+AGAINST = "against a small model of attention alone; fewer bits are better"
 COLOURS = ((Name.Tag, "green"), (String, ""), (Number, "yellow"), (Keyword, "yellow"), (Token, "dim"))
 
 
@@ -50,7 +51,8 @@ def _about(shelved: Shelved, cards: tuple[Card, ...]) -> Callable[[int], Fragmen
     used = list(cards_in_use(shelved.preset, cards)) if shelved.preset else []
 
     def about(width: int) -> Fragments:
-        rows = [row("measured" if not number else "", one_line(f"{card.switch} {card.words}"), width) for number, card in enumerate(used)]
+        told = [AGAINST, *(f"{card.switch} {card.words}" for card in used)] if used else []
+        rows = [row("measured" if not number else "", one_line(words), width) for number, words in enumerate(told)]
         return [*details(shelved, width, None), *(fragment for lines in rows for fragment in lines)]
 
     return about
@@ -73,7 +75,8 @@ def coloured(text: str, cards: tuple[Card, ...] = ()) -> Callable[[int], Group]:
     whole = Text.assemble(*((part, next(colour for kind, colour in COLOURS if token in kind)) for token, part in lex(clean(text), JsonLexer())))
     lines = whole.split("\n", allow_blank=True)
     known = [[card.words for card in cards if card.switch == path] for path in switches([line.plain for line in lines])]
-    return lambda width: Group(*(part for line, words in zip(lines, known, strict=True) for part in _told(line, words, width)))
+    head = [Text(f"In blue, what was measured {AGAINST}.\n", MEASURED)] if any(known) else []
+    return lambda width: Group(*head, *(part for line, words in zip(lines, known, strict=True) for part in _told(line, words, width)))
 
 
 def _told(line: Text, words: list[str], width: int) -> Iterator[Padding]:

@@ -86,7 +86,8 @@ def test_cards_stand_beside_their_switches_or_below():
     assert " ".join(part.strip() for part in narrow[at + 1 : at + 3]) == QK_WORDS and narrow[at + 1].startswith("      false")
     assert max(map(len, narrow)) <= 78 and "never" not in "".join(narrow)
     plain = page(text, (), 78)
-    assert "bits/byte" not in plain and plain.split() == text.split()
+    assert all("attention alone; fewer bits are better." in " ".join(" ".join(lines[:2]).split()) for lines in (wide, narrow))
+    assert "measured" not in plain and plain.split() == text.split()
 
 
 def test_those_of_a_preset_are_of_what_it_has():
@@ -113,7 +114,7 @@ def test_the_page_through_a_terminal(folder):
         person.waits_for("e edit")
         assert "measured" not in person.text
         person.goes_to("03_valkyrie")
-        assert "s5.enabled -0.011 bits/byte" in " ".join(person.text.split()) and "↑↓ choose" in person.text
+        assert "attention alone; fewer bits are better s5.enabled -0.011 bits/byte" in " ".join(person.text.split()) and "↑↓ choose" in person.text
         person.types("enter")
         person.waits_for("lines 1 to")
         for _ in range(40):
