@@ -290,6 +290,8 @@ def reading_of(preset: Preset, dtype: torch.dtype, time: int) -> Reading:
 CASES = [pytest.param(unit_reading, (name, variant), id=f"{name}-{variant}") for name in UNITS for variant in VARIANTS[name]]
 CASES += [pytest.param(model_reading, (variant,), id=f"model-{name}") for name, variant in MODELS.items()]
 under_the_law = pytest.mark.parametrize(("make", "arguments"), CASES)
+ONE_DOCUMENT = pytest.param(False, marks=pytest.mark.slow, id="one document")  # the documents of a row are cut, too
+with_and_without_restarts = pytest.mark.parametrize("with_restarts", [ONE_DOCUMENT, pytest.param(True, id="restarts")])
 
 
 def in_pieces(it: Reading, text: Tensor, cuts: list[int], restart: Tensor | None = None, rows: slice = ALL) -> tuple[Tensor, Any]:
@@ -340,7 +342,7 @@ def test_pieces_equal_the_whole_and_go_on_as_it_does(make: Callable[..., Reading
             close(it.read(after, state, None, it.came(ALL, slice(T, None)))[0], continued, torch.float64)
 
 
-@pytest.mark.parametrize("with_restarts", [False, True], ids=["one document", "restarts"])
+@with_and_without_restarts
 @under_the_law
 @torch.no_grad()
 def test_pieces_equal_the_whole_in_single_precision(make: Callable[..., Reading], arguments: tuple[Any, ...], with_restarts: bool) -> None:
@@ -373,7 +375,7 @@ def test_rows_do_not_see_each_other(make: Callable[..., Reading], arguments: tup
         close(together[rows], alone, torch.float64)
 
 
-@pytest.mark.parametrize("with_restarts", [False, True], ids=["one document", "restarts"])
+@with_and_without_restarts
 @under_the_law
 def test_gradients_equal(make: Callable[..., Reading], arguments: tuple[Any, ...], with_restarts: bool) -> None:
     """And what is read where they are wanted: some units do that another way."""

@@ -91,6 +91,7 @@ def in_a_second_window(small_folder):
         assert "Traceback" not in person.raw
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(150)
 def test_two_processes(small_folder):
     with Person(TORCHRUN, small_folder, 100, 30) as person:

@@ -5,7 +5,7 @@ OPTIMIZERS_WIDTHS    "64 128 256"                    OPTIMIZERS_TOKENS    1,000,
 OPTIMIZERS_RATES     "1e-3 2e-3 4e-3 8e-3"           OPTIMIZERS_SEEDS     "0"            OPTIMIZERS_HELD_OUT  64 rows that are not learned
 OPTIMIZERS_BASE      one of the widths, which the    OPTIMIZERS_ROWS      8 a step       OPTIMIZERS_FIGURE    a picture of it (SVG or PNG)
                      shares are of: the first        OPTIMIZERS_LENGTH    256 tokens     OPTIMIZERS_VOCABULARY 2048
-OPTIMIZERS_RESULTS   optimizers.jsonl, where each run is kept: what was cut off goes on
+OPTIMIZERS_OF        "adamw muon"                OPTIMIZERS_RESULTS   optimizers.jsonl, where each run is kept: what was cut off goes on
 
 A rate carries over where the best one is the same at every width. Text: the Hub that HF_ENDPOINT leads to, else installed documentation.
 """
@@ -52,7 +52,7 @@ class Arm(NamedTuple):
         return f"{self.optimizer}, {'shares of one rate' if self.shares else 'one rate'}"
 
 
-ARMS = [Arm(optimizer, shares) for optimizer in ("adamw", "muon") for shares in (False, True)]
+ARMS = [Arm(optimizer, shares) for optimizer in os.environ.get("OPTIMIZERS_OF", "adamw muon").split() for shares in (False, True)]
 
 
 class End(NamedTuple):
@@ -141,6 +141,8 @@ def told(ends: Ends) -> Iterator[str]:
         lost = ", ".join(f"{mean_bits(ends[arm, width, at_base]) - mean_bits(ends[arm, width, best_rate(ends, arm, width)]):+.4f}" for width in WIDTHS)
         yield f"| {arm.name} | {' | '.join(cells)} | {lost} |"
     yield f"\n{TOKENS:,} tokens, {LAYERS} layers, {len(SEEDS)} seeds; {DEVICE.type}"
+    if len({arm.optimizer for arm in ARMS}) == 1:
+        return
     for width in WIDTHS:
         seconds = {name: [end.seconds for (arm, at, _), of in ends.items() if (arm.optimizer, at) == (name, width) for end in of] for name in ("adamw", "muon")}
         ratio = statistics.median(seconds["muon"]) / statistics.median(seconds["adamw"])

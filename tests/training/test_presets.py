@@ -61,11 +61,11 @@ def two_steps(preset: Preset, folder: Path) -> None:
 @pytest.mark.parametrize("path", MODELS, ids=lambda path: path.stem)
 def test_shipped_presets_predict_unseen_text_better(path: Path, corpus: Path, tmp_path: Path) -> None:
     """Their own widths, layers and learning rate, on shorter rows."""
-    preset = shortened(path, corpus, rows=2, length=128, evaluate_every_tokens=10 * 256)
+    preset = shortened(path, corpus, rows=8, length=128, evaluate_every_tokens=10 * 256)
     told: list[Any] = []
-    train(preset, tmp_path, 100 * 256, observers=(told.append,))
+    train(preset, tmp_path, 50 * 256, observers=(told.append,))
     measured = [event["cross_entropy"] for event in told if event["event"] == "evaluation"]
-    assert math.log(500) > measured[0] > measured[-1] + 0.2, measured
+    assert math.log(500) > measured[0] > measured[-1] + 0.4, measured
 
 
 EVERYTHING = {  # every mechanism that is built, and every option of the plan, in one model of twelve layers
