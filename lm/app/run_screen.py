@@ -80,6 +80,8 @@ def _trained(preset: Preset, facts: Facts, observer: Callable[[Event], None], in
     so_far = f"{counted(summary.tokens)} of {counted(facts.budget)} tokens" + (f", loss {figure(facts.loss, 3)}" if facts.loss else "")
     if summary.stopped and not facts.step:
         return Outcome("Stopped before anything new was read.", 0, interrupts.ends)
+    if summary.unsaved:
+        return Outcome(f"{'Stopped' if summary.stopped else 'Ended'} at {so_far}: {summary.unsaved}.", 0 if summary.stopped else 1, interrupts.ends)
     if summary.stopped:
         return Outcome(f"Stopped and saved at {so_far}; goes on from here.", 0, interrupts.ends)
     perplexity = summary.evaluation.get("perplexity") if summary.evaluation else None

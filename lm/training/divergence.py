@@ -8,22 +8,30 @@ import math
 from collections.abc import Sequence
 
 RISE = 1.5  # nats over a source's best
+FALL = RISE / 10  # nats below what it was some 50 steps ago: what falls so is learned, however badly it is known
+IDLE = 150  # steps after which a model should know more than nothing
 PATIENCE = 50  # steps in a row
 SETTLED = 5  # steps with a source before it is judged: a rate that is too high shows soon after the warm-up
-SMOOTHING = 0.9
+SMOOTHING, SLOW_SMOOTHING = 0.9, 0.98
 
 
 class Smoothed:
-    """A source's loss, smoothed, and the best that it was."""
+    """A source's loss, smoothed, what it was some time ago, and the best that it was."""
 
     def __init__(self) -> None:
-        self.steps, self.now, self.best = 0, 0.0, math.inf
+        self.steps, self.now, self.before, self.best = 0, 0.0, 0.0, math.inf
 
     def add(self, loss: float) -> None:
         self.now = loss if not self.steps else SMOOTHING * self.now + (1 - SMOOTHING) * loss
+        self.before = loss if not self.steps else SLOW_SMOOTHING * self.before + (1 - SLOW_SMOOTHING) * loss
         self.steps += 1
         if self.steps >= SETTLED:
             self.best = min(self.best, self.now)
+
+    def is_away(self, guess: float) -> bool:
+        """Whether it is far over its best, or over what one has who knows nothing and not on its way down."""
+        lost = self.now > guess + RISE / 4 and self.now > self.before - FALL
+        return self.steps > SETTLED and (lost or self.now > self.best + RISE)
 
 
 class Watch:
@@ -32,26 +40,46 @@ class Watch:
     def __init__(self, vocab_size: int) -> None:
         self.guess = math.log(vocab_size)  # nats of one who knows nothing
         self.sources: dict[int, Smoothed] = {}
-        self.risen = 0  # steps in a row
+        self.risen = 0  # steps in a row, but for those whose loss is no number
+        self.judged = 0  # steps whose loss is one
 
     def saw(self, nats: Sequence[float], scored: Sequence[float]) -> None:
         """A step's nats and scored tokens by source."""
-        away = 0.0
+        away = known_tokens = 0.0
         for source, (of_source, tokens) in enumerate(zip(nats, scored, strict=True)):
             if not (tokens and math.isfinite(of_source)):
                 continue
             known = self.sources.setdefault(source, Smoothed())
             known.add(of_source / tokens)
-            away += tokens * (known.steps > SETTLED and known.now > min(known.best + RISE, self.guess + RISE / 4))
-        self.risen = self.risen + 1 if away > sum(scored) / 2 else 0
+            known_tokens += tokens
+            away += tokens * known.is_away(self.guess)
+        if known_tokens:
+            self.judged += 1
+            self.risen = self.risen + 1 if away > known_tokens / 2 else 0
 
     @property
     def is_apart(self) -> bool:
         return self.risen >= PATIENCE
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether this is the step by which a model should know more than nothing, and this one does not. True at most once."""
+        return self.judged == IDLE and all(source.best > self.guess - RISE / 4 for source in self.sources.values())
+
+    def idle_in_words(self, learning_rate: float) -> str:
+        """One line."""
+        best = min(source.best for source in self.sources.values())
+        return (
+            f"after {IDLE} steps the loss stands at {best:.2f} nats, and {self.guess:.2f} are those of one who knows nothing: "
+            f"train.learning_rate ({learning_rate:g}) may be much too high, or too low"
+        )
+
     def unsaved(self) -> str:
-        """Why a run that ends while the loss has risen leaves no snapshot, in a line."""
-        return f"the loss has risen for {self.risen} steps: what was learned since the last snapshot is not saved, and the next start goes on from that one"
+        """Why a run that ends while the loss has risen leaves no snapshot, in a line; empty where it may leave one."""
+        if not self.risen:
+            return ""
+        steps = f"{self.risen} step{'s' * (self.risen > 1)}"
+        return f"the loss has risen for {steps}: what was learned since the last snapshot is not saved, and the next start goes on from that one"
 
     def in_words(self, learning_rate: float) -> str:
         """One line."""

@@ -44,6 +44,7 @@ class Summary:
     loss: float  # nats a token, smoothed over the last steps
     evaluation: dict[str, Any]  # the last one: cross_entropy, perplexity, bits_per_byte, sources; empty without held-out text
     stopped: bool  # asked to stop before the budget was read
+    unsaved: str = ""  # why no snapshot was left of the last steps, in a line
 
 
 def train(
@@ -191,8 +192,8 @@ class Loop:
         mine = (batch.digests() if batch else [], cursor, failure, alive, self.should_stop(), due, asked_seconds)
         digests, cursors, failures, alive, stops, dues, asked_for = zip(*self.session.ranks.gathered(mine), strict=True)
         if any(failures):
-            self.save_news()
-            raise Halted(next(filter(None, failures))) from self.session.failure
+            unsaved = self.save_news()
+            raise Halted("; ".join(filter(None, (next(filter(None, failures)), unsaved)))) from self.session.failure
         if not any(alive):
             return Turn(None, None, "", any(stops), False, False, 0.0)
         cursor = None if any(stops) else self.session.joined(cursors)  # a rank that stops may have come without one
@@ -212,13 +213,15 @@ class Loop:
         """Whether the run has passed a multiple of `every` tokens since it stood at `before`."""
         return self.run.tokens // every > before // every
 
-    def save_news(self) -> None:
+    def save_news(self) -> str:
         """A last snapshot, unless nothing has happened since the one that was gone on from: starting and stopping wears out none. Nor does a
-        model that may have come apart."""
-        if self.watch.risen:
-            self.session.report.notice(self.watch.unsaved())
+        model that may have come apart: why it is not saved, in a line, is then given back."""
+        unsaved = self.watch.unsaved()
+        if unsaved:
+            self.session.report.notice(unsaved)
         elif self.run.life["steps"] > self.first_step or self.run.ended or not self.run.certificate:
             self.last_save()
+        return unsaved
 
     def last_save(self, amends: bool = False) -> None:
         """A snapshot that must be on disk before anything else is done. SnapshotError, on all ranks, when it can't be written."""
@@ -234,6 +237,8 @@ class Loop:
         self.watch.saw(step.nats, step.scored)
         if self.watch.is_apart:
             raise Halted(self.watch.in_words(self.train.learning_rate))
+        if self.watch.is_idle:
+            self.session.report.notice(self.watch.idle_in_words(self.train.learning_rate))
         if self.stage != (stage := self.stage_now()):
             self.stage, self.watch = stage, Watch(len(self.session.tokenizer))  # another objective has another loss
             self.session.report({"event": "stage", "text": f"from now on it learns {learned_in_words(self.run.preset, stage)[0]}"})
@@ -290,7 +295,7 @@ class Loop:
         done = not stopped and not self.watch.risen  # what has risen is read again from the last snapshot
         self.run.ended = turn is not None and turn.batch is None and not turn.stop
         self.run.closed = done and not self.session.has_held_out
-        self.save_news()
+        unsaved = self.save_news()
         if done and not self.run.closed:
             measured = self.session.evaluate(brief=False, should_stop=self.should_stop)
             self.run.closed = bool(measured)
@@ -301,4 +306,4 @@ class Loop:
             self.session.archive()
         ended = "every source has been read to its end" if self.run.tokens < self.run.budget else "the run's tokens are read"
         self.session.report({"event": "end", "reason": "stopped" if stopped else ended, "tokens": self.run.tokens, "loss": self.smooth_loss})
-        return Summary(self.run.tokens, self.smooth_loss, self.evaluation, stopped)
+        return Summary(self.run.tokens, self.smooth_loss, self.evaluation, stopped, unsaved)

@@ -249,7 +249,8 @@ def table(bench: Bench, cards: list[dict[str, Any]]) -> Iterator[str]:
     """For the README."""
     bits = [bench.run(ATTENTION, seed)["bits"] for seed in SEEDS]
     yield f"attention alone: {statistics.mean(bits):.4f} bits per byte ({min(bits):.4f} to {max(bits):.4f}), {bench.memory(ATTENTION) / 2**20:.0f} MiB"
-    yield f"\n| {MODEL['hidden_size']} wide, {TOKENS:,} tokens, {len(SEEDS)} seeds | change in bits per byte, mean and each end | times as fast | times the memory | times the parameters |"
+    columns = "change in bits per byte, mean and each end | times as fast | times the memory | times the parameters"
+    yield f"\n| {MODEL['hidden_size']} wide, {TOKENS:,} tokens, {len(SEEDS)} seeds | {columns} |"
     yield "|---|---|---|---|---|"
     for each in cards:
         name = Arm(each["switch"], each["value"], note=each["note"]).name

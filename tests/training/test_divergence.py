@@ -3,12 +3,16 @@
 import contextlib
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from lm.app.facts import Facts
+from lm.app.interrupts import Interrupts
+from lm.app.run_screen import _trained
 from lm.training import Halted, train
-from lm.training.divergence import PATIENCE, RISE, Watch
+from lm.training.divergence import IDLE, PATIENCE, RISE, Watch
 from lm.training.headers import NAMES
 from lm.training.session import Session
 from lm.training.snapshots import Snapshots
@@ -48,13 +52,30 @@ def test_a_run_that_ends_while_the_loss_has_risen_saves_nothing(end: str, tiny: 
         monkeypatch.setattr(Session, "next_batch", lambda *given: (None, None, "all are gone") if has_risen() else read(*given))
     wild = tiny(train={"learning_rate": 3.0, "warmup_share": 0.01, "snapshot_every_minutes": 1000})
     steps = 45 if end == "the budget" else 400
-    with pytest.raises(Halted, match="all are gone") if end == "failed sources" else contextlib.nullcontext():
-        train(wild, tmp_path, steps * STEP, observers=(recorder,), should_stop=lambda: end == "a stop" and has_risen())
+    with pytest.raises(Halted, match="all are gone; the loss has risen") if end == "failed sources" else contextlib.nullcontext():
+        summary = train(wild, tmp_path, steps * STEP, observers=(recorder,), should_stop=lambda: end == "a stop" and has_risen())
+        assert summary.unsaved == watches[0].unsaved() and summary.stopped == (end == "a stop")
     assert recorder.of("step")[-1]["life_tokens"] > first and watches[0].risen, "it had begun to come apart"
     kept = Snapshots(tmp_path).read("current")
     assert kept.life == good.life and all(torch.equal(good.weights[name], kept.weights[name]) for name in good.weights)
     assert any(event["text"].startswith(f"the loss has risen for {watches[0].risen} steps: what was learned") for event in recorder.of("notice"))
     assert not recorder.of("snapshot") and len(list((tmp_path / "archive").glob("run-*.pth"))) == 1
+
+
+def test_a_person_who_stops_then_is_not_told_that_it_was_saved(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    trained(tiny(), tmp_path / "checkpoints", 25)
+    facts, interrupts = Facts(), Interrupts(lambda: None, lambda: None)
+
+    def watching(event: dict[str, Any]) -> None:
+        facts(event)
+        if event["event"] == "step" and event["step"] >= 25 + 20:
+            interrupts.ask()
+
+    wild = tiny(train={"learning_rate": 3.0, "warmup_share": 0, "snapshot_every_minutes": 1000})
+    outcome = _trained(wild, facts, watching, interrupts)
+    assert "the loss has risen for " in outcome.line and "is not saved, and the next start goes on from that one" in outcome.line
+    assert outcome.line.startswith("Stopped at ") and outcome.status == 0
 
 
 def test_it_is_found_within_two_hundred_steps() -> None:
@@ -92,6 +113,38 @@ def test_what_is_no_number_or_passes_is_no_divergence() -> None:
         high = 100 < step < 100 + PATIENCE - 20
         watch.saw([math.nan if step % 50 == 49 else (4.0 + high * 2 * RISE) * 100], [100])
         assert not watch.is_apart
+
+
+def test_steps_without_a_number_do_not_hide_it() -> None:
+    """They come where learning comes apart; and nothing is saved between them."""
+    watch = Watch(500)
+    for _ in range(100):
+        watch.saw([4.0 * 100], [100])
+    for step in range(2 * PATIENCE):
+        watch.saw([math.nan if step % 7 == 6 else 9.0 * 100], [100])
+        assert watch.risen or step < 10
+    assert watch.is_apart
+
+
+def test_what_falls_is_learned_however_badly_it_is_known() -> None:
+    """Text unlike all that was read costs more nats at first than knowing nothing does."""
+    watch = Watch(8192)
+    for step in range(400):
+        watch.saw([(14 - 4 * step / 400) * 100], [100])
+        assert not watch.is_apart
+    assert not watch.risen
+    for _ in range(200):
+        watch.saw([10.0 * 100], [100])
+    assert watch.is_apart, "it falls no more"
+
+
+def test_a_model_that_learns_nothing_is_told_of_once(tiny: Tiny, tmp_path: Path) -> None:
+    recorder = Recorder()
+    train(tiny(train={"learning_rate": 1e-7}), tmp_path, (IDLE + 20) * STEP, observers=(recorder,))
+    told = [event["text"] for event in recorder.of("notice") if event["text"].startswith(f"after {IDLE} steps the loss stands at")]
+    assert len(told) == 1 and "train.learning_rate (1e-07) may be much too high, or too low" in told[0]
+    watch = Watch(500)
+    assert not any(watch.saw([5.5 * 100], [100]) or watch.is_idle for _ in range(2 * IDLE))
 
 
 def test_another_objective_is_watched_anew(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
