@@ -219,7 +219,7 @@ def test_a_model_without_the_unit_reads_passages_before_the_question(reading: Pa
         assert "Q: ... A: ..." in person.waits_for("›", 30)
         person.types(lines(*SETTINGS, question))
         shown = last_turn(person.waits_for(r"(?s)reached.*▪ asked.*\n›\s*$", 20), question)
-        assert without_blanks(shown.partition("(max_new_tokens")[0]) == without_blanks(clean(written))
+        assert without_blanks(shown.partition("(max_new_tokens")[0]) == (without_blanks(clean(written)) or "(nowords)")
         assert shown.count(MARK) == len(passages) and "asked.jsonl, row " in shown
         assert all(without_blanks(one.text(passage.tokens)) in without_blanks(shown) for passage in passages)
         person.types(lines("/memory off", "/reset", question))
