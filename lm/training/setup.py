@@ -29,7 +29,7 @@ from lm.training.averaging import Average
 from lm.training.carried import Carried
 from lm.training.certificate import certified, differences
 from lm.training.change import other_tokenizer
-from lm.training.distribution import Ranks, device_in_words
+from lm.training.distribution import Ranks, device_in_words, is_out_of_memory
 from lm.training.evaluation import HELD_OUT, encoded
 from lm.training.forecast import too_large
 from lm.training.going_back import came_back
@@ -182,7 +182,12 @@ def _born_run(preset: Preset, tokenizer_json: str, tokenizer: Any, budget: int, 
     """A run with first weights, before anything of a snapshot is put into it."""
     _check_size(preset, len(tokenizer), ranks)
     torch.manual_seed(preset.train.seed)
-    learner = Learner(build_model(preset, len(tokenizer)), build_heads(preset, tokenizer.pad_token_id)).to(ranks.device)
+    try:
+        learner = Learner(build_model(preset, len(tokenizer)), build_heads(preset, tokenizer.pad_token_id)).to(ranks.device)
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise Halted(f"{preset.name}: the model does not fit into the memory that is free now: close other programs, or lower model.hidden_size") from None
     optimizer = build_optimizer(learner, preset.train)
     return Run(preset, tokenizer_json, learner, optimizer, new_life(preset), budget, preset.step_rows * ranks.size)
 

@@ -125,6 +125,15 @@ def test_a_model_larger_than_all_memory_is_refused_before_anything_is_done(tiny:
     assert not any("tokenizer" in event["text"] for event in recorder.of("phase"))
 
 
+def test_a_model_that_fits_the_machine_but_not_beside_other_programs(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*model: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr("lm.training.setup.build_model", full)
+    with pytest.raises(Halted, match="does not fit into the memory that is free now: close other programs"):
+        trained(tiny(), tmp_path, 1)
+
+
 def test_the_copy_that_a_snapshot_is_written_from_must_fit_too(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a host it comes beside training; beside a device, host memory holds it alone. Closed forms are what is really copied."""
     copies = []
