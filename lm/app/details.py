@@ -76,7 +76,8 @@ def _speed(preset: Preset) -> str:
     pace = kept_pace(CHECKPOINTS, preset)
     if pace is None:
         return "the first steps will measure it"
-    return f"{pace:,.0f} tokens a second when last measured here: {counted(RUN_TOKENS)} in {duration(RUN_TOKENS / pace)}"
+    speed = f"{pace.tokens_per_second:,.0f} tokens/s on {one_line(pace.devices)}"
+    return f"{speed} when last measured: {counted(RUN_TOKENS)} in {duration(RUN_TOKENS / pace.tokens_per_second)}"
 
 
 def _active(active: int, all_of_them: int) -> str:

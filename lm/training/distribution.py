@@ -197,6 +197,11 @@ def _least_seconds(x: Tensor, weight: Tensor, in_bfloat16: bool) -> float:
 
 def device_in_words(ranks: Ranks) -> str:
     """One line for the screen: "2 x NVIDIA H200, bfloat16"."""
+    return f"{devices_in_words(ranks)}, {ranks.precision}"
+
+
+def devices_in_words(ranks: Ranks) -> str:
+    """What all ranks compute on: "2 x NVIDIA H200"."""
     threads = torch.get_num_threads()
     name = torch.cuda.get_device_name(ranks.device) if ranks.device.type == "cuda" else f"CPU ({threads} thread{'s' * (threads != 1)})"
-    return f"{f'{ranks.size} x ' if ranks.size > 1 else ''}{name}, {ranks.precision}"
+    return f"{f'{ranks.size} x ' if ranks.size > 1 else ''}{name}"

@@ -21,10 +21,11 @@ from lm.preset.counting import operations_per_token
 from lm.preset.learned import check_objectives, learned_in_words
 from lm.preset.options import check_options
 from lm.preset.plan import check_plan
+from lm.training.distribution import devices_in_words
 from lm.training.divergence import Watch
 from lm.training.forecast import duration_told, peak_products
 from lm.training.headers import OF_HEADS
-from lm.training.paces import keep_pace
+from lm.training.paces import Pace, keep_pace
 from lm.training.session import Session, batch_hash
 from lm.training.setup import Halted, Observer, open_session
 from lm.training.snapshots import SnapshotError
@@ -156,7 +157,7 @@ class Loop:
         peak = ranks.size * peak_products(ranks.device, ranks.precision) if work else None
         about = duration_told(run.budget - run.tokens, (have - had) / max(until - since, 1e-9), work, peak)
         if ranks.is_first:
-            keep_pace(self.session.snapshots.folder, run.preset, about["tokens_per_second"])
+            keep_pace(self.session.snapshots.folder, run.preset, Pace(about["tokens_per_second"], devices_in_words(ranks)))
         self.session.report({"event": "forecast", **about})
         self.foreseen, self.stepped_at = True, time.monotonic()
 

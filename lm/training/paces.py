@@ -1,8 +1,9 @@
-"""How fast each preset's model was trained on this machine when it was last measured, for the menu, which looks through no journal."""
+"""How fast each preset's model was trained on this machine when it was last measured, and on which devices of it, for the menu, which looks through no
+journal and can't know on what the next run will be."""
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from lm.preset import Preset, count_parameters, model_in_words
 from lm.training.kept import keep, read_kept
@@ -10,19 +11,27 @@ from lm.training.kept import keep, read_kept
 PACES = "paces.json"
 
 
-def keep_pace(folder: Path, preset: Preset, tokens_per_second: float) -> None:
-    """Note what a run's first steps measured."""
-    keep(folder / PACES, read_kept(folder / PACES) | {preset.name: [*_what_was_measured(preset), tokens_per_second]})
+class Pace(NamedTuple):
+    """What was measured."""
+
+    tokens_per_second: float  # of all processes together
+    devices: str  # in words: "2 x CPU (1 thread)"
 
 
-def kept_pace(folder: Path, preset: Preset) -> float | None:
-    """Tokens a second; None where this model was never trained on this machine."""
+def keep_pace(folder: Path, preset: Preset, pace: Pace) -> None:
+    """Note what a run's steps measured."""
+    keep(folder / PACES, read_kept(folder / PACES) | {preset.name: [*_what_was_measured(preset), *pace]})
+
+
+def kept_pace(folder: Path, preset: Preset) -> Pace | None:
+    """The last that was noted; None where this model was never trained in this way on this machine."""
     match read_kept(folder / PACES).get(preset.name):
-        case [*known, float(pace)] if known == _what_was_measured(preset):
-            return pace
+        case [*known, float(tokens_per_second), str(devices)] if known == _what_was_measured(preset):
+            return Pace(tokens_per_second, devices)
     return None
 
 
 def _what_was_measured(preset: Preset) -> list[Any]:
-    """The machine and the model."""
-    return [os.uname().nodename, model_in_words(preset), count_parameters(preset, 0).total, preset.model.seq_length]
+    """The machine, the model, and what the preset asks of its steps."""
+    model = [model_in_words(preset), count_parameters(preset, 0).total, preset.model.seq_length]
+    return [os.uname().nodename, *model, preset.train.optimizer, preset.train.precision, preset.train.compile, preset.train.per_gpu_batch_size]

@@ -12,11 +12,12 @@ from lm.app import life
 from lm.app.details import details
 from lm.app.shelf import Shelved, default_of, read_shelf
 from lm.preset import Preset, count_parameters
-from lm.training.paces import keep_pace
+from lm.training.paces import Pace, keep_pace
 from tests.app.conftest import TINY, write_preset
 from tests.app.person import MAIN, ROOT, Person, environment
 
 HEAVY = ("torch", "transformers", "datasets", "numpy", "pyarrow", "rich", "tokenizers", "accelerate", "huggingface_hub")
+PANE = 51  # columns of the details on a screen of 80
 
 
 def test_nothing_heavy_is_imported_for_the_menu(folder):
@@ -100,13 +101,18 @@ def test_memory_and_speed_are_said_before_anything_starts(tmp_path, monkeypatch)
     preset, shown = said()
     needed = f"{28 * count_parameters(preset, 8192).total / 1e6:.0f} MB, and what a step reads; this machine has 16.0 GB"
     assert ("", f"{needed}\n") in shown and ("", "the first steps will measure it\n") in shown
-    keep_pace(tmp_path, preset, 2000.0)
-    assert ("", "2,000 tokens a second when last measured here: 100M in 13 h 53 min\n") in said()[1]
+    keep_pace(tmp_path, preset, Pace(2000.0, "2 x CPU (1 thread)\x1b[2J"))
+    assert ("", "2,000 tokens/s on 2 x CPU (1 thread) when last measured: 100M in 13 h 53 min\n") in said()[1]
+    lines = "".join(text for _, text in details(Shelved(tmp_path / "a.json", preset, ""), PANE, None)).splitlines()
+    at = lines.index("speed       2,000 tokens/s on 2 x CPU (1 thread)")
+    assert lines[at + 1] == "            when last measured: 100M in 13 h 53 min"
     too_large = [text for style, text in said(hidden_size=8192, num_heads=64)[1] if style == "class:warning"]
     assert "too little without a GPU" in " ".join(text.strip() for text in too_large)
     assert ("", "the first steps will measure it\n") in said(hidden_size=512)[1], "another model was not measured"
-    (tmp_path / "paces.json").write_text('{"a": "garbage"}')
-    assert ("", "the first steps will measure it\n") in said()[1]
+    measured = json.loads((tmp_path / "paces.json").read_text())["a"]
+    for other in ("garbage", [], measured[:-1], measured[-1:], [*measured[:4], 2000.0]):  # the last is how it was kept before devices were
+        (tmp_path / "paces.json").write_text(json.dumps({"a": other}))
+        assert ("", "the first steps will measure it\n") in said()[1], other
 
 
 def test_many_presets_scroll(folder):

@@ -12,11 +12,11 @@ from lm.preset import Preset, load_preset
 from lm.preset.counting import count_parameters, operations_per_token
 from lm.preset.holding import held_bytes
 from lm.training import Halted, forecast, host, train
-from lm.training.distribution import Ranks
+from lm.training.distribution import Ranks, device_in_words, devices_in_words
 from lm.training.forecast import Need, copy_bytes, duration_told, in_hours, kept_bytes, lasting_bytes, memory_of, peak_by_name, peak_products, too_large
 from lm.training.learner import Learner
 from lm.training.optimizer import build_optimizer
-from lm.training.paces import kept_pace
+from lm.training.paces import Pace, keep_pace, kept_pace
 from lm.training.saving import copied
 from lm.training.snapshots import Snapshots
 from lm.training.step import Teacher
@@ -166,8 +166,28 @@ def test_the_time_of_a_run_is_told_after_a_few_steps(tiny: Tiny, tmp_path: Path)
     assert memory["free_bytes"] > 0
     assert time["seconds"] == pytest.approx(6 * STEP / time["tokens_per_second"])
     assert 0 < time["device_share"] < 1
-    assert kept_pace(tmp_path, tiny()) == time["tokens_per_second"], "for the menu"
+    (run,) = recorder.of("run")
+    assert kept_pace(tmp_path, tiny()) == (time["tokens_per_second"], run["device"].removesuffix(", float32")), "for the menu"
+
+
+def test_a_pace_is_known_of_what_was_measured_alone(tiny: Tiny, tmp_path: Path) -> None:
+    """Not of another model, and not of the same one that is trained otherwise."""
+    pace = Pace(2000.0, "8 x NVIDIA H200")
+    keep_pace(tmp_path, tiny(), pace)
+    assert kept_pace(tmp_path, tiny()) == kept_pace(tmp_path, tiny(train={"learning_rate": 0.5})) == pace
     assert kept_pace(tmp_path, tiny(model={"num_layers": 3})) is None
+    others = {"optimizer": ("adamw", "muon"), "precision": ("auto", "float32", "bfloat16"), "compile": ("auto", "on", "off"), "per_gpu_batch_size": (4, 5)}
+    for switch, values in others.items():
+        found = [kept_pace(tmp_path, tiny(train={switch: value})) for value in values]
+        assert found.count(pace) == 1 and found.count(None) == len(values) - 1, switch
+
+
+def test_ranks_say_how_many_devices_they_have(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pace is that of all of them."""
+    ranks = Ranks(tiny().train)
+    alone = devices_in_words(ranks)
+    monkeypatch.setattr(ranks, "size", 8)
+    assert devices_in_words(ranks) == f"8 x {alone}" and device_in_words(ranks) == f"8 x {alone}, {ranks.precision}"
 
 
 def test_no_time_is_told_where_nothing_is_left_to_read(tiny: Tiny, tmp_path: Path) -> None:
