@@ -62,7 +62,7 @@ class Facts:
     denoisers: dict[str, float] = field(default_factory=dict)  # losses of UL2's, smoothed
     pace: float | None = None  # tokens a second, smoothed
     steps: int = 0  # seen
-    device_share: float | None = None  # of what the device could multiply, as the forecast told
+    device_share: float | None = None  # of what the device could multiply, as last told
     memory: dict[str, Any] | None = None  # of what was read: as the last step told, seconds smoothed
     weights: dict[str, float] = field(default_factory=dict)  # of the losses beside the next token's
     losses: dict[str, float] = field(default_factory=dict)  # the means of these, smoothed
@@ -169,6 +169,7 @@ class Facts:
     def _on_step(self, event: Event) -> None:
         self.steps += 1
         self.pace = _smoothed(self.pace if self.steps > 2 else None, event["tokens_per_second"])
+        self.device_share = event.get("device_share", self.device_share)
         self.step, self.phase, self.is_training = event, "training", True
         self.life_tokens = event["life_tokens"]
         self.loss = _smoothed(self.loss, event["loss"])

@@ -71,7 +71,7 @@ def numbers(facts: Facts, width: int, height: int) -> Lines:
     saved = NOTHING if facts.saved_at is None else f"{duration(max(facts.clock() - facts.saved_at, 0))} ago"
     rows = [
         ("speed", NOTHING if facts.pace is None else f"{figure(facts.pace, 0)} tokens/s", ""),
-        ("of the device's best", NOTHING if facts.device_share is None else f"{100 * facts.device_share:.0f}%", ""),
+        ("of peak speed (MFU)", NOTHING if facts.device_share is None else f"{100 * facts.device_share:.0f}%", ""),
         ("learning rate", rate(step.get("learning_rate")), ""),
         ("gradient", figure(step.get("gradient_norm"), 3), ""),
         ("memory", size(step.get("memory_bytes")), ""),

@@ -263,17 +263,17 @@ def _shared_matrices(preset: Preset) -> int:
     return matrices * preset.model.hidden_size * max(option.shared_width for option in layer_options(preset))
 
 
-def operations_per_token(preset: Preset, vocab_size: int) -> float:
-    """Floating point operations of a training step for each token: 6 for each number that it uses (2 forward, 4 back), as often as it does, and
-    attention's products, 12 for each earlier token and channel, of which causality leaves half (Chowdhery et al. 2022, appendix B). What recurrences
-    and windows do beside their matrices is left out."""
+def operations_per_token(preset: Preset, vocab_size: int, row_length: int | None = None) -> float:
+    """Floating point operations of a training step for each token of a row, which is as long as model.seq_length where nothing else is said: 6 for each
+    number that it uses (2 forward, 4 back), as often as it does, and attention's products, 12 for each earlier token and channel, of which causality
+    leaves half (Chowdhery et al. 2022, appendix B). What recurrences and windows do beside their matrices is left out."""
     count, model = count_parameters(preset, vocab_size), preset.model
     looked_up = 0 if model.tie_embeddings else vocab_size * model.hidden_size
     attending = sum(
         share**2 * (name in ("attention", "shared_attention")) for layer, share in zip(layer_plan(preset), _readers(preset), strict=True) for name in layer
     )
     used = count.active - looked_up + _used_again(preset)
-    return 6.0 * used + 6.0 * attending * model.num_heads * model.head_size * model.seq_length
+    return 6.0 * used + 6.0 * attending * model.num_heads * model.head_size * (row_length or model.seq_length)
 
 
 def _used_again(preset: Preset) -> float:

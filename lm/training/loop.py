@@ -101,6 +101,8 @@ class Loop:
         self.skipped = self.bad_in_a_row = 0
         self.fitted = 0  # the longest rows that it is known of how many are read at a time
         self.foreseen = False  # whether it was told how long the run will take
+        self.peak: float | None = None  # operations a second that all devices can do, once that was told; known on rank 0
+        self.work: dict[int, float] = {}  # operations for a token, by the length of its row
         self.told_short = False  # whether it was told that there is no memory for looks at the losses' shares
         self.smooth_loss = float("nan")
         self.watch, self.stage = Watch(len(session.tokenizer)), self.stage_now()
@@ -127,9 +129,9 @@ class Loop:
             self.session.count(step, turn.batch, turn.cursor)
             if not step.tokens:
                 continue  # of lanes that have ended, near the end of a finite mix
-            self.tell(step, turn)
+            self.tell(step, turn, length)
             if len(self.pace) > STEPS_TIMED and run.tokens < run.budget and not self.foreseen:
-                self.foresee_time()
+                self.foresee_time(length)
             self.session.compare(turn.batch_hash)
             self.halt_when_unsound(step)
             self.look_around(turn, before)
@@ -149,17 +151,32 @@ class Loop:
         """Of the rows that come next: the same on every rank, also where one has none left."""
         return self.run.lengths.at(self.run.cursor["next_row"] if self.run.cursor else 0)
 
-    def foresee_time(self) -> None:
-        """What the run will take, by the first steps, of which the very first is slower and not counted."""
+    def foresee_time(self, length: int) -> None:
+        """What the run will take, by the first steps, of which the very first is slower and not counted; the last had rows of `length` tokens."""
         run, ranks = self.run, self.session.ranks
-        (since, had), (until, have) = self.pace[1], self.pace[-1]
-        work = operations_per_token(run.preset, len(self.session.tokenizer)) if ranks.is_first else None
-        peak = ranks.size * peak_products(ranks.device, ranks.precision) if work else None
-        about = duration_told(run.budget - run.tokens, (have - had) / max(until - since, 1e-9), work, peak)
-        if ranks.is_first:
-            keep_pace(self.session.snapshots.folder, run.preset, Pace(about["tokens_per_second"], devices_in_words(ranks)))
+        self.peak = ranks.size * peak_products(ranks.device, ranks.precision) if ranks.is_first else None
+        about = duration_told(run.budget - run.tokens, self.tokens_per_second(), self.operations(length), self.peak)
+        self.note_pace()
         self.session.report({"event": "forecast", **about})
         self.foreseen, self.stepped_at = True, time.monotonic()
+        self.pace = [(self.stepped_at, 0)]
+
+    def tokens_per_second(self) -> float:
+        """The pace of the last steps; the first of them is slower, and left out once there are others."""
+        (since, had), (until, have) = self.pace[min(1, len(self.pace) - 2)], self.pace[-1]
+        return (have - had) / max(until - since, 1e-9)
+
+    def operations(self, length: int) -> float:
+        """For a token in a row of `length`."""
+        if length not in self.work:
+            self.work[length] = operations_per_token(self.run.preset, len(self.session.tokenizer), length)
+        return self.work[length]
+
+    def note_pace(self) -> None:
+        """Keep the pace of late for the menu, unless it is that of very few steps."""
+        if self.session.ranks.is_first and len(self.pace) > STEPS_TIMED:
+            pace = Pace(self.tokens_per_second(), devices_in_words(self.session.ranks))
+            keep_pace(self.session.snapshots.folder, self.run.preset, pace)
 
     def look_around(self, turn: Turn, before: int) -> None:
         """What is due after a step, when the run stood at `before` tokens: a snapshot, and once there is time a sample and an evaluation."""
@@ -230,7 +247,8 @@ class Loop:
         self.session.finish_save()
 
     def begin_save(self, amends: bool = False) -> None:
-        """A snapshot, written while training goes on."""
+        """A snapshot, written while training goes on. The pace is that of the run by now: its first steps may have been small ones."""
+        self.note_pace()
         self.session.begin_save(amends)
         self.saved_at, self.saved_tokens = time.monotonic(), self.run.tokens
 
@@ -257,8 +275,8 @@ class Loop:
         tokens = self.run.lengths.tokens_before(next_row) if self.train.objectives else 0
         return sum(tokens >= stage.until_tokens for stage in self.train.objectives)
 
-    def tell(self, step: Step, turn: Turn) -> None:
-        """The step's event."""
+    def tell(self, step: Step, turn: Turn, length: int) -> None:
+        """The step's event; its rows had `length` tokens."""
         if step.loss == step.loss and step.sound:
             self.smooth_loss = step.loss if self.smooth_loss != self.smooth_loss else 0.9 * self.smooth_loss + 0.1 * step.loss
         if step.shares is None and not self.told_short:
@@ -266,7 +284,7 @@ class Loop:
             self.session.report.notice("there is no memory to measure what share of the gradient each loss makes; training goes on as it would")
         self.stepped_at = time.monotonic()
         self.pace = [*self.pace[-20:], (self.stepped_at, self.pace[-1][1] + step.tokens)]
-        (since, had), (until, have) = self.pace[min(1, len(self.pace) - 2)], self.pace[-1]  # the first step is slower, and left out once there are others
+        pace = self.tokens_per_second()
         self.session.report(
             {
                 "event": "step",
@@ -277,7 +295,8 @@ class Loop:
                 "losses": step.losses,
                 "units": {name: value.tolist() for name, value in step.stats.items() if not name.startswith(OF_HEADS)},
                 **({"gradient_shares": step.shares} if step.shares else {}),
-                "tokens_per_second": (have - had) / max(until - since, 1e-9),
+                "tokens_per_second": pace,
+                **({"device_share": self.operations(length) * pace / self.peak} if self.peak else {}),
                 "learning_rate": step.learning_rate,
                 "gradient_norm": step.gradient_norm,
                 "memory_bytes": self.session.memory_in_use(),

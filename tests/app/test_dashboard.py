@@ -400,6 +400,19 @@ def test_where_a_run_goes_on_is_known_before_its_sources_are_open():
     assert (facts.tokens, facts.life_tokens) == (700, 900)
 
 
+def test_the_share_of_peak_speed_is_the_newest():
+    """Of a journal without it in its steps, the forecast's."""
+    chance = random.Random(1)
+    forecast = {"event": "forecast", "text": "", "device_share": 0.07}
+    facts = told([*opening(), step(1, 4096, chance), forecast, step(2, 8192, chance)])
+    assert "of peak speed (MFU)   7%" in screen(facts, 80, 24)
+    for share in (0.21, 0.43):
+        facts(step(3, 12_288, chance) | {"device_share": share})
+    assert "of peak speed (MFU)  43%" in screen(facts, 80, 24) and re.search(r"of peak speed \(MFU\) +43%", screen(facts, 200, 50))
+    facts(step(4, 16_384, chance) | {"device_share": 1.0})
+    assert "of peak speed (MFU) 100%" in screen(facts, 80, 24)
+
+
 def test_how_long_a_run_takes_is_not_judged_by_its_first_step():
     facts, steps = Facts(), [event for event in whole_run(200_000) if event["event"] == "step"][:2]
     facts(steps[0] | {"tokens_per_second": 5.0})

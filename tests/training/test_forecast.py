@@ -1,6 +1,9 @@
 """What a step will need is counted before it, fewer rows are read where it is too much, and the time of a run is foretold."""
 
+import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -159,15 +162,55 @@ def test_the_copy_that_a_snapshot_is_written_from_must_fit_too(tiny: Tiny, tmp_p
 
 def test_the_time_of_a_run_is_told_after_a_few_steps(tiny: Tiny, tmp_path: Path) -> None:
     recorder = trained(tiny(), tmp_path, 10)
-    memory, time = recorder.of("forecast")
+    memory, told = recorder.of("forecast")
     kinds = [event["event"] for event in recorder.events]
     assert kinds.index("forecast") < kinds.index("step"), "memory is told before the first step"
     assert kinds[: kinds.index("forecast", kinds.index("step"))].count("step") == 4
     assert memory["free_bytes"] > 0
-    assert time["seconds"] == pytest.approx(6 * STEP / time["tokens_per_second"])
-    assert 0 < time["device_share"] < 1
-    (run,) = recorder.of("run")
-    assert kept_pace(tmp_path, tiny()) == (time["tokens_per_second"], run["device"].removesuffix(", float32")), "for the menu"
+    assert told["seconds"] == pytest.approx(6 * STEP / told["tokens_per_second"])
+    assert 0 < told["device_share"] < 1
+
+
+def test_the_pace_that_is_kept_is_that_of_the_run_by_now(tiny: Tiny, tmp_path: Path) -> None:
+    """First what the forecast told, then that of each snapshot; not that of the two steps after one, which say little."""
+    told, kept = [], []
+
+    def look(event: Mapping[str, Any]) -> None:
+        told.append(event)
+        kept.append(kept_pace(tmp_path, preset))
+
+    preset = tiny(train={"snapshot_every_tokens": 10 * STEP})
+    train(preset, tmp_path, 13 * STEP, observers=(look,))
+    steps = [place for place, event in enumerate(told) if event["event"] == "step"]
+    (foretold,) = (place for place, event in enumerate(told) if "device_share" in event and event["event"] == "forecast")
+    (run,) = (event for event in told if event["event"] == "run")
+    devices = run["device"].rpartition(", ")[0]
+    assert kept[steps[3]] is None and len(steps) == 13
+    assert kept[foretold] == kept[steps[10]] == (told[foretold]["tokens_per_second"], devices)
+    assert kept[steps[11]] == kept_pace(tmp_path, preset) == (told[steps[10]]["tokens_per_second"], devices) != kept[foretold]
+
+
+def test_each_step_tells_its_share_of_the_peak_by_rows_as_long_as_they_are_now(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """8 steps with rows of 16 tokens, then 8 with rows of 64, whose attention has more to do."""
+    counted = []
+    monkeypatch.setattr("lm.training.loop.peak_products", lambda device, precision: 1e9)
+    monkeypatch.setattr("lm.training.loop.operations_per_token", lambda *given: counted.append(given[2]) or operations_per_token(*given))
+    ramp = tiny(train={"seq_length_curriculum": [{"until_tokens": 2 * STEP, "seq_length": 16}]})
+    recorder = trained(ramp, tmp_path, 10)
+    vocab_size, steps = len(Snapshots(tmp_path).read("current").weights["model.embedding.weight"]), recorder.of("step")
+    work = {length: operations_per_token(tiny(model={"seq_length": length}), vocab_size) for length in (16, 64)}
+    assert work[16] < work[64] and sorted(counted) == [16, 64], "counted once for each"
+    assert not any("device_share" in event for event in steps[:4]), "until the peak is measured"
+    for event, length in zip(steps[4:], [16] * 4 + [64] * 8, strict=True):
+        assert event["device_share"] == pytest.approx(work[length] * event["tokens_per_second"] / 1e9, rel=1e-9)
+    told = recorder.of("forecast")
+    (share,) = (event["device_share"] for event in told if "device_share" in event)
+    assert share == pytest.approx(work[16] * steps[3]["tokens_per_second"] / 1e9, rel=1e-9)
+
+
+def test_what_is_measured_for_the_forecast_makes_no_step_slower(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lm.training.loop.peak_products", lambda device, precision: time.sleep(2) or 1e9)
+    assert trained(tiny(), tmp_path, 6).of("step")[4]["tokens_per_second"] > 2 * STEP
 
 
 def test_a_pace_is_known_of_what_was_measured_alone(tiny: Tiny, tmp_path: Path) -> None:
@@ -246,6 +289,7 @@ def test_operations_are_six_for_each_number_and_what_attention_adds() -> None:
     assert count is not None
     told = operations_per_token(preset, 1000)
     assert told == 6.0 * count.active + of_attention
+    assert operations_per_token(preset, 1000, 32) == 6.0 * count.active + of_attention / 4
     assert matrices / 128 == pytest.approx(told - of_attention, rel=0.01)
 
 
