@@ -68,7 +68,7 @@ def _memory(preset: Preset, vocab_size: int | None, width: int) -> Fragments:
     """What training and saving hold from the first step on; a step's own share is counted before it."""
     vocabulary, there = vocab_size or expected_vocabulary(preset), host_bytes()
     needed = sum(held_bytes(preset, vocabulary))
-    text = f"{'at least ' * (not vocabulary)}{size(needed)}, and what a step reads; this machine has {size(there)}"
+    text = f"{'at least ' * (not vocabulary)}{size(needed)} for weights, moments and snapshots, more for steps; this machine has {size(there)}"
     return row("memory", text + ", too little without a GPU" * (needed > there), width, "class:warning" if needed > there else "")
 
 

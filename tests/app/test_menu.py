@@ -99,7 +99,7 @@ def test_memory_and_speed_are_said_before_anything_starts(tmp_path, monkeypatch)
     monkeypatch.setattr("lm.app.details.CHECKPOINTS", tmp_path)
     monkeypatch.setattr("lm.app.details.host_bytes", lambda: 16 * 10**9)
     preset, shown = said()
-    needed = f"{28 * count_parameters(preset, 8192).total / 1e6:.0f} MB, and what a step reads; this machine has 16.0 GB"
+    needed = f"{28 * count_parameters(preset, 8192).total / 1e6:.0f} MB for weights, moments and snapshots, more for steps; this machine has 16.0 GB"
     assert ("", f"{needed}\n") in shown and ("", "the first steps will measure it\n") in shown
     keep_pace(tmp_path, preset, Pace(2000.0, "2 x CPU (1 thread)\x1b[2J"))
     assert ("", "2,000 tokens/s on 2 x CPU (1 thread) when last measured: 100M in 13 h 53 min\n") in said()[1]
