@@ -140,7 +140,8 @@ class Teacher:
         cut = self._cut(0)
         at_once = min(cut.chunk if cut.recompute else cut.window, batch.tokens.shape[1])
         free, total = memory_of(self.ranks.device)
-        need = Need(self._lasting(), self._row(batch, at_once), free, total)
+        copies, row = self._rows(batch, at_once)
+        need = Need(self._lasting() + copies, row, free, total)
         worst = [float(-need.rows(self.micro_rows)), float(need.is_hopeless)]
         fewest, hopeless = self.ranks.highest(worst)
         if hopeless:
@@ -161,16 +162,30 @@ class Teacher:
         of_copy = copy_bytes(self.alone, bool(self.average), self.ranks.device)
         return lasting_bytes(self.alone, self.optimizer.missing) + of_loss + of_shares + of_copy
 
-    def _row(self, batch: Batch, at_once: int) -> int:
-        """Bytes that reading `at_once` tokens of a row keeps; 0 where this rank has no row."""
+    def _rows(self, batch: Batch, at_once: int) -> tuple[int, int]:
+        """Bytes that reading `at_once` tokens of rows keeps: autocast's copies of the weights, once for all rows, and the rest, for each row; none
+        where this rank has no row."""
         if not len(batch.lane) or not batch.tokens.shape[1]:
-            return 0
-        piece = batch.split(1)[0].pieces(min(at_once, PROBE))[0].to(self.ranks.device)
+            return 0, 0
+        tokens = min(at_once, PROBE)
+        half = tokens // 2
+        kept, of_half = self._kept(batch, tokens), self._kept(batch, half) if half else 0
+        of_none = (tokens * of_half - half * kept) / (tokens - half)  # on the line through both; what is no copy of a weight there is a row's own
+        copies = max(0.0, min(of_none, self._most_copies))
+        return int(slack(self.ranks.device) * copies), int(slack(self.ranks.device) * (kept - copies) * at_once / tokens)
+
+    @property
+    def _most_copies(self) -> int:
+        """Bytes of all weights, were all of them copied by autocast."""
+        return sum(torch.bfloat16.itemsize * parameter.numel() for parameter in self.parameters) if self.ranks.precision == "bfloat16" else 0
+
+    def _kept(self, batch: Batch, tokens: int) -> int:
+        """Bytes that reading the first `tokens` of a row keeps."""
+        piece = batch.split(1)[0].pieces(tokens)[0].to(self.ranks.device)
         state = self.alone.model.initial_state(1) if self.carried else None
         aside = [*self.learner.parameters(), *self.learner.buffers()]
         with self.ranks.without_reduction(self.learner):
-            kept = kept_bytes(lambda: self.learner([piece], state), aside)
-        return int(slack(self.ranks.device) * kept * at_once / piece.tokens.shape[1])
+            return kept_bytes(lambda: self.learner([piece], state), aside)
 
     @property
     def _least(self) -> tuple[str, str]:

@@ -24,12 +24,12 @@ from lm.training.step import Cut, Teacher, Total
 ROWS, T, V = 8, 16, 50
 
 
-def rows(padding_from: int = ROWS) -> Batch:
+def rows(padding_from: int = ROWS, length: int = T) -> Batch:
     """Eight rows with restarts; from row `padding_from` on nothing is scored. The third row holds little text."""
     generator = torch.Generator().manual_seed(5)
-    tokens = torch.randint(V, (ROWS, T), generator=generator)
-    targets = torch.randint(V, (ROWS, T), generator=generator)
-    restart = torch.rand(ROWS, T, generator=generator) < 0.1
+    tokens = torch.randint(V, (ROWS, length), generator=generator)
+    targets = torch.randint(V, (ROWS, length), generator=generator)
+    restart = torch.rand(ROWS, length, generator=generator) < 0.1
     targets[2, 3:] = -100
     targets[padding_from:] = -100
     source = torch.zeros_like(tokens).masked_fill(targets < 0, -1)

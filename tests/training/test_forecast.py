@@ -16,7 +16,7 @@ from lm.preset.counting import count_parameters, operations_per_token
 from lm.preset.holding import held_bytes
 from lm.training import Halted, forecast, host, train
 from lm.training.distribution import Ranks, device_in_words, devices_in_words
-from lm.training.forecast import Need, copy_bytes, duration_told, in_hours, kept_bytes, lasting_bytes, memory_of, peak_by_name, peak_products, too_large
+from lm.training.forecast import PROBE, Need, copy_bytes, duration_told, in_hours, kept_bytes, lasting_bytes, memory_of, peak_by_name, peak_products, too_large
 from lm.training.learner import Learner
 from lm.training.optimizer import build_optimizer
 from lm.training.paces import Pace, keep_pace, kept_pace
@@ -81,6 +81,30 @@ def test_a_step_takes_about_what_was_counted() -> None:
             highest = max(highest, held)
     gradients = sum(parameter.nbytes for parameter in learner.parameters())
     assert 0.3 < (highest - gradients) / (8 * need.row) < 1, (highest, gradients, need)
+
+
+@pytest.mark.parametrize(("unit", "most"), [("model", 1.03), ("moe", 1.03), ("hyena", 1.6)])
+def test_copies_of_weights_by_autocast_are_counted_once(unit: str, most: float) -> None:
+    """In bfloat16, what is counted for two rows of four probes is what autograd keeps of them. Hyena keeps much of a row however short it is, which is no
+    copy: that is counted for each row, and with its length, too much rather than too little."""
+    shape = {"hidden_size": 256, "num_layers": 1, "num_heads": 4, "seq_length": 4 * PROBE}
+    sections = {unit: {"enabled": True}} | {"model": shape}
+    preset = Preset.model_validate({"train": {"precision": "bfloat16"}, "data": {"sources": ["c4"]}} | sections)
+    learner = Learner(build_model(preset, 50))
+    teacher = Teacher(Ranks(preset.train), learner, build_optimizer(learner, preset.train), preset.train, {})
+    batch = rows(length=4 * PROBE).split(2)[0]
+    counted = (teacher.fit(batch).of(2) - teacher._lasting()) / forecast.slack(teacher.ranks.device)
+    assert 0.97 < counted / kept_bytes(lambda: teacher.learner([batch]), learner.parameters()) < most
+
+
+def test_a_row_of_one_token_is_counted() -> None:
+    preset = Preset.model_validate(
+        {"model": {"hidden_size": 32, "num_layers": 1, "num_heads": 2}, "train": {"precision": "bfloat16"}, "data": {"sources": ["c4"]}}
+    )
+    learner = Learner(build_model(preset, 50))
+    teacher = Teacher(Ranks(preset.train), learner, build_optimizer(learner, preset.train), preset.train, {})
+    needs = [teacher.fit(rows(length=length)) for length in (1, 2, 3)]
+    assert 0 < needs[0].of(1) <= needs[1].of(1) <= needs[2].of(1)
 
 
 def test_little_memory_makes_fewer_rows_and_the_same_model(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
