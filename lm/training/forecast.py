@@ -120,11 +120,8 @@ def memory_of(device: torch.device) -> tuple[int, int]:
         free, total = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device), total
     host, beside = psutil.virtual_memory(), processes()
-    free, total = host.available, host.total
-    limit, used = group_bytes()
-    if limit is not None and used is not None:
-        free, total = min(free, max(limit - used, 0)), min(total, limit)
-    return free // beside, total // beside
+    limit, left = group_bytes()
+    return min(host.available, left) // beside, min(host.total, limit) // beside
 
 
 def slack(device: torch.device) -> float:

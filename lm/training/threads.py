@@ -4,12 +4,13 @@ torch takes one for each physical core, whatever a container may use of them; to
 """
 
 import os
+import re
 import sys
 from pathlib import Path
 
 import torch
 
-from lm.training.host import CGROUP, processes
+from lm.training.host import groups, processes, said
 
 CPUS = Path("/sys/devices/system/cpu")
 
@@ -29,14 +30,11 @@ def fitting_threads() -> int:
 def cores() -> int:
     """Physical cores that this process may use, in whole ones: of those it may run on, no more than its container has time for."""
     allowed = os.sched_getaffinity(0) if sys.platform == "linux" else range(os.cpu_count() or 1)
-    physical = len({_said(CPUS / f"cpu{cpu}/topology/thread_siblings_list") or str(cpu) for cpu in allowed})
-    quota, _, period = _said(CGROUP / "cpu.max").partition(" ")  # microseconds of processors in each so many
-    return max(1, min(physical, int(quota) // int(period))) if quota.isdecimal() else physical
+    physical = len({said(CPUS / f"cpu{cpu}/topology/thread_siblings_list") or str(cpu) for cpu in allowed})
+    return max(1, min(physical, *map(_quota, groups())))
 
 
-def _said(path: Path) -> str:
-    """What a file of the kernel says; nothing where there is none."""
-    try:
-        return path.read_text().strip()
-    except OSError:
-        return ""
+def _quota(group: Path) -> int:
+    """Whole cores that a control group has time for: microseconds of processors in each so many; boundless without a limit."""
+    found = re.fullmatch(r"(\d+) ([1-9]\d*)", said(group / "cpu.max"))
+    return int(found[1]) // int(found[2]) if found else sys.maxsize

@@ -1,5 +1,6 @@
 """What a step will need is counted before it, fewer rows are read where it is too much, and the time of a run is foretold."""
 
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -326,7 +327,36 @@ def test_memory_and_speed_of_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_p
     (tmp_path / "memory.max").write_text("4000\n")
     (tmp_path / "memory.current").write_text("1000\n")
     monkeypatch.setattr(host, "CGROUP", tmp_path)
+    monkeypatch.setattr(host, "OWN_GROUP", tmp_path / "own")
     assert memory_of(device) == (750, 1000) and host.host_bytes() == 4000
     (tmp_path / "memory.max").write_text("max\n")
     assert memory_of(device)[1] == host.host_bytes() // 4 == total // 4, "no limit is none"
     assert 1e9 < peak_products(device, "float32") < 1e14
+
+
+def test_the_tightest_control_group_on_the_way_to_the_root_is_the_limit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What they read from files and don't use is free. Files that are missing or say something else limit nothing."""
+    monkeypatch.setattr(host, "CGROUP", tmp_path)
+    monkeypatch.setattr(host, "OWN_GROUP", tmp_path / "own")
+    job, above = tmp_path / "user.slice/job", tmp_path / "user.slice"
+    job.mkdir(parents=True)
+
+    def written(folder: Path, **files: str) -> tuple[int, int]:
+        for name, text in files.items():
+            (folder / f"memory.{name}").write_text(text + "\n")
+        return host.group_bytes()
+
+    there = host.host_bytes()
+    assert host.group_bytes() == (sys.maxsize, sys.maxsize), "no file at all"
+    assert written(job, max="4000", current="1000") == (sys.maxsize, sys.maxsize), "nothing tells that this group is ours"
+    (tmp_path / "own").write_text("5:memory:/other\n0::/user.slice/job\n")
+    assert host.group_bytes() == (4000, 3000) and memory_of(torch.device("cpu")) == (3000, 4000)
+    assert written(job, stat="active_file 500\ninactive_file 300\nslab 7") == (4000, 3300)
+    assert written(job, stat="inactive_file 9999") == (4000, 4000), "used is never less than nothing"
+    assert written(above, max="5000", current="4900") == (4000, 100), "others in the slice took what was left"
+    assert written(above, max="3000", current="0") == (3000, 3000)
+    assert written(tmp_path, max="2000", current="2500") == (2000, 0)
+    assert written(tmp_path, max="max") == written(tmp_path, max="odd") == written(tmp_path, max="") == (3000, 3000)
+    assert written(job, stat="inactive_file odd", current="odd") == (3000, 3000)
+    (tmp_path / "own").write_bytes(b"0::/\xff\xfe\0\n")
+    assert host.group_bytes() == (sys.maxsize, sys.maxsize) and host.host_bytes() == there

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from lm.app.waiting import SPINS
-from lm.training import threads
+from lm.training import host, threads
 from lm.training.distribution import Ranks, device_in_words
 from lm.training.threads import cores
 from tests.training.test_run import Tiny, trained
@@ -30,7 +30,8 @@ def sixteen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
         (tmp_path / f"cpu{cpu}/topology").mkdir(parents=True)
         (tmp_path / f"cpu{cpu}/topology/thread_siblings_list").write_text(f"{cpu % 16},{cpu % 16 + 16}\n")
     monkeypatch.setattr(threads, "CPUS", tmp_path)
-    monkeypatch.setattr(threads, "CGROUP", tmp_path)
+    monkeypatch.setattr(host, "CGROUP", tmp_path)
+    monkeypatch.setattr(host, "OWN_GROUP", tmp_path / "own")
     allow(monkeypatch, set(range(32)))
     return tmp_path
 
@@ -74,6 +75,25 @@ def test_cores_are_those_that_this_process_may_use(sixteen: Path, monkeypatch: p
     assert cores() == 3
     allow(monkeypatch, {40, 41})  # the kernel tells nothing of them
     assert cores() == 2
+
+
+def test_time_for_a_group_above_is_time_for_all_in_it(sixteen: Path) -> None:
+    """The tightest on the way from the process's own group to the root; files that say nothing of it limit nothing."""
+    (sixteen / "own").write_text("1:cpu:/other\n0::/slurm/job_7\n")
+    (sixteen / "slurm/job_7").mkdir(parents=True)
+    for (own, above, root), known in (
+        (("400000 100000", "max 100000", ""), 4),
+        (("400000 100000", "300000 100000", ""), 3),
+        (("max 100000", "300000 100000", "200000 100000"), 2),
+        (("odd", "100000", "100000 0"), 16),
+    ):
+        for folder, quota in zip(("slurm/job_7", "slurm", "."), (own, above, root), strict=True):
+            (sixteen / folder / "cpu.max").write_text(f"{quota}\n")
+        assert cores() == known
+    (sixteen / "slurm/cpu.max").write_text("300000 100000\n")
+    (sixteen / "own").write_text("0::/as/its/host/knows/it\n")
+    (sixteen / "cpu.max").write_text("500000 100000\n")
+    assert cores() == 5, "a container's own group is the root that it sees"
 
 
 def test_another_number_of_threads_is_told_of_a_run_that_goes_on(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
