@@ -28,6 +28,7 @@ PROBE = 256  # tokens that are read to count, and half as many
 # Dense products in bfloat16 a second, added up in float32, by the makers' data sheets; the first whose words are in the device's name.
 PEAKS = {
     "B200": 2250e12,
+    "H200 NVL": 835e12,
     "H200": 989e12,
     "H100 PCIe": 756e12,
     "H100 NVL": 835e12,
@@ -133,7 +134,7 @@ def peak_by_name(name: str) -> float | None:
     """What a whole device of this name does by its data sheet; None for one that is not known, a slice of one, or a laptop's of the same name."""
     if re.search(r"\b(MIG|Laptop|Max-Q)\b", name):
         return None
-    return next((peak for words, peak in PEAKS.items() if re.search(rf"\b{words}\b(?! D\b)", name)), None)
+    return next((peak for words, peak in PEAKS.items() if re.search(rf"\b{words}\b(?! (D|Ti)\b)", name)), None)
 
 
 @cache

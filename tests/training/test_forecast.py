@@ -267,6 +267,7 @@ def test_no_time_is_told_where_nothing_is_left_to_read(tiny: Tiny, tmp_path: Pat
     ("name", "peak"),
     [
         ("NVIDIA H200", 989e12),
+        ("NVIDIA H200 NVL", 835e12),
         ("NVIDIA H100 80GB HBM3", 989e12),
         ("NVIDIA H100 PCIe", 756e12),
         ("NVIDIA A100-SXM4-80GB", 312e12),
@@ -277,6 +278,8 @@ def test_no_time_is_told_where_nothing_is_left_to_read(tiny: Tiny, tmp_path: Pat
         ("NVIDIA GH200 480GB", None),
         ("NVIDIA GeForce RTX 4090", 165e12),
         ("NVIDIA GeForce RTX 4090 D", None),
+        ("NVIDIA GeForce RTX 3090", 71e12),
+        ("NVIDIA GeForce RTX 3090 Ti", None),
         ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
         ("NVIDIA A100-SXM4-80GB MIG 1g.10gb", None),
     ],
