@@ -92,7 +92,6 @@ def _gaps(by_denoiser: Mapping[str, int]) -> str:
 def _facts(snapshot: Snapshot) -> str:
     preset, weights = snapshot.preset, snapshot.model_weights
     count = count_parameters(preset, len(weights["embedding.weight"]))
-    assert count is not None, "what was trained is built"
     rows = [
         ("preset", plain(preset.name)),
         ("parameters", f"{count.total:,}" + (f", of which a token uses {count.active:,}" if count.idle else "")),

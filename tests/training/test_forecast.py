@@ -314,7 +314,6 @@ def test_operations_are_six_for_each_number_and_what_attention_adds() -> None:
     matrices = sum(count for layer in [counter.get_flop_counts()["Global"]] for name, count in layer.items() if "attention" not in str(name))
     of_attention = 6.0 * preset.model.num_layers * preset.model.num_heads * preset.model.head_size * 128
     count = count_parameters(preset, 1000)
-    assert count is not None
     told = operations_per_token(preset, 1000)
     assert told == 6.0 * count.active + of_attention
     assert operations_per_token(preset, 1000, 32) == 6.0 * count.active + of_attention / 4
