@@ -29,9 +29,13 @@ class Smoothed:
             self.best = min(self.best, self.now)
 
     def is_away(self, guess: float) -> bool:
-        """Whether it is far over its best, or over what one has who knows nothing and not on its way down."""
-        lost = self.now > guess + RISE / 4 and self.now > self.before - FALL
-        return self.steps > SETTLED and (lost or self.now > self.best + RISE)
+        """Whether it is far over its best, or over what one has who knows nothing."""
+        return self.steps > SETTLED and self.now > min(self.best + RISE, guess + RISE / 4)
+
+    @property
+    def is_falling(self) -> bool:
+        """Whether it is being learned, however badly it is known: well below what it was some 50 steps ago, and not far over its best."""
+        return self.now <= min(self.best + RISE, self.before - FALL)
 
 
 class Watch:
@@ -41,11 +45,12 @@ class Watch:
         self.guess = math.log(vocab_size)  # nats of one who knows nothing
         self.sources: dict[int, Smoothed] = {}
         self.risen = 0  # steps in a row, but for those whose loss is no number
+        self.falls = False  # whether most of what has risen is on its way down again
         self.judged = 0  # steps whose loss is one
 
     def saw(self, nats: Sequence[float], scored: Sequence[float]) -> None:
         """A step's nats and scored tokens by source."""
-        away = known_tokens = 0.0
+        away = falling = known_tokens = 0.0
         for source, (of_source, tokens) in enumerate(zip(nats, scored, strict=True)):
             if not (tokens and math.isfinite(of_source)):
                 continue
@@ -53,13 +58,15 @@ class Watch:
             known.add(of_source / tokens)
             known_tokens += tokens
             away += tokens * known.is_away(self.guess)
+            falling += tokens * (known.is_away(self.guess) and known.is_falling)
         if known_tokens:
             self.judged += 1
             self.risen = self.risen + 1 if away > known_tokens / 2 else 0
+            self.falls = falling > away / 2
 
     @property
     def is_apart(self) -> bool:
-        return self.risen >= PATIENCE
+        return self.risen >= PATIENCE and not self.falls
 
     @property
     def is_idle(self) -> bool:
