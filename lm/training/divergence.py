@@ -47,6 +47,7 @@ class Watch:
         self.risen = 0  # steps in a row, but for those whose loss is no number
         self.falls = False  # whether most of what has risen is on its way down again
         self.judged = 0  # steps whose loss is one
+        self.is_idle = False  # at the step by which a model should know more than nothing, where this one does not
 
     def saw(self, nats: Sequence[float], scored: Sequence[float]) -> None:
         """A step's nats and scored tokens by source."""
@@ -59,19 +60,16 @@ class Watch:
             known_tokens += tokens
             away += tokens * known.is_away(self.guess)
             falling += tokens * (known.is_away(self.guess) and known.is_falling)
+        self.is_idle = False
         if known_tokens:
             self.judged += 1
+            self.is_idle = self.judged == IDLE and all(known.best > self.guess - RISE / 4 for known in self.sources.values())
             self.risen = self.risen + 1 if away > known_tokens / 2 else 0
             self.falls = falling > away / 2
 
     @property
     def is_apart(self) -> bool:
         return self.risen >= PATIENCE and not self.falls
-
-    @property
-    def is_idle(self) -> bool:
-        """Whether this is the step by which a model should know more than nothing, and this one does not. True at most once."""
-        return self.judged == IDLE and all(source.best > self.guess - RISE / 4 for source in self.sources.values())
 
     def idle_in_words(self, learning_rate: float) -> str:
         """One line."""

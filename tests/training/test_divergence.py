@@ -145,6 +145,8 @@ def test_a_model_that_learns_nothing_is_told_of_once(tiny: Tiny, tmp_path: Path)
     assert len(told) == 1 and "train.learning_rate (1e-07) may be much too high, or too low" in told[0]
     watch = Watch(500)
     assert not any(watch.saw([5.5 * 100], [100]) or watch.is_idle for _ in range(2 * IDLE))
+    watch = Watch(500)
+    assert sum(bool(watch.saw([math.nan if step % 2 else 6.2 * 100], [100]) or watch.is_idle) for step in range(4 * IDLE)) == 1
 
 
 def test_another_objective_is_watched_anew(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
