@@ -40,7 +40,7 @@ class CommandError(ValueError):
     """What was typed can't be done. The message is one line."""
 
 
-def command_in(line: str, known: Collection[str] = tuple(COMMANDS)) -> Command | None:
+def command_in(line: str, known: Collection[str]) -> Command | None:
     """The command in a line, or None for words to the model. CommandError for one that is not known."""
     if not line.startswith("/"):
         return None

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from lm.app.commands import Command, CommandError, changed, command_in, named_snapshot
+from lm.app.commands import COMMANDS, Command, CommandError, changed, command_in, named_snapshot
 from lm.app.sitting import described
 from lm.preset import preset_from_json
 from lm.preset.switches import GenerationConfig
@@ -13,10 +13,10 @@ PRESET = preset_from_json('{"name": "x", "data": {"sources": ["natural_questions
 
 
 def test_commands_and_words_are_told_apart():
-    assert command_in("hello / there") is None
-    assert command_in("/settings top_p 0.5") == Command("/settings", ("top_p", "0.5"))
+    assert command_in("hello / there", COMMANDS) is None
+    assert command_in("/settings top_p 0.5", COMMANDS) == Command("/settings", ("top_p", "0.5"))
     with pytest.raises(CommandError, match="/temperature is no command; there are /settings"):
-        command_in("/temperature 1")
+        command_in("/temperature 1", COMMANDS)
 
 
 @pytest.mark.parametrize(
