@@ -375,7 +375,6 @@ def test_states_move_to_another_number_of_processes(tiny: Tiny, tmp_path: Path) 
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_memory_does_not_grow_with_the_row() -> None:
     """Forward and backward over 657,000 tokens: at most 1.1 times the memory of 65,700."""
     assert apart(LONG, 2)["peak"] <= 1.1 * apart(SHORT, 2)["peak"]
