@@ -235,7 +235,7 @@ class Teacher:
         parts = [*(own.losses.get(name, nothing) for name in names.losses), *(own.counts.get(name, nothing) for name in names.counts), *stats]
         numbers = torch.cat([own.sums, *(part.to(own.sums).flatten() for part in parts)])
         self.ranks.sum_tensors([numbers])
-        host = torch.cat([norm.to(numbers).view(1), numbers]).cpu()  # of steps without routers and heads, on one device, the only wait for it
+        host = torch.cat([norm.to(numbers).view(1), numbers]).cpu()  # the host waits for the device here, and in units that look at what they read
         sizes = [1, len(own.sums), len(names.losses), len(names.counts), *(shape.numel() for shape in names.stats.values())]
         length, sums, losses, counts, *rest = host.split(sizes)
         told = {name: part.float().view(shape) for (name, shape), part in zip(names.stats.items(), rest, strict=True)}
