@@ -34,7 +34,7 @@ from lm.training.corrupted import Corrupted, denoisers_of, each_masked_once, wit
 from lm.units.neighbours import Neighbours
 
 HELD_OUT = "held_out"
-ROWS_AT_ONCE = 8
+ROWS_AT_ONCE, TOKENS_AT_ONCE = 8, 16_384  # at most: long rows fewer at a time
 BRIEF_TOKENS, LEAST_TOKENS = 8_192, 1_024  # read from each source in the evaluations along the way, of few and of many sources; all of it at the end
 BRIEF_TOKENS_IN_ALL = 65_536  # so that a life of many sources is not measured for longer and longer
 DENOISED_TOKENS = 16_384  # read again with the gaps of each denoiser, of all sources together
@@ -157,7 +157,13 @@ def grouped(texts: Sequence[str], tokenizer: Any, seq_length: int, prepared: Pre
 
 def in_groups(rows: Rows) -> list[list[Rows]]:
     """Some rows at a time, each group in one piece."""
-    return [[rows.part(slice(start, start + ROWS_AT_ONCE), slice(None))] for start in range(0, len(rows.tokens), ROWS_AT_ONCE)]
+    at_once = rows_at_once(rows.tokens.shape[1])
+    return [[rows.part(slice(start, start + at_once), slice(None))] for start in range(0, len(rows.tokens), at_once)]
+
+
+def rows_at_once(length: int) -> int:
+    """Of so many tokens each."""
+    return max(1, min(ROWS_AT_ONCE, TOKENS_AT_ONCE // length))
 
 
 def whole(texts: Sequence[str], tokenizer: Any, config: LongContextConfig, prepared: Prepared = as_they_are) -> list[list[Rows]]:
@@ -165,7 +171,8 @@ def whole(texts: Sequence[str], tokenizer: Any, config: LongContextConfig, prepa
     are in no later chunk; they are the first, since a group goes from short to long."""
     alone = (Rows(*(part.view(1, -1) for part in packed([text], tokenizer, 1)[:3])) for text in texts)
     documents = sorted(alone, key=lambda rows: rows.tokens.shape[1])
-    groups = [documents[start : start + ROWS_AT_ONCE] for start in range(0, len(documents), ROWS_AT_ONCE)]
+    at_once = rows_at_once(config.chunk_length)
+    groups = [documents[start : start + at_once] for start in range(0, len(documents), at_once)]
     return [_in_chunks(group, config, prepared) for group in groups]
 
 

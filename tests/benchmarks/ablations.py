@@ -13,6 +13,7 @@ read apart all the same, as they are in use. Parameters are the model's, without
 
 ABLATIONS_TOKENS    300,000    ABLATIONS_RATES   "4e-3 8e-3"    ABLATIONS_RESULTS   ablations.jsonl, where each run is kept: what was cut off goes on
 ABLATIONS_SEEDS     "0 1 2"    ABLATIONS_ARMS    names of ARMS with semicolons between; all without
+ABLATIONS_SIZE      small; "preset" for the model, the rows and the vocabulary of the default preset as they are
 
 Text: the mix of the default preset from the Hub that HF_ENDPOINT leads to, else installed documentation.
 """
@@ -45,9 +46,13 @@ TOKENS = int(os.environ.get("ABLATIONS_TOKENS", 300_000))
 SEEDS = tuple(map(int, os.environ.get("ABLATIONS_SEEDS", "0 1 2").split()))
 RATES = tuple(map(float, os.environ.get("ABLATIONS_RATES", "4e-3 8e-3").split()))
 RESULTS = Path(os.environ.get("ABLATIONS_RESULTS", "ablations.jsonl"))
-DATA = load_preset("configs/00_best_general.json").data if os.environ.get("HF_ENDPOINT") else LOCAL
-MODEL = {"hidden_size": 96, "num_layers": 4, "num_heads": 4, "seq_length": 256}
-ROWS, VOCABULARY, WARM, PAIRS, HELD_OUT, LONGEST = 8, 2048, 2, 20, 64, 4_000
+PRESET = load_preset("configs/00_best_general.json")
+DATA = PRESET.data if os.environ.get("HF_ENDPOINT") else LOCAL
+SMALL = {"hidden_size": 96, "num_layers": 4, "num_heads": 4, "seq_length": 256}, 8, 2048
+AS_IT_IS = PRESET.model.model_dump(mode="json"), PRESET.train.per_gpu_batch_size * PRESET.train.accumulation_steps, PRESET.data.vocab_size
+MODEL, ROWS, VOCABULARY = AS_IT_IS if os.environ.get("ABLATIONS_SIZE", "small") == "preset" else SMALL
+WIDTH, LAYERS, HEADS, LENGTH = MODEL["hidden_size"], MODEL["num_layers"], MODEL["num_heads"], MODEL["seq_length"]
+WARM, PAIRS, HELD_OUT, LONGEST = 2, 20, 64, 4_000
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DEFAULT, AGAIN = "default", "default again"
 
@@ -101,16 +106,16 @@ ARMS = {
     "no isolation": Arm(batch=one_document_a_row),
     "second_next": Arm(auxiliary={"enable_second_next": True}),
     "second_next, weight 0.3": Arm(auxiliary={"enable_second_next": True, "second_next_weight": 0.3}),
-    "deeper, narrower": Arm({"hidden_size": 72, "num_layers": 8, "num_heads": 3}, fitted=True),
-    "wider, shallower": Arm({"hidden_size": 128, "num_layers": 2}, fitted=True),
+    "deeper, narrower": Arm({"hidden_size": WIDTH * 3 // 4, "num_layers": LAYERS * 2, "num_heads": HEADS * 3 // 4}, fitted=True),
+    "wider, shallower": Arm({"hidden_size": WIDTH * 4 // 3 // HEADS // 2 * 2 * HEADS, "num_layers": LAYERS // 2}, fitted=True),
     "half the vocabulary": Arm(vocabulary=VOCABULARY // 2),
     "twice the vocabulary": Arm(vocabulary=VOCABULARY * 2),
     "adamw": Arm(train={"optimizer": "adamw"}),
     "average, a sixth": Arm(train={"average_tokens": TOKENS // 6}),
     "average, a thirtieth": Arm(train={"average_tokens": TOKENS // 30}),
     "average, a thirtieth, no decay": Arm(train={"average_tokens": TOKENS // 30, "decay_share": 0.0}),
-    "batch ramp": Arm(train=stages(rows=[(0.1, 2), (0.3, 4)])),
-    "length ramp": Arm(train=stages(seq_length=[(0.25, 64), (0.5, 128)], rows=[(0.25, 32), (0.5, 16)])),  # as many tokens in a step
+    "batch ramp": Arm(train=stages(rows=[(0.1, ROWS // 4), (0.3, ROWS // 2)])),
+    "length ramp": Arm(train=stages(seq_length=[(0.25, LENGTH // 4), (0.5, LENGTH // 2)], rows=[(0.25, ROWS * 4), (0.5, ROWS * 2)])),
 }
 CHOSEN = os.environ["ABLATIONS_ARMS"].split(";") if "ABLATIONS_ARMS" in os.environ else [name for name in ARMS if name != DEFAULT]
 
