@@ -37,7 +37,7 @@ def train_with_screen(preset: Preset, is_alone: bool) -> Outcome:
         interrupts = Interrupts(facts.stop, lambda: _left(screen, keyboard))
         if not is_alone:
             keyboard.take_interrupts(interrupts.pressed)
-        return _trained(preset, facts, facts, interrupts)
+        return train_watched(preset, facts, facts, interrupts)
 
 
 def train_with_lines(preset: Preset) -> Outcome:
@@ -47,7 +47,7 @@ def train_with_lines(preset: Preset) -> Outcome:
         interrupts = Interrupts(lambda: printed.line("stopping and saving"), lambda: None)
         printed = Printed(facts, screen, on_deaf=interrupts.ask)
         printed.line(f'nobody to ask: training the preset "{preset.name}"')
-        outcome = _trained(preset, facts, printed, interrupts)
+        outcome = train_watched(preset, facts, printed, interrupts)
         printed.line(outcome.line)
         return outcome
 
@@ -55,10 +55,12 @@ def train_with_lines(preset: Preset) -> Outcome:
 def train_unseen(preset: Preset) -> Outcome:
     """The same for a process that helps the first one."""
     with diverted():
-        return _trained(preset, Facts(), lambda event: None, Interrupts(lambda: None, lambda: None))
+        return train_watched(preset, Facts(), lambda event: None, Interrupts(lambda: None, lambda: None))
 
 
-def _trained(preset: Preset, facts: Facts, observer: Callable[[Event], None], interrupts: Interrupts) -> Outcome:
+def train_watched(preset: Preset, facts: Facts, observer: Callable[[Event], None], interrupts: Interrupts) -> Outcome:
+    """The same for any observer of its events, stopped by `interrupts`."""
+
     def with_past(event: Event) -> None:
         observer(event)
         if event["event"] == "resume" and event["tokens"]:

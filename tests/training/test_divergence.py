@@ -10,7 +10,7 @@ import torch
 
 from lm.app.facts import Facts
 from lm.app.interrupts import Interrupts
-from lm.app.run_screen import _trained
+from lm.app.run_screen import train_watched
 from lm.training import Halted, train
 from lm.training.divergence import IDLE, PATIENCE, RISE, Watch
 from lm.training.headers import NAMES
@@ -73,7 +73,7 @@ def test_a_person_who_stops_then_is_not_told_that_it_was_saved(tiny: Tiny, tmp_p
             interrupts.ask()
 
     wild = tiny(train={"learning_rate": 3.0, "warmup_share": 0, "snapshot_every_minutes": 1000})
-    outcome = _trained(wild, facts, watching, interrupts)
+    outcome = train_watched(wild, facts, watching, interrupts)
     assert "the loss has risen for " in outcome.line and "is not saved, and the next start goes on from that one" in outcome.line
     assert outcome.line.startswith("Stopped at ") and outcome.status == 0
 
