@@ -4,7 +4,8 @@
              half of them lie. The default against itself says how well time is known. Where steps change along the run (ramps), pairs are of steps
              at equal distances in it, and their mean counts
     learn    held-out bits per byte after equal tokens, and after equal processor time: a run of its own, whose learning rate falls as it should, with as
-             many more or fewer tokens as the arm's steps are faster or slower. The text that is held out is the same whatever the vocabulary
+             many more or fewer tokens as the arm's steps are faster or slower; the same run where 1 lies within that half of the pairs. The text that
+             is held out is the same whatever the vocabulary
 
 Every arm, and the default, is tried at each of ABLATIONS_RATES with the first seed, and at its best with the other seeds. All read the same
 batches of a seed, but for ramps, which cut the same text into other steps; and first weights are alike wherever names and shapes agree. With another
@@ -248,9 +249,10 @@ class Bench:
     def bits_at_time(self, name: str, seed: int) -> float:
         """After as much time as the default takes."""
         time = self.time(name)
-        tokens = round(TOKENS / (time.mean if ARMS[name].ramps else time.median))
-        same = abs(tokens - TOKENS) < ROWS * MODEL["seq_length"]
-        return self.bits(name, self.rate(name), seed, TOKENS if same else tokens)
+        ramps = ARMS[name].ramps
+        same = not ramps and time.low <= 1 <= time.high
+        tokens = TOKENS if same else round(TOKENS / (time.mean if ramps else time.median))
+        return self.bits(name, self.rate(name), seed, tokens)
 
 
 # What is told.
