@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from lm.training.run import Run, now
 from lm.training.snapshots import Snapshot, SnapshotError
 
 JOURNAL, LIFE = "run.jsonl", "life.json"
+PIECE = 1 << 20  # bytes that are looked through at once
 
 
 class Journal:
@@ -49,18 +51,26 @@ def _finite(value: Any) -> Any:
     """`value` with null in the place of what JSON has no number for."""
     if isinstance(value, Mapping):
         return {key: _finite(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(part) for part in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _cut_torn_line(path: Path) -> None:
     """Cut off what stands after the last newline, unless it is whole: then only its newline is missing."""
     with path.open("rb+") as file:
-        before, newline, last = file.read().rpartition(b"\n")
+        last, begins = b"", file.seek(0, os.SEEK_END)
+        while begins and b"\n" not in last:  # from the end: the file of a long life is large
+            size = min(PIECE, begins)
+            begins = file.seek(begins - size)
+            last = file.read(size) + last
+        before, newline, last = last.rpartition(b"\n")
         try:
             json.loads(last)
         except ValueError:
-            file.truncate(len(before + newline))
+            file.truncate(begins + len(before + newline))
         else:
+            file.seek(0, os.SEEK_END)
             file.write(b"\n")
 
 

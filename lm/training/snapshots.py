@@ -8,6 +8,7 @@ torch.load(weights_only=True) opens it: nothing in it can run.
 """
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -351,8 +352,10 @@ def read_snapshot(path: Path) -> Snapshot:
 
 
 def _opened(path: Path) -> Any:
+    of_torch = False
     try:
         with path.open("rb") as file:  # once: a run may give it another name meanwhile
+            of_torch = b"/data.pkl" in file.read(256)  # the name of the first part: what else is in an archive stands at its end
             with zipfile.ZipFile(file) as archive:
                 if archive.testzip() is not None:
                     raise DamagedSnapshot(f"{path}: is damaged (a part does not match its checksum)")
@@ -360,14 +363,16 @@ def _opened(path: Path) -> Any:
             return torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise MissingSnapshot(f"{path}: there is no such snapshot") from None
-    except OSError as error:
-        raise SnapshotError(f"{path}: can't be read: {_reason(error)}") from None
-    except (zipfile.BadZipFile, EOFError, NotImplementedError):
-        raise DamagedSnapshot(f"{path}: is damaged or cut off, or was not written by this program") from None
+    except SnapshotError:
+        raise
     except pickle.UnpicklingError:
         raise SnapshotError(f"{path}: holds more than tensors and is refused, nothing of it was run; move it away") from None
-    except RuntimeError:
-        raise SnapshotError(f"{path}: was not written by this program; move it away, nothing is overwritten") from None
+    except Exception as error:  # a broken zip fails in many ways, and torch says the same of it as of another program's
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # that is a place before the file's beginning
+            raise SnapshotError(f"{path}: can't be read: {_reason(error)}") from None
+        if isinstance(error, RuntimeError) and not of_torch:
+            raise SnapshotError(f"{path}: was not written by this program; move it away, nothing is overwritten") from None
+        raise DamagedSnapshot(f"{path}: is damaged or cut off, or was not written by this program") from None
 
 
 def _built(path: Path, meta: dict[str, Any], tensors: dict[str, Tensor]) -> Snapshot:

@@ -11,11 +11,13 @@ from typing import Any
 import pytest
 import torch
 
+import lm.training.journal as journal_module
 import lm.training.step as step_module
 from lm.auxiliary.heads import HEADS
 from lm.preset import Preset
 from lm.training import Halted, train
 from lm.training.evaluation import brief_tokens
+from lm.training.journal import Journal
 from lm.training.loop import BESIDE
 from lm.training.session import Session
 from lm.training.snapshots import SnapshotError, Snapshots, read_snapshot
@@ -134,6 +136,24 @@ def test_the_journal_holds_what_the_observers_saw_and_mends_a_torn_line(tiny: Ti
     times = [line.pop("at", None) for line in lines]
     assert lines == first.events + second.events
     assert all(datetime.fromisoformat(time) for time in times if time) and times.count(None) == 1
+
+
+def test_the_journal_has_null_for_what_is_no_number_wherever_it_stands(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    journal({"event": "step", "loss": math.nan, "units": {"layers.0": [0.5, math.inf, (1.0, -math.inf)]}})
+    journal.close()
+    line = json.loads((tmp_path / "run.jsonl").read_text(encoding="utf-8"))
+    assert line.pop("at") and line == {"event": "step", "loss": None, "units": {"layers.0": [0.5, None, [1.0, None]]}}
+
+
+@pytest.mark.parametrize("piece", [1, 5, 1 << 20])
+@pytest.mark.parametrize("end", ['{"a": 2}\n', '{"a": 2}', '{"a": 2}\n{"to', "{to", ""])
+def test_a_torn_last_line_is_looked_for_from_the_end(end: str, piece: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal_module, "PIECE", piece)
+    (tmp_path / "run.jsonl").write_text('{"a": 1}\n' * 3 + end, encoding="utf-8")
+    Journal(tmp_path).close()
+    whole = '{"a": 1}\n' * 3 + '{"a": 2}\n' * ("2" in end)
+    assert (tmp_path / "run.jsonl").read_text(encoding="utf-8") == whole
 
 
 def test_life_json_says_what_the_menu_shows(tiny: Tiny, tmp_path: Path) -> None:

@@ -149,6 +149,24 @@ def test_a_flipped_byte_is_found_and_the_one_before_is_taken(tmp_path: Path, par
     assert (tmp_path / "lm_current.damaged").exists()
 
 
+def test_the_one_before_is_taken_whatever_bit_of_the_archives_own_notes_is_flipped(tmp_path: Path) -> None:
+    """Names, sizes, places and flags of the parts: they have no checksum."""
+    keeper = saved(tmp_path, 2)
+    path = tmp_path / NAMES["current"]
+    good = path.read_bytes()
+    with zipfile.ZipFile(path) as archive:
+        notes = [place for info in archive.infolist() for place in range(info.header_offset, info.header_offset + 30 + len(info.filename))]
+        notes += range(archive.start_dir, len(good))
+    path.unlink()  # which is the legacy name's file too
+    taken = set()
+    for number, place in enumerate(notes):
+        flipped = bytearray(good)
+        flipped[place] ^= 1 << number % 8
+        path.write_bytes(flipped)
+        taken.add(keeper.newest().run["tokens"])
+    assert taken == {1, 2}, "some notes are read by nobody"
+
+
 def test_a_tensor_that_does_not_match_its_checksum(tmp_path: Path) -> None:
     saved(tmp_path, 1)
     path = tmp_path / NAMES["current"]
