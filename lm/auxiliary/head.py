@@ -10,6 +10,7 @@ Sizes: B batch, T time, D hidden, V vocabulary, N chosen tokens.
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -78,7 +79,11 @@ class FeedForward(nn.Module):
         return self.outer(F.silu(self.inner(x)))
 
 
+def at_least_float32(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def divergence(teacher: Tensor, student: Tensor) -> Tensor:
     """KL(softmax teacher || softmax student) of scores (N, V) -> (N,) nats, in at least float32; the teacher learns nothing."""
-    teacher, student = teacher.detach().float().log_softmax(-1), student.float().log_softmax(-1)
+    teacher, student = (at_least_float32(scores).log_softmax(-1) for scores in (teacher.detach(), student))
     return F.kl_div(student, teacher, reduction="none", log_target=True).sum(-1)

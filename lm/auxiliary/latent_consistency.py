@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lm.auxiliary.choice import goes_on, one_in, uniform
-from lm.auxiliary.head import FeedForward, Head, Reading, Taught
+from lm.auxiliary.head import FeedForward, Head, Reading, Taught, at_least_float32
 from lm.ops.picking import gathered, index_of
 from lm.preset import Preset
 
@@ -62,5 +62,5 @@ class LatentConsistency(Head):
 
 def drawn(logits: Tensor, lot: Tensor) -> Tensor:
     """The entry (N,) that each lot (N,) in [0, 1) falls to under softmax of `logits` (N, V)."""
-    shares = logits.float().softmax(-1).cumsum(-1)
+    shares = at_least_float32(logits).softmax(-1).cumsum(-1)
     return torch.searchsorted(shares, lot[:, None].to(shares) * shares[:, -1:], right=True)[:, 0].clamp(max=logits.shape[-1] - 1)

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from data_sources.order import LANES
 from lm.auxiliary.choice import after_first
-from lm.auxiliary.head import Head, Reading, Taught
+from lm.auxiliary.head import Head, Reading, Taught, at_least_float32
 from lm.ops.picking import index_of
 from lm.preset import Preset
 
@@ -63,6 +63,7 @@ class SpanContrastive(Head):
         whole = ((reading.targets >= 0) & ~reading.restart).long().cumsum(1)
         inside = F.pad(whole, (1, 0))[:, length:] - F.pad(whole, (1, 0))[:, : max(time + 1 - length, 0)]  # (B, T + 1 - L)
         fits = F.pad(inside == length, (0, time - inside.shape[1]))
+        fits[:, :1] = False  # what is seen before it is not here, also where a document goes on
         first = index_of(fits & (columns >= 0) & (columns % self.stride == 0))
         return Spans(first[:, None] + torch.arange(length, device=first.device), first // max(time, 1), columns.flatten()[first] // self.stride)
 
@@ -72,7 +73,7 @@ class SpanContrastive(Head):
 
     def compared(self, mean: Tensor, to: nn.Linear) -> Tensor:
         """Mean vectors (N, D) of spans as they are compared: (N, P)."""
-        projected = to(mean).float()
+        projected = at_least_float32(to(mean))
         return F.normalize(projected, dim=-1) if self.normalises else projected
 
     def keys(self, tokens: Tensor, reading: Reading) -> Tensor:
@@ -91,7 +92,9 @@ class SpanContrastive(Head):
 
     def losses(self, query: Tensor, key: Tensor, others: Tensor, lane: Tensor) -> Tensor:
         """InfoNCE of each span (N,), told from those `others` (S, P) that are of other lanes."""
-        other = (query @ others.T / self.temperature).masked_fill((self.lane < 0) | (self.lane == lane[:, None]), -torch.inf)
+        with torch.autocast(query.device.type, enabled=False):  # one pair has one score, on whichever side of the comparison
+            products = query @ others.T
+        other = (products / self.temperature).masked_fill((self.lane < 0) | (self.lane == lane[:, None]), -torch.inf)
         own = (query * key).sum(-1, keepdim=True) / self.temperature
         return torch.cat([own, other], 1).logsumexp(1) - own[:, 0]
 

@@ -22,8 +22,8 @@ from lm.generation.sampling import Sampler
 from lm.model import ModelState
 from lm.preset.generation import GenerationConfig
 
-PENDING = 16  # tokens that are read again in front of drafts at most; past that a pass has no drafts, after which there are none
-SOUNDED = 16  # one pass in so many has no drafts, and nothing to read that they left, by which it is known what drafts are worth
+PENDING = 16  # at most so many written tokens are read again in front of drafts; then one pass without drafts reads them all
+SOUNDED = 16  # one pass in so many has no drafts and reads one token alone: against its time it is known what drafts are worth
 
 
 class Draft(NamedTuple):

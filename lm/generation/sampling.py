@@ -69,7 +69,7 @@ class Sampler:
         temperature = self._settings.temperature * warmth
         if temperature == 0:
             return torch.zeros_like(ruled).index_fill_(0, ruled.argmax(), 1.0)
-        return (ruled / temperature).softmax(-1)
+        return ((ruled - ruled.max()) / temperature).softmax(-1)  # from 0 down: nothing overflows, however cold it is
 
     def chances(self, ruled: Tensor, warmth: float = 1.0) -> Tensor:
         """The distribution (N,) that a token is drawn from."""
@@ -81,11 +81,6 @@ class Sampler:
         below = chances.cumsum(0, dtype=torch.float64)
         drawn = int(torch.searchsorted(below, self._uniform() * below[-1], right=True))
         return drawn if drawn < len(chances) else int(chances.nonzero()[-1])  # where the product was rounded up to the whole
-
-    def pick(self, scores: Tensor, history: list[int]) -> int | None:
-        """A token by its `scores` (V,), after the tokens of `history`. None when every token is banned."""
-        ruled = self.ruled(scores, history)
-        return None if ruled is None else self.draw(self.chances(ruled))
 
     def checked(self, chances: Tensor, draft: int, drafted_from: Tensor) -> tuple[int, bool]:
         """A draw from `chances` (V,) by way of a `draft` that was drawn from others (N,), 0 beyond N <= V; and whether it is the draft.

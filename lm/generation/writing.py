@@ -50,7 +50,7 @@ class Read(NamedTuple):
     ahead: Ahead | None  # None: a pass is due
     rows: Rows | None = None  # where a pass is due, but nothing is unread: after the last token written
     planned: tuple[int, ...] = ()  # what will be written, come what may
-    waiting: int = 0  # how many tokens would be unread, had nobody looked at the state: what comes must not hang on that
+    waiting: int = 0  # tokens since the last pass that was kept whole. Unlike `unread` it stays when somebody asks for the state: asking changes no draw
 
 
 def generate(

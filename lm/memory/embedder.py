@@ -90,6 +90,11 @@ class Hashed:
         return np.clip(total, -127, 127).astype(np.int8).reshape(-1, self.size)
 
 
+def longest(tokenizer: Any, model: Any) -> int:
+    """How many tokens of a text `model` can read. Some (RoBERTa, MPNet) count their places from 2, and some say nothing of them."""
+    return min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", 514) - 2)
+
+
 class SentenceModel:
     """A sentence model of transformers: the mean of its last hidden states over a text, normalised (Reimers and Gurevych 2019).
 
@@ -128,7 +133,7 @@ class SentenceModel:
         import torch
 
         tokenizer, model = self._loaded
-        inputs = tokenizer(texts, padding=True, truncation=True, max_length=model.config.max_position_embeddings, return_tensors="pt")
+        inputs = tokenizer(texts, padding=True, truncation=True, max_length=longest(tokenizer, model), return_tensors="pt")
         with torch.inference_mode():
             hidden = model(**inputs).last_hidden_state.double()
         mask = inputs["attention_mask"].unsqueeze(-1)

@@ -3,8 +3,8 @@
     nll_n = logsumexp_v(s_nv) - s_n,target(n),    s_nv = h_n . w_v,    with a soft cap c: s_nv = c tanh(h_n . w_v / c)
 
 A batch of logits is the largest tensor of a small model's training step. Here it exists for one chunk of tokens at a time: the
-gradients of the chunk are taken at once and only those are kept. torch 2.13 has F.linear_cross_entropy for this; older versions
-that the code runs on do not, it gives no loss for each token, and a benchmark in tests/benchmarks compares the two.
+gradients of the chunk are taken at once and only those are kept. torch 2.13's own F.linear_cross_entropy gives no loss for each
+token, and older versions lack it; tests/benchmarks/output_loss.py compares the two.
 
 Sizes: N tokens, D hidden, V vocabulary.
 """
@@ -62,14 +62,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 grad_logits = (grad_logits if slope is None else grad_logits.mul_(slope)).to(product)
                 grad_hidden[part] = grad_logits @ matrix
                 _add_product(grad_weight, grad_logits.T, inputs)
-        ctx.gradients = (grad_hidden, grad_weight)
+        if grad_hidden is not None:
+            ctx.save_for_backward(grad_hidden, grad_weight)  # and not as an attribute: a checkpoint lets go of what is saved
         ctx.mark_non_differentiable(nll)
         return nll.sum(), nll
 
     @staticmethod
     def backward(ctx: Any, grad_total: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        grad_hidden, grad_weight = ctx.gradients
-        ctx.gradients = ()  # scaled in place, so they serve once
+        grad_hidden, grad_weight = ctx.saved_tensors  # scaled in place, so they serve once
         return grad_hidden.mul_(grad_total.to(grad_hidden.dtype)), grad_weight.mul_(grad_total), None, None, None, None
 
 

@@ -27,7 +27,8 @@ from lm.units.unit import Context, Mixed, Unit
 
 FREQUENCY = 14.0  # of the sines, as for the paper's language models: it makes filters rough enough
 HIDDEN_LAYERS = 3
-FASTEST, SLOWEST, FADED, SHIFT = 0.3, 1.5, 0.01, 0.05  # the window falls to FADED within 0.3 (first channel: 1.5) filter lengths, and to SHIFT never
+# A window is an exponential, which falls to FADED within FASTEST filter lengths in the first channel and SLOWEST in the last, and SHIFT.
+FASTEST, SLOWEST, FADED, SHIFT = 0.3, 1.5, 0.01, 0.05
 
 
 class HyenaState(NamedTuple):

@@ -108,7 +108,7 @@ class Rwkv(Unit):
         wanted = zip(low.unbind(-2), self.mix_up, self.mix.unflatten(0, (STREAMS, -1)), strict=True)
         return [torch.addcmul(x, change, (lowered @ up + mix).to(x.dtype)) for lowered, up, mix in wanted]
 
-    def _read(self, receptance: Tensor, key: Tensor, value: Tensor, speed: Tensor, memory: Tensor, context: Context) -> Tensor:
+    def _read(self, receptance: Tensor, key: Tensor, value: Tensor, speed: Tensor, memory: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         """The memory's read-out, normalised by head (B, T, D), and the memory, in at least float32."""
         exact = torch.promote_types(speed.dtype, torch.float32)
         log_decay = -(self.decay.to(exact) + speed.to(exact)).clamp(max=FASTEST).exp()

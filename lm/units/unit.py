@@ -40,7 +40,6 @@ class Context:
     any_restart: bool | None = None  # whether any document begins after state was carried to it
     is_text: Tensor | None = None  # (B, T) bool: tokens that count in the units' losses and stats, scored or not; all of them when None
     position: Tensor | None = None  # (B, T) int64: place within the document
-    document: Tensor | None = None  # (B, T) int64: number of the document, counted over the flattened batch
     carry: bool = True  # whether the state that comes out will be read
     shared: Mapping[str, Tensor] = field(default_factory=dict)
 
@@ -49,20 +48,15 @@ class Context:
         batch, time = tokens.shape
         steps = torch.arange(time, device=tokens.device)
         if self.restart is None:
-            document = torch.arange(batch, device=tokens.device)[:, None].expand(batch, time)
             edges = torch.arange(batch + 1, device=tokens.device, dtype=torch.int32) * time
-            return replace(self, position=start[:, None] + steps, document=document, cu_seqlens=edges, any_restart=False, carry=carry)
+            return replace(self, position=start[:, None] + steps, cu_seqlens=edges, any_restart=False, carry=carry)
         latest = torch.where(self.restart, steps, -1).cummax(1).values if time else steps.expand(batch, 0)
         position = torch.where(latest >= 0, steps - latest, start[:, None] + steps)
         matters = self.restart if carry else self.restart[:, 1:]
-        edges = self.restart.clone()
-        edges[:, :1] = True
-        edges = edges.flatten()
         return replace(
             self,
             position=position,
-            document=(edges.cumsum(0) - 1).view_as(self.restart),
-            cu_seqlens=_starts(edges) if self.cu_seqlens is None else self.cu_seqlens,
+            cu_seqlens=_starts(self.restart) if self.cu_seqlens is None else self.cu_seqlens,
             any_restart=bool(matters.any()) if self.any_restart is None else self.any_restart,
             carry=carry,
         )
@@ -78,8 +72,11 @@ class Context:
         return self.total(values) / self.total(torch.ones_like(values)).clamp(min=1)
 
 
-def _starts(edges: Tensor) -> Tensor:
-    """Where `edges` (N,) is true, and N."""
+def _starts(restart: Tensor) -> Tensor:
+    """Where documents and rows of `restart` (B, T) begin in the flattened B * T, and its end: (N + 1,)."""
+    edges = restart.clone()
+    edges[:, :1] = True
+    edges = edges.flatten()
     return torch.cat([edges.nonzero().flatten(), torch.tensor([len(edges)], device=edges.device)]).int()
 
 

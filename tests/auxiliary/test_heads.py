@@ -1,15 +1,17 @@
 """Each head against its equation in a slow loop; what its gradients reach; what it sees; and nothing to see."""
 
+import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from data_sources import Batch
-from data_sources.batch import Arrivals
-from lm.auxiliary.choice import coming_mean, goes_on, one_in, uniform
+from data_sources.batch import Arrivals, bounds_of
+from lm.auxiliary.choice import after_first, coming_mean, goes_on, one_in, uniform
 from lm.auxiliary.head import Reading
 from lm.auxiliary.heads import HEADS
 from lm.auxiliary.latent_consistency import drawn
@@ -231,6 +233,37 @@ def test_spans_are_told_from_those_of_other_lanes(normalises: bool) -> None:
         assert len({document(reading)[row][place % 16] for place in (places[0] - 1, *places)}) == 1, "what stands before is of the same document"
     assert len(spans.place) > 5 and (head.masked(reading, spans) == PAD).sum() >= spans.place.numel()
     assert float(head(reading).sums["span_contrastive"]) == pytest.approx(5 * total, rel=1e-6)
+
+
+def test_a_span_is_told_by_its_own_row_alone_also_where_documents_go_on() -> None:
+    """Nothing begins anew in these rows, so what stands before their first column is not there."""
+    learner = learner_of(preset_of(ALL), torch.float64)
+    batch = rows()
+    batch = replace(
+        batch,
+        restart=torch.zeros_like(batch.restart),
+        cu_seqlens=torch.from_numpy(bounds_of(np.zeros(batch.restart.shape, bool))),
+        restarts=0,
+        row=batch.row + 16,
+    )
+    head, (together,) = learner.heads["span_contrastive"], read(learner, batch)
+    place = head.spans(together).place % batch.tokens.shape[1]
+    assert len(place) > 10 and (place > 0).all()
+    drawn_first = after_first(head.stride, 0, "spans", together.row, 0, together.targets)[:, 0] % head.stride == 0
+    assert drawn_first.any(), "else nothing was tried"
+    alone = [float(head(reading).sums["span_contrastive"]) for one in batch.split(1) for reading in read(learner, one)]
+    assert float(head(together).sums["span_contrastive"]) == pytest.approx(sum(alone), rel=1e-9)
+
+
+def test_one_pair_has_one_score_under_autocast() -> None:
+    """What a span holds, once as its own key and once as another's: they are told apart by nothing."""
+    head = learner_of(preset_of(ALL | {"span_contrastive_temperature": 0.07})).heads["span_contrastive"]
+    key = torch.nn.functional.normalize(torch.randn(len(head.lane), 7, generator=torch.Generator().manual_seed(1)), dim=-1)
+    head.lane.fill_(-1)
+    head.lane[0] = 5
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = head.losses(torch.roll(key, 1, 1)[:1], key[:1], key, torch.tensor([3]))
+    assert float(loss) == pytest.approx(math.log(2), abs=1e-6)
 
 
 def test_each_row_leaves_its_spans_for_the_next_step(setting: tuple) -> None:

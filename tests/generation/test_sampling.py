@@ -19,6 +19,14 @@ def some_chances(seed: int, size: int, zeros: int = 0) -> Tensor:
     return chances / chances.sum()
 
 
+@pytest.mark.parametrize("temperature", [1e-45, 1e-37, 1e-3])
+@pytest.mark.parametrize("top_p", [0.5, 1.0])
+def test_next_to_no_temperature_is_greedy(temperature: float, top_p: float) -> None:
+    scores = torch.randn(50, generator=torch.Generator().manual_seed(0))
+    sampler = Sampler(GenerationConfig(temperature=temperature, top_p=top_p))
+    assert sampler.draw(sampler.chances(scores)) == int(scores.argmax())
+
+
 @pytest.mark.parametrize("size", [1, 5, 400, 3000])
 @pytest.mark.parametrize("top_p", [0.01, 0.5, 0.95, 0.9999])
 @pytest.mark.parametrize("spread", [0.1, 3.0, 60.0])

@@ -8,6 +8,7 @@ from pathlib import Path
 import faiss
 import numpy as np
 import pytest
+import transformers
 
 from lm.memory.embedder import LARGEST, Hashed, SentenceModel, quantised, scale
 from lm.memory.index import Block, Indexes, due, plan
@@ -15,7 +16,7 @@ from lm.memory.layout import MemoryFault
 from lm.memory.memory import Chunks, Memory, Options, chunks_of
 from lm.memory.nearest import Nearest, exact
 from lm.memory.store import State
-from tests.data_sources.streams import paragraphs
+from tests.data_sources.streams import byte_tokenizer, paragraphs
 from tests.memory.texts import BY_CODES, EMBEDDER, SIZE, VOCABULARY, about, asked, document, joined, opened, run, words
 
 
@@ -307,6 +308,19 @@ def test_a_sentence_model_finds_meaning(tmp_path: Path) -> None:
     found = memory.nearest(tokens[:1], np.array([len(texts[0])]), 3, 4, np.array([0]))
     assert found.numbers[0, 0] == 1 and found.scores[0, 0] > 0.5 > 0.2 > found.scores[0, 1] >= 0
     assert memory.nearest(tokens[:1], np.array([len(texts[0])]), 1, 4).scores[0, 0] > 0.99
+
+
+@pytest.mark.parametrize("family", ["BertModel", "RobertaModel", "MPNetModel"])
+def test_a_text_that_is_too_long_for_a_sentence_model_is_cut(family: str, tmp_path: Path) -> None:
+    """Some families count their places from 2."""
+    config = getattr(transformers, family.replace("Model", "Config"))
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8, "max_position_embeddings": 40}
+    tokenizer = byte_tokenizer()
+    getattr(transformers, family)(config(vocab_size=len(tokenizer), **sizes)).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    embedder = SentenceModel(str(tmp_path), lambda ids: "a" * len(ids))
+    vectors = embedder(np.zeros((3, 60), int), np.array([10, 38, 60]))
+    assert vectors.shape == (3, 8) and (vectors[1] == vectors[2]).all(), "the beginning counts"
 
 
 def test_a_quotation_is_found(tmp_path: Path) -> None:

@@ -74,6 +74,23 @@ def test_gradients_are_the_slopes_of_the_loss(monkeypatch: pytest.MonkeyPatch, c
     assert torch.autograd.gradcheck(AgainAndAgain.apply, (hidden, weight, targets, cap))
 
 
+def test_gradients_are_kept_where_a_checkpoint_lets_go_of_them_and_serve_once() -> None:
+    hidden, weight, targets = inputs(torch.float64)
+    kept: list[torch.Size] = []
+
+    def packed(tensor: torch.Tensor) -> torch.Tensor:
+        kept.append(tensor.shape)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(packed, lambda tensor: tensor):
+        total, _ = chunked.linear_cross_entropy(hidden, Readout(weight, None), targets)
+    assert kept == [hidden.shape, weight.shape]
+    total, _ = chunked.linear_cross_entropy(hidden, Readout(weight, None), targets)
+    total.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        total.backward()
+
+
 def test_a_cap_that_is_far_above_all_scores_changes_nothing_and_huge_ones_stay_finite() -> None:
     hidden, weight, targets = inputs(torch.float64)
     plain, _ = chunked.linear_cross_entropy(hidden, Readout(weight), targets)
