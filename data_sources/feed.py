@@ -16,7 +16,7 @@ from data_sources.blocks import Block, BlockCache, Key
 from data_sources.documents import GivenUp, PassingFault, Reader, Spans
 from data_sources.fingerprint import fingerprint
 from data_sources.held_out import SAMPLE, Choice, Held, HeldOut, local_choice
-from data_sources.order import permutation
+from data_sources.order import kept_permutation
 
 PATIENCE = 60.0  # seconds a source that has been read before is waited for
 FIRST_PATIENCE = 3.0  # seconds for one that has not: the others can begin without it
@@ -168,12 +168,12 @@ class Feed:
     def _block(self, place: Place) -> Block | None:
         """The block at `place`, or None past the last of its shard."""
         rules, epoch = self.rules, place.epoch
-        shard = permutation(self._shards, rules.seed, self.name, epoch, "shards")[place.shard] if rules.shuffle else place.shard
+        shard = kept_permutation(self._shards, rules.seed, self.name, epoch, "shards")[place.shard] if rules.shuffle else place.shard
         blocks = self._count(shard)
         if blocks is not None and place.block >= blocks:
             return None
         shuffled = rules.shuffle and blocks is not None
-        number = permutation(blocks, rules.seed, self.name, epoch, shard, "blocks")[place.block] if shuffled else place.block
+        number = kept_permutation(blocks, rules.seed, self.name, epoch, shard, "blocks")[place.block] if shuffled else place.block
         block = self._cached(epoch, shard, number)
         if block is not None:
             block.at = place[:3]

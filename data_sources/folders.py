@@ -15,18 +15,29 @@ def files_below(root: str, wanted: Callable[[str], bool], notes: Notes) -> list[
     seen: set[tuple[int, int]] = set()
     hidden = 0
 
-    def closed(error: OSError) -> None:
-        notes.say(f"{os.path.relpath(error.filename, root)} is passed over: {error.strerror}")
-
-    for folder, folders, files in os.walk(root, onerror=closed, followlinks=True):
-        state = os.stat(folder)
+    waiting = [root]  # and no call within a call: os.walk of Python 3.11 ends a thousand folders down
+    while waiting:
+        folder = waiting.pop()
+        try:
+            state, entries = os.stat(folder), list(os.scandir(folder))
+        except OSError as error:
+            notes.say(f"{os.path.relpath(folder, root)} is passed over: {error.strerror}")
+            continue
         if (state.st_dev, state.st_ino) in seen:
-            folders.clear()
             continue
         seen.add((state.st_dev, state.st_ino))
-        hidden += sum(name.startswith(".") for name in folders) + sum(name.startswith(".") and wanted(name) for name in files)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        here = os.path.relpath(folder, root)
-        found += [os.path.normpath(os.path.join(here, name)) for name in files if wanted(name) and not name.startswith(".")]
+        folders = sorted(entry.name for entry in entries if _is_folder(entry))
+        files = [name for name in {entry.name for entry in entries}.difference(folders) if wanted(name)]
+        hidden += sum(name.startswith(".") for name in (*folders, *files))
+        waiting += [os.path.join(folder, name) for name in reversed(folders) if not name.startswith(".")]
+        found += [os.path.relpath(os.path.join(folder, name), root) for name in files if not name.startswith(".")]
     notes.count("files or folders have names that begin with a dot and are passed over", hidden)
     return sorted(name.replace(os.sep, "/") for name in found)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """Or leads to one."""
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads to itself
+        return False

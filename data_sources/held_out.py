@@ -18,6 +18,7 @@ from data_sources.order import content_hash, draw
 
 SHARE = 2**64 // 100
 SAMPLE = 200  # documents of a local source looked through for one that is held out by its hash
+CHARACTERS, LEAST = 8, 4_000  # that a token has at most in all but few texts; and that are kept of any text
 UNTAKEN_CHARACTERS = 4_000_000  # of one source: what nobody asks for must not fill the memory
 
 
@@ -123,14 +124,14 @@ class HeldOutStore:
         return self.tokens(source) >= self._limit
 
     def extend(self, new: Iterable[tuple[str, str]], count_tokens: Callable[[str], int]) -> None:
-        """Add (source, text) pairs that are not there yet, as far as their sources are not frozen.
+        """Add (source, text) pairs that are not there yet, as far as their sources are not frozen; of a long text its beginning.
 
         OSError when they can't be written; they are kept in memory, and the next call writes them.
         """
         for source, text in new:
-            held = self._texts.setdefault(source, {})
-            if text not in held and not self.frozen(source):
-                held[Held.of(text)] = count_tokens(text)
+            held, beginning = self._texts.setdefault(source, {}), _beginning(text, max(LEAST, CHARACTERS * self._limit))
+            if beginning not in held and not self.frozen(source):
+                held[beginning] = count_tokens(beginning)
                 self._unwritten.add(source)
         for source in sorted(self._unwritten):
             self._write(source)
@@ -149,6 +150,13 @@ class HeldOutStore:
             os.fsync(file.fileno())
         os.replace(aside, final)
         sync_folder(self._folder)
+
+
+def _beginning(text: str, size: int) -> Held:
+    """Its first `size` characters; all of it where nothing of them is learned."""
+    whole = Held.of(text)
+    beginning = whole.beginning(size)
+    return beginning if beginning.learned_bytes else whole
 
 
 def _held(row: dict[str, Any]) -> Held:

@@ -75,16 +75,19 @@ def package_folders() -> list[Path]:
 
 def _files(folder: str, prefix: str) -> Iterator[tuple[str, str]]:
     """(name, path) of each file below `folder` that may hold documentation."""
-    try:
-        entries = list(os.scandir(folder))
-    except OSError:
-        return
-    for entry in entries:
-        if entry.is_dir(follow_symlinks=False):
-            if entry.name not in SKIPPED_FOLDERS:
-                yield from _files(entry.path, f"{prefix}{entry.name}/")
-        elif _extractor(entry.name) is not None:
-            yield prefix + entry.name, entry.path
+    waiting = [(folder, prefix)]
+    while waiting:
+        folder, prefix = waiting.pop()
+        try:
+            entries = list(os.scandir(folder))
+        except OSError:
+            continue
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                if entry.name not in SKIPPED_FOLDERS:
+                    waiting.append((entry.path, f"{prefix}{entry.name}/"))
+            elif _extractor(entry.name) is not None:
+                yield prefix + entry.name, entry.path
 
 
 def _extractor(file: str) -> Callable[[bytes, str], str] | None:

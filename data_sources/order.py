@@ -14,13 +14,18 @@ def draw(*key: Key) -> int:
     return int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=8).digest(), "little")
 
 
-@lru_cache(maxsize=256)
 def permutation(size: int, *key: Key) -> tuple[int, ...]:
-    """The numbers below `size`, sorted by 64 random bits each. 10,000 shards take three milliseconds, once an epoch."""
+    """The numbers below `size`, sorted by 64 random bits each. 10,000 take three milliseconds."""
     if size < 2:
         return tuple(range(size))
     bits = struct.unpack(f"<{size}Q", hashlib.shake_256(repr(key).encode()).digest(8 * size))
     return tuple(sorted(range(size), key=bits.__getitem__))
+
+
+@lru_cache(maxsize=256)
+def kept_permutation(size: int, *key: Key) -> tuple[int, ...]:
+    """The same, made once for many that ask for it: of shards and blocks."""
+    return permutation(size, *key)
 
 
 def content_hash(text: str) -> int:

@@ -1,9 +1,10 @@
 """Files as ranges of bytes, wherever they lie: `ByteRanges` is all that a file must offer."""
 
+import contextlib
 import io
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 from data_sources.documents import PassingFault, Unreadable
@@ -23,14 +24,6 @@ class ByteRanges(Protocol):
         ...
 
     def close(self) -> None: ...
-
-
-def column_ranges(group: Any, columns: Sequence[str]) -> list[tuple[int, int]]:
-    """The bytes of `columns` in a row group (pyarrow.parquet.RowGroupMetaData) of a parquet file."""
-    chunks = [group.column(number) for number in range(group.num_columns)]
-    wanted = [chunk for chunk in chunks if any(f"{chunk.path_in_schema}.".startswith(f"{column}.") for column in columns)]
-    starts = [min(filter(None, (chunk.dictionary_page_offset, chunk.data_page_offset))) for chunk in wanted]
-    return [(start, start + chunk.total_compressed_size) for start, chunk in zip(starts, wanted, strict=True)]
 
 
 class LocalFile:
@@ -53,6 +46,10 @@ class LocalFile:
         self._file.close()
 
 
+class NotHeld(OSError):
+    """A read of what is not to be had now."""
+
+
 class Seekable(io.RawIOBase):
     """A ByteRanges as the file object that pyarrow asks for.
 
@@ -63,12 +60,24 @@ class Seekable(io.RawIOBase):
     def __init__(self, data: ByteRanges):
         self._data, self._place = data, 0
         self._held: list[tuple[int, bytes]] = []
+        self._is_closed = False
 
     def hold(self, pieces: Sequence[tuple[int, bytes]]) -> None:
         """Serve reads from these (start, bytes), in place of those held before."""
         self._held = list(pieces)
 
+    @contextlib.contextmanager
+    def nothing(self) -> Iterator[None]:
+        """In here every read fails with NotHeld."""
+        self._is_closed = True
+        try:
+            yield
+        finally:
+            self._is_closed = False
+
     def _read(self, start: int, end: int) -> bytes:
+        if self._is_closed:
+            raise NotHeld
         for held_start, held in self._held:
             if held_start <= start and end <= held_start + len(held):
                 return held[start - held_start : end - held_start]
@@ -92,3 +101,24 @@ class Seekable(io.RawIOBase):
         data = self._read(self._place, end) if end > self._place else b""
         self._place += len(data)
         return data
+
+
+def column_chunks(file: Any, through: Seekable, block: int, columns: Sequence[str]) -> list[Any]:
+    """What a row group of a parquet file (pyarrow.parquet.ParquetFile), read `through` its file object, says of `columns`: ColumnChunkMetaData.
+
+    OSError where that is damaged. To look at damaged statistics ends the process: pyarrow lets C++ exceptions out of RowGroupMetaData.column. Its
+    readers do not, so each column is given to one of them first, which comes as far as the bytes.
+    """
+    paths = [file.schema.column(number).path for number in range(len(file.schema))]
+    wanted = [number for number, path in enumerate(paths) if any(f"{path}.".startswith(f"{column}.") for column in columns)]
+    for number in wanted:
+        with through.nothing(), contextlib.suppress(NotHeld):
+            next(file.iter_batches(1, row_groups=[block], columns=[paths[number]], use_threads=False), None)
+    group = file.metadata.row_group(block)
+    return [group.column(number) for number in wanted]
+
+
+def ranges_of(chunks: Sequence[Any]) -> list[tuple[int, int]]:
+    """The bytes of columns of a row group (ColumnChunkMetaData)."""
+    starts = [min(filter(None, (chunk.dictionary_page_offset, chunk.data_page_offset))) for chunk in chunks]
+    return [(start, start + chunk.total_compressed_size) for start, chunk in zip(starts, chunks, strict=True)]

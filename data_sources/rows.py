@@ -1,7 +1,9 @@
 """From a row of a table to a text: which columns, under which name, put together how, and what of it is learned."""
 
 import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from functools import cached_property
+from itertools import chain
 from typing import Any, NamedTuple
 
 from data_sources.catalogue import ALIASES
@@ -76,11 +78,16 @@ class RowFormat:
         self._title = source.title_field if titled else None
         self._notes = notes
 
-    def columns(self, present: Sequence[str]) -> dict[str, str]:
+    @cached_property
+    def known(self) -> frozenset[str]:
+        """Names of columns that are looked at, where a table has them."""
+        return frozenset(chain(self._wanted, *(row for row in ALIASES if not set(self._wanted).isdisjoint(row))))
+
+    def columns(self, present: Collection[str]) -> dict[str, str]:
         """The column behind each wanted name: itself or a known alias. GivenUp lists the columns there are."""
         return {name: self._column(name, present) for name in self._wanted}
 
-    def _column(self, name: str, present: Sequence[str]) -> str:
+    def _column(self, name: str, present: Collection[str]) -> str:
         if name in present:
             return name
         aliases = next((row for row in ALIASES if name in row), ())

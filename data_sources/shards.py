@@ -14,16 +14,19 @@ from typing import Any, Protocol
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_sources.documents import Documents, GivenUp, Unreadable, one_line
+from data_sources.documents import Documents, GivenUp, PassingFault, Stopped, Unreadable, one_line
 from data_sources.lines import PACKINGS, Damage, Either, Elements, Lines, PackedLines, PlainLines, is_array
-from data_sources.ranges import ByteRanges, Changed, Seekable, column_ranges
+from data_sources.ranges import ByteRanges, Changed, Seekable, column_chunks, ranges_of
 from data_sources.rows import LONG, Notes, Passage, Passages, RowFormat
 from data_sources.text import chunks
 from data_sources.titles import ParquetTitles
 
 FOOTER_BYTES = 1 << 16  # fetched at once at a parquet file's end, which is enough for most
+LARGEST_FOOTER = 256 << 20  # bytes
+MARKS = (b"PAR1", b"PARE")  # the last bytes of a parquet file; the second of an encrypted one
 LARGEST_GROUP = 2 << 30  # characters of a row group, and bytes that are fetched for it: it is read in one piece
 TEXT_TYPES = {"string", "large_string", "string_view", "binary", "large_binary", "binary_view"}
+OTHERS = (PassingFault, Stopped, MemoryError)  # what is no fault of a file's
 NO_ROWS = "it holds no rows, but one object; write one object a line, or a list of objects"
 BATCH_ROWS = 1024  # turned from Arrow's form to texts at a time
 
@@ -65,7 +68,11 @@ class ParquetShard:
         size = self._data.size()
         start = max(0, size - FOOTER_BYTES)
         footer = self._data.read(start, size)
+        if footer[-4:] not in MARKS:
+            raise Unreadable("it is no parquet file, or its end is missing")
         length = int.from_bytes(footer[-8:-4], "little") + 8
+        if length > LARGEST_FOOTER:
+            raise Unreadable(f"its description has more than {LARGEST_FOOTER >> 20} MB")
         missing = max(0, size - length)
         self._held.hold([(min(missing, start), self._data.read(missing, start) + footer)])
 
@@ -76,7 +83,7 @@ class ParquetShard:
         if block >= self._file.num_row_groups:
             return None
         columns = list(dict.fromkeys(self._columns.values()))
-        ranges = column_ranges(self._file.metadata.row_group(block), columns)
+        ranges = ranges_of(column_chunks(self._file, self._held, block, columns))
         if sum(end - start for start, end in ranges) > LARGEST_GROUP:
             raise Unreadable(f"its row group {block} has more than {LARGEST_GROUP >> 30} GB")
         self._held.hold([(start, self._data.read(start, end)) for start, end in ranges])
@@ -115,7 +122,7 @@ class JsonShard:
 
     def __init__(self, lines: Lines, rows: RowFormat, notes: Notes):
         self._lines, self._rows, self._notes = lines, rows, notes
-        self._columns: dict[tuple[str, ...], dict[str, str] | None] = {}
+        self._columns: dict[frozenset[str], dict[str, str] | None] = {}  # by the names among a row's that matter
 
     def blocks(self) -> int | None:
         return self._lines.blocks()
@@ -138,7 +145,7 @@ class JsonShard:
         return None if block else 0
 
     def _passage(self, row: dict[str, Any]) -> Passage | None:
-        present = tuple(row)
+        present = self._rows.known.intersection(row)
         if present not in self._columns:
             try:
                 self._columns[present] = self._rows.columns(present)
@@ -299,12 +306,14 @@ class FileReader:
             self._open.pop(shard).close()
             self._notes.say(f"{name} was changed while it was read: some of its documents may come twice or not at all")
             raise
-        except (OSError, pa.ArrowException) as error:
-            self._notes.say(f"a part of {name} is damaged and passed over: {one_line(error)}")
-            return Passages([], [], [], [])
+        except OTHERS:
+            raise
         except (GivenUp, Unreadable) as error:
             self._pass_over(shard, error)
             return None
+        except Exception as error:  # what is damaged or odd fails in many ways
+            self._notes.say(f"a part of {name} is damaged and passed over: {one_line(error)}")
+            return Passages([], [], [], [])
 
     def _shard(self, shard: int) -> Shard | None:
         if shard in self._passed_over:
@@ -325,7 +334,9 @@ class FileReader:
         assert kind is not None, name
         try:
             return KINDS[kind[0]](self._opened(name), kind[1], self._rows, self._notes)
-        except (GivenUp, Unreadable, OSError, pa.ArrowException) as error:
+        except OTHERS:
+            raise
+        except Exception as error:  # what is damaged or odd fails in many ways
             self._pass_over(shard, error)
         return None
 

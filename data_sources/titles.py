@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from data_sources.documents import SourceError, Unreadable
-from data_sources.ranges import ByteRanges, Seekable, column_ranges
+from data_sources.ranges import ByteRanges, Seekable, column_chunks, ranges_of
 from data_sources.rows import title_of
 from data_sources.text import OPENING
 
@@ -53,10 +53,8 @@ class ParquetTitles:
         return [""] * len(rows)
 
     def _read(self, block: int, rows: Sequence[int]) -> list[str]:
-        group = self._file.metadata.row_group(block)
-        chunks = [group.column(number) for number in range(group.num_columns)]
-        unpacked = sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema == self._column)
-        ranges = column_ranges(group, [self._column])
+        chunks = column_chunks(self._file, self._held, block, [self._column])
+        unpacked, ranges = sum(chunk.total_uncompressed_size for chunk in chunks), ranges_of(chunks)
         if max(unpacked, sum(end - start for start, end in ranges)) > MOST_BYTES:
             raise Unreadable(f"its titles have more than {MOST_BYTES >> 20} MB")
         self._held.hold([(start, self._data.read(start, end)) for start, end in ranges])

@@ -52,7 +52,7 @@ class AuxiliaryConfig(Config):
     span_l2_normalize: bool = Field(True, description="Compare directions only.")
     share_every: int = Field(200, ge=0, le=1_000_000_000, description="Steps between looks at each loss's share of the trunk's gradient; 0: never.")
     enable_adaptive_sources: bool = Field(False, description="Sources with higher loss get a higher weight.")
-    adaptive_interval_tokens: int = Field(5_000_000, ge=1, description="Tokens between changes of the weights.")
+    adaptive_interval_tokens: int = Field(5_000_000, ge=1, le=10**15, description="Tokens between changes of the weights.")
     adaptive_min_weight: float = Field(0.5, gt=0, le=1, description="Lowest factor on a source's weight.")
     adaptive_max_weight: float = Field(3.0, ge=1, le=1000, description="Highest factor on a source's weight.")
     adaptive_smoothing: float = Field(0.9, ge=0, lt=1, description="Share of the losses before that each change keeps.")

@@ -163,9 +163,12 @@ def _sum_together(gradients: list[Tensor]) -> None:
         gradient.copy_(piece.view_as(gradient))
 
 
+NO_MEMORY = ("can't allocate memory", "out of memory", "_STATUS_ALLOC_FAILED")  # of the host, of a device, of its libraries
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether torch could not get memory: on the host it says so in words only."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in str(error) for words in NO_MEMORY)
 
 
 def chosen_precision(asked: str, on_gpu: bool) -> str:

@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_map
 
 from data_sources.batch import Arrivals
 from data_sources.documents import Stopped
-from data_sources.encoder import marked
+from data_sources.encoder import marked, pieces_of
 from data_sources.held_out import Held
 from data_sources.rewriting import Source
 from lm.memory.finder import Finder
@@ -196,8 +196,8 @@ def _side_by_side(documents: Sequence[Rows], config: LongContextConfig) -> Rows:
 
 
 def encoded(tokenizer: Any, text: str) -> list[int]:
-    """The tokens of a text as training reads it: what looks like a special token in it is plain text."""
-    return tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+    """The tokens of a text as training reads it: piece by piece, and what looks like a special token in it is plain text."""
+    return [token for piece in pieces_of(text) for token in tokenizer.encode(piece, add_special_tokens=False, split_special_tokens=True)]
 
 
 def tally_of(

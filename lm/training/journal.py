@@ -91,7 +91,7 @@ def snapshot_in_numbers(snapshot: Snapshot) -> dict[str, Any]:
 
 def _of_life(life: Mapping[str, Any], cursor: Mapping[str, Any] | None) -> dict[str, Any]:
     about = {"born": life["born"], "runs": len(life["runs"]), "life_tokens": life["tokens"]}
-    return about | {"sources": life["sources"], "read": _read(life, cursor)}
+    return about | {"sources": dict(life["sources"]), "read": _read(life, cursor)}
 
 
 def _read(life: Mapping[str, Any], cursor: Mapping[str, Any] | None) -> dict[str, dict[str, Any]]:

@@ -125,6 +125,15 @@ def test_a_torn_line_is_passed_over(tmp_path: Path) -> None:
     assert HeldOutStore(tmp_path, 100).texts("a") == ["first\u2028line", "second\nline"]
 
 
+def test_of_a_long_text_the_beginning_is_kept_and_once(tmp_path: Path) -> None:
+    store, long = HeldOutStore(tmp_path, 1_000), "word " * 1_000_000
+    asked = Held("w " * 100_000 + "an answer", ((200_000, 200_009),))
+    for _ in range(2):
+        store.extend([("a", long), ("b", asked)], lambda text: 10)
+    assert store.texts("a") == [long[:8_000]], "8 characters a token"
+    assert store.texts("b") == [asked], "where nothing of its beginning is learned, all of it is kept"
+
+
 def test_what_is_learned_of_a_text_is_kept_with_it_and_old_lines_are_learned_as_a_whole(tmp_path: Path) -> None:
     store = HeldOutStore(tmp_path, 100)
     asked = pickle.loads(pickle.dumps(Held("what? thät", ((6, 10),))))

@@ -173,6 +173,57 @@ def test_one_value_for_a_million_rows(tmp_path: Path, monkeypatch: pytest.Monkey
     assert texts == [] and line.startswith("a.parquet is passed over: its row group 0 unpacks to more than")
 
 
+def test_no_flipped_bit_ends_the_process(tmp_path: Path) -> None:
+    """pyarrow lets exceptions of C++ out where a column's statistics are damaged; of lists they are long."""
+    path, whole = tmp_path / "a.parquet", pyarrow.BufferOutputStream()
+    table = pyarrow.table({"text": [["one word", "two"], ["three words"]], "title": [["a"], ["b", "c"]]})
+    pyarrow.parquet.write_table(table, whole, compression="none", store_schema=False, use_dictionary=False)
+    content, outcomes = whole.getvalue().to_pybytes(), set()
+    for place in range(4, len(content) - 8):
+        flipped = bytearray(content)
+        flipped[place] ^= 1 << place % 8
+        path.write_bytes(flipped)
+        texts, notices = read(tmp_path)
+        outcomes.add((len(texts), notices[0].partition(":")[0] if notices else ""))
+    assert {(2, ""), (0, "a.parquet is passed over"), (0, "a part of a.parquet is damaged and passed over")} <= outcomes
+
+
+def when(microseconds: int) -> Any:
+    kind = pyarrow.struct([("text", pyarrow.string()), ("when", pyarrow.timestamp("us"))])
+    return pyarrow.table({"text": pyarrow.array([{"text": "a text", "when": microseconds}], kind)})
+
+
+@pytest.mark.parametrize(
+    ("table", "said"),
+    [
+        (pyarrow.Table.from_arrays([pyarrow.array(["x"]), pyarrow.array(["y"])], ["text", "text"]), "odd.parquet is passed over: "),
+        (when(2**62), "a part of odd.parquet is damaged and passed over: "),
+    ],
+    ids=["two columns of one name", "a time that Python has none for"],
+)
+def test_a_whole_file_that_cannot_be_read_is_named_and_the_others_are_read(table: Any, said: str, tmp_path: Path) -> None:
+    pyarrow.parquet.write_table(table, tmp_path / "odd.parquet")
+    (tmp_path / "good.jsonl").write_bytes(jsonl(["good"]))
+    texts, (line,) = read(tmp_path)
+    assert texts == ["good"] and line.startswith(said)
+
+
+def test_a_description_as_large_as_its_file_is_not_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("data_sources.shards.LARGEST_FOOTER", 1000)
+    (tmp_path / "a.parquet").write_bytes(bytes(5000) + (4000).to_bytes(4, "little") + b"PAR1")
+    (tmp_path / "b.parquet").write_bytes(bytes(5000))
+    said = ["a.parquet is passed over: its description has more than 0 MB", "b.parquet is passed over: it is no parquet file, or its end is missing"]
+    assert read(tmp_path) == ([], said)
+
+
+def test_rows_of_which_each_has_a_name_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": "same", f"key {number}": 1}) + "\n" for number in range(500)))
+    source = reader(tmp_path)
+    assert all_texts(source) == ["same"] * 500
+    (shard,) = source._open.values()
+    assert len(shard._columns) == 1
+
+
 # Lines that are no rows
 
 
@@ -337,6 +388,22 @@ def nobody() -> Iterator[None]:
         yield
     finally:
         os.seteuid(before)
+
+
+def test_folders_in_folders(tmp_path: Path) -> None:
+    """More of them than Python has calls within calls."""
+    deep = str(tmp_path)
+    for _ in range(1_010):
+        deep += "/d"
+        os.mkdir(deep)
+    Path(deep, "a.txt").write_text("deep")
+    try:
+        assert read(tmp_path) == (["deep"], [])
+    finally:  # which is more than shutil removes
+        os.unlink(f"{deep}/a.txt")
+        while deep != str(tmp_path):
+            os.rmdir(deep)
+            deep = os.path.dirname(deep)
 
 
 ODD = ["with space", "ünï 漢字 🙂", "back\\slash", "new\nline", "tab\t", "-dash", "%41", "a" * 200, b"not\xffunicode".decode("utf-8", "surrogateescape")]
