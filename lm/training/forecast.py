@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from lm.preset import Preset, count_parameters
 from lm.preset.holding import held_bytes
+from lm.training.distribution import is_out_of_memory
 from lm.training.host import group_bytes, processes
 
 # What a step takes at its height over what it keeps: gradients on the way back, and what is freed late. On the host steps of the shipped presets took
@@ -138,13 +139,23 @@ def peak_by_name(name: str) -> float | None:
 
 
 @cache
-def peak_products(device: torch.device, precision: str) -> float:
-    """Floating point operations a second at best: by the data sheet where the device is known, else measured with a square product."""
+def peak_products(device: torch.device, precision: str) -> float | None:
+    """Floating point operations a second at best: by the data sheet where the device is known, else measured with a square product; None where
+    there is no memory for that."""
     if device.type == "cuda" and precision == "bfloat16" and (known := peak_by_name(torch.cuda.get_device_name(device))):
         return known
+    try:
+        return _measured_products(device, getattr(torch, precision))
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return None
+
+
+def _measured_products(device: torch.device, dtype: torch.dtype) -> float:
     size = 8192 if device.type == "cuda" else 1024
     draws = torch.Generator(device)  # of its own: a run's draws don't depend on what is measured
-    square = torch.rand(size, size, generator=draws, device=device).to(getattr(torch, precision))  # equal numbers draw less power, and flatter a GPU
+    square = torch.rand(size, size, generator=draws, device=device).to(dtype)  # equal numbers draw less power, and flatter a GPU
     seconds = []
     for _ in range(5):
         began = time.perf_counter()

@@ -32,15 +32,21 @@ def groups() -> list[Path]:
 
 def group_bytes() -> tuple[int, int]:
     """What the control groups of this process may take, and what is left of it, by the tightest of them; boundless without a limit."""
-    limits = [(limit, max(limit - _used(group), 0)) for group in groups() if (limit := _number(said(group / "memory.max"))) is not None]
+    limits = [(limit, max(limit - _used(group), 0)) for group in (*groups(), CGROUP / "memory") if (limit := _limit(group)) is not None]
     in_all, left = zip((sys.maxsize, sys.maxsize), *limits, strict=True)
     return min(in_all), min(left)
 
 
+def _limit(group: Path) -> int | None:
+    """In bytes. A container with control groups of the first version sees its own in the folder "memory"."""
+    return _number(said(group / "memory.max") or said(group / "memory.limit_in_bytes"))
+
+
 def _used(group: Path) -> int:
     """What a group has, but for what it read from files and did not come back to: the kernel takes that away where memory gets short."""
-    cached = re.search(r"^inactive_file (\d+)$", said(group / "memory.stat"), re.MULTILINE)
-    return max((_number(said(group / "memory.current")) or 0) - int(cached[1] if cached else 0), 0)
+    cached = re.search(r"^(?:total_)?inactive_file (\d+)$", said(group / "memory.stat"), re.MULTILINE)
+    used = _number(said(group / "memory.current") or said(group / "memory.usage_in_bytes")) or 0
+    return max(used - int(cached[1] if cached else 0), 0)
 
 
 def said(path: Path) -> str:

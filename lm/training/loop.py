@@ -154,7 +154,8 @@ class Loop:
     def foresee_time(self, length: int) -> None:
         """What the run will take, by the first steps, of which the very first is slower and not counted; the last had rows of `length` tokens."""
         run, ranks = self.run, self.session.ranks
-        self.peak = ranks.size * peak_products(ranks.device, ranks.precision) if ranks.is_first else None
+        peak = peak_products(ranks.device, ranks.precision) if ranks.is_first else None
+        self.peak = peak and ranks.size * peak
         about = duration_told(run.budget - run.tokens, self.tokens_per_second(), self.operations(length), self.peak)
         self.note_pace()
         self.session.report({"event": "forecast", **about})

@@ -145,7 +145,7 @@ class Snapshots:
             if new.exists():
                 self._settle(new)
             _write(new, snapshot)
-            read_snapshot(new)
+            read_snapshot(new, mapped=True)
             self._rotate(new, amends)
         except (OSError, RuntimeError) as error:
             discard(new)
@@ -336,12 +336,17 @@ def _write(path: Path, snapshot: Snapshot) -> None:
 def checksum(tensor: Tensor) -> str:
     """SHA-256 of a tensor's bytes, shape and type."""
     head = f"{tensor.dtype}{tuple(tensor.shape)}".encode()
-    return hashlib.sha256(head + tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes()).hexdigest()
+    found = hashlib.sha256(head)
+    found.update(tensor.contiguous().flatten().view(torch.uint8).numpy())
+    return found.hexdigest()
 
 
-def read_snapshot(path: Path) -> Snapshot:
-    """The snapshot in the file at `path`, checked. DamagedSnapshot, or SnapshotError for a file that is not ours or too new."""
-    content = _opened(path)
+def read_snapshot(path: Path, mapped: bool = False) -> Snapshot:
+    """The snapshot in the file at `path`, checked. DamagedSnapshot, or SnapshotError for a file that is not ours or too new.
+
+    mapped: its tensors are those of the file, which is to stay as it is, and take no memory of their own.
+    """
+    content = _opened(path, mapped)
     check_parts(path, content)
     found = {name: checksum(tensor) for name, tensor in content["tensors"].items()}
     found["meta"] = hashlib.sha256(content["meta"].encode()).hexdigest()
@@ -351,7 +356,7 @@ def read_snapshot(path: Path) -> Snapshot:
     return _built(path, json.loads(content["meta"]), content["tensors"])
 
 
-def _opened(path: Path) -> Any:
+def _opened(path: Path, mapped: bool) -> Any:
     of_torch = False
     try:
         with path.open("rb") as file:  # once: a run may give it another name meanwhile
@@ -360,7 +365,7 @@ def _opened(path: Path) -> Any:
                 if archive.testzip() is not None:
                     raise DamagedSnapshot(f"{path}: is damaged (a part does not match its checksum)")
             file.seek(0)
-            return torch.load(file, map_location="cpu", weights_only=True)
+            return torch.load(str(path) if mapped else file, map_location="cpu", weights_only=True, mmap=mapped)
     except FileNotFoundError:
         raise MissingSnapshot(f"{path}: there is no such snapshot") from None
     except SnapshotError:

@@ -336,6 +336,24 @@ def test_memory_and_speed_of_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert 1e9 < peak_products(device, "float32") < 1e14
 
 
+@pytest.mark.parametrize("words", ["CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"])
+def test_a_peak_is_not_told_where_there_is_no_memory_to_measure_it(words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*size: int, **options: Any) -> torch.Tensor:
+        raise RuntimeError(words)
+
+    monkeypatch.setattr(torch, "rand", full)
+    assert peak_products.__wrapped__(torch.device("cpu"), "float32") is None
+
+
+def test_a_container_with_the_first_version_of_control_groups(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(host, "CGROUP", tmp_path)
+    monkeypatch.setattr(host, "OWN_GROUP", tmp_path / "own")
+    (tmp_path / "memory").mkdir()
+    for name, text in {"limit_in_bytes": "5000", "usage_in_bytes": "3000", "stat": "total_inactive_file 1000"}.items():
+        (tmp_path / "memory" / f"memory.{name}").write_text(text + "\n")
+    assert host.group_bytes() == (5000, 3000)
+
+
 def test_the_tightest_control_group_on_the_way_to_the_root_is_the_limit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """What they read from files and don't use is free. Files that are missing or say something else limit nothing."""
     monkeypatch.setattr(host, "CGROUP", tmp_path)

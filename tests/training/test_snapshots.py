@@ -167,6 +167,21 @@ def test_the_one_before_is_taken_whatever_bit_of_the_archives_own_notes_is_flipp
     assert taken == {1, 2}, "some notes are read by nobody"
 
 
+def test_what_did_not_come_to_the_disk_as_it_was_takes_no_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keeper, written = saved(tmp_path, 1), snapshots_module._write
+
+    def write_badly(path: Path, snapshot: Snapshot) -> None:
+        written(path, snapshot)
+        content = torch.load(path, weights_only=True)
+        content["tensors"]["weights.w"][0, 0] += 1
+        torch.save(content, path)
+
+    monkeypatch.setattr(snapshots_module, "_write", write_badly)
+    with pytest.raises(DamagedSnapshot, match=r"weights\.w does not match its checksum"):
+        keeper.save(snapshot(2))
+    assert keeper.newest().run["tokens"] == 1
+
+
 def test_a_tensor_that_does_not_match_its_checksum(tmp_path: Path) -> None:
     saved(tmp_path, 1)
     path = tmp_path / NAMES["current"]
