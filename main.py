@@ -1,4 +1,4 @@
-"""Perennial: menu -> train | chat | evaluate | presets | quit.
+"""Perennial: menu -> train | chat | evaluate | what it has read | presets | compare | go back | export | quit.
 
 Everything a person can change is a line of JSON in configs/. There are no arguments.
 """

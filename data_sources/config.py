@@ -184,7 +184,7 @@ AnySource = Annotated[
 ]
 
 
-Weight = Annotated[float, Field(ge=1e-12, le=1e12, allow_inf_nan=False)]
+Weight = Annotated[float, Field(gt=0, le=1e12)]
 
 
 class CacheConfig(Config):

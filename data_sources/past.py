@@ -111,11 +111,11 @@ class Past:
         return f"{found.hexdigest()[:16]}.parquet"
 
 
-def write_past(folder: Path, name: str, documents: list[Read], until: int) -> str:
-    """Write a sample to `folder`, as a whole or not at all; where it is there already, nothing. The SHA-256 of the file."""
+def write_past(folder: Path, name: str, documents: list[Read], until: int, digest: str = "") -> str:
+    """Write a sample to `folder`, as a whole or not at all; nothing where a file with the SHA-256 `digest` is there already. The SHA-256 of the file."""
     final, aside = folder / name, folder / f"{name}.tmp"
-    if final.exists():
-        return file_hash(final)
+    if final.exists() and file_hash(final) == digest:
+        return digest
     folder.mkdir(parents=True, exist_ok=True)
     columns = {
         "priority": [document.priority for document in documents],

@@ -141,7 +141,7 @@ class Loop:
         """What steps with rows of `length` tokens will need, before the first of them; where that is too much for what is free, fewer rows are read
         at a time."""
         teacher = self.session.teacher
-        asked, need = teacher.micro_rows, teacher.fit(batch)
+        asked, need = teacher.micro_rows, teacher.fit_memory(batch)
         self.session.report({"event": "forecast", **need.told(teacher.micro_rows, asked, length)})
         if teacher.compiled.is_on and not self.fitted:
             self.session.report({"event": "phase", "text": "compiling, which makes the first step a long one"})
@@ -315,7 +315,7 @@ class Loop:
         stopped = turn is not None and turn.stop
         done = not stopped and not self.watch.risen  # what has risen is read again from the last snapshot
         self.run.ended = turn is not None and turn.batch is None and not turn.stop
-        self.run.closed = done and not self.session.has_held_out
+        self.run.closed = done and not self.session.find_held_out()
         unsaved = self.save_news()
         if done and not self.run.closed:
             measured = self.session.evaluate(brief=False, should_stop=self.should_stop)

@@ -104,7 +104,8 @@ class PastKeeper:
 
         def write(life: dict[str, Any]) -> None:
             try:
-                digest = write_past(self.folder / FOLDER, name, held, until)
+                noted = life.get("past") or {}
+                digest = write_past(self.folder / FOLDER, name, held, until, noted.get("digest", "") if noted.get("file") == name else "")
             except OSError as error:
                 reason = (error.strerror or str(error)).lower()
                 self.trouble = f"the sample of what was read can't be written: {reason}; the one before stays, if there is one"

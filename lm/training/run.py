@@ -33,7 +33,7 @@ class Run:
     tokenizer: str  # JSON text; the model's own, for life
     learner: Learner
     optimizer: Optimizer
-    life: dict[str, Any]  # born, tokens, steps, runs, sources
+    life: dict[str, Any]  # born, tokens, steps, runs, sources, tokenizer; where there is such: taught, objective_tokens, measured, faults, past, went_back
     budget: int
     global_rows: int  # rows of an optimizer step over all ranks after the stages of the preset, kept when their number changes
     tokens: int = 0

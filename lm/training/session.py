@@ -87,10 +87,10 @@ class Session:
 
     def tell_sources(self) -> None:
         """Pass on what happened to the sources."""
-        for text in self.changes():
+        for text in self.take_changes():
             self.report({"event": "certificate", "exact": False, "text": text})
 
-    def changes(self) -> list[str]:
+    def take_changes(self) -> list[str]:
         """Sources that were found to be others than when the snapshot was taken, in words. What else happened to sources is passed on."""
         found = []
         for event in self.stream.events():
@@ -241,9 +241,8 @@ class Session:
             except OSError as error:
                 self.report({"event": "notice", "text": f"held-out text can't be kept: {error.strerror}"})
 
-    @property
-    def has_held_out(self) -> bool:
-        """Whether there is text to measure on. Asked by all ranks together, once what was held out last is kept."""
+    def find_held_out(self) -> bool:
+        """Keep what was held out last; whether there is text to measure on. Asked by all ranks together."""
         self.keep_held_out()
         return self.ranks.from_first(bool(self.store.sources()))
 

@@ -274,7 +274,7 @@ def _settle_replay(run: Run, begins: bool, past: Past | None, tokenizer: Any, fo
 
 def _changes(session: Session) -> list[str]:
     """The sources that are not what they were when the snapshot was taken, on whichever rank, in words."""
-    found = session.ranks.gathered(session.changes())
+    found = session.ranks.gathered(session.take_changes())
     return list(dict.fromkeys(line for of_rank in found for line in of_rank))
 
 

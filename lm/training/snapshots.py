@@ -62,8 +62,8 @@ class Snapshot:
     optimizer: dict[str, Tensor]
     random: dict[str, Tensor]
     cursor: dict[str, Any] | None  # place in the data
-    run: dict[str, Any]  # tokens, budget, global_rows, ended
-    life: dict[str, Any]  # the model's history
+    run: dict[str, Any]  # see lm/training/run.py: tokens, budget, global_rows, ended, closed, lengths_from, adaptive, replay, memory, averaged
+    life: dict[str, Any]  # the model's history, see lm/training/run.py
     carried: dict[str, Tensor] = field(default_factory=dict)  # states of the model by lane, see lm/training/carried.py
     certificate: dict[str, Any] = field(default_factory=dict)  # see lm/training/certificate.py
     average: dict[str, Tensor] = field(default_factory=dict)  # of the weights, where one is kept (lm/training/averaging.py): of parameters alone

@@ -134,7 +134,7 @@ class Teacher:
         if carried:  # no lane twice, since its second row goes on from its first
             self.micro_rows = min(self.micro_rows, LANES // ranks.size)
 
-    def fit(self, batch: Batch) -> Need:
+    def fit_memory(self, batch: Batch) -> Need:
         """Count what a step with rows like those of `batch` needs, and read fewer at a time where that is too much for what is free, on all
         ranks alike. TooLarge when a single one is too much for all there is."""
         cut = self._cut(0)

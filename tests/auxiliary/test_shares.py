@@ -73,7 +73,7 @@ def test_memory_for_looking_is_counted() -> None:
         preset = preset_of(ALL | {"share_every": every})
         learner = learner_of(preset)
         optimizer = build_optimizer(learner, preset.train)
-        lasting[every] = Teacher(Ranks(preset.train), learner, optimizer, preset.train, preset.loss_weights, None, every).fit(rows()).lasting
+        lasting[every] = Teacher(Ranks(preset.train), learner, optimizer, preset.train, preset.loss_weights, None, every).fit_memory(rows()).lasting
     assert lasting[5] - lasting[0] == 2 * sum(parameter.nbytes for parameter in learner.model.parameters())
 
 

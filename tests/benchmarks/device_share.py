@@ -92,7 +92,7 @@ def measured(compiled: str, tokenizer: Any) -> Iterator[str]:
     operations, peak = operations_per_token(preset, len(tokenizer)), peak_products(ranks.device, ranks.precision)
     kept = [*islice(batches_of(preset, tokenizer), KEPT)]
     on_hand = cycle(kept)
-    teacher.fit(kept[0])
+    teacher.fit_memory(kept[0])
     name = f"compile {compiled}, {teacher.micro_rows} rows at a time"
     yield told(f"{name}, batches on hand", paced(teacher, sources, lambda: next(on_hand), ranks.device), operations, peak)
     if news := teacher.compiled.news():

@@ -122,6 +122,19 @@ def test_a_damaged_sample_is_never_read_as_text(tmp_path: Path) -> None:
         path.touch()
 
 
+def test_a_sample_that_was_damaged_meanwhile_is_written_again(tmp_path: Path) -> None:
+    past = Past(LIMIT, reads(paragraphs(60)))
+    sample = past.name(), past.documents(), past.until
+    digest = write_past(tmp_path, *sample)
+    path, before = tmp_path / past.name(), (tmp_path / past.name()).stat().st_ino
+    assert write_past(tmp_path, *sample, digest) == digest and path.stat().st_ino == before, "what is whole stays"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+    assert write_past(tmp_path, *sample, digest) == digest
+    assert read_past(path, digest, LIMIT).documents() == past.documents()
+
+
 def test_what_no_snapshot_names_is_removed(tmp_path: Path) -> None:
     for number in range(3):
         past = Past(LIMIT, reads(paragraphs(30 + number)))

@@ -70,7 +70,7 @@ def test_a_step_takes_about_what_was_counted() -> None:
     learner = Learner(build_model(preset, 50))
     teacher = Teacher(Ranks(preset.train), learner, build_optimizer(learner, preset.train), preset.train, {})
     batch = rows()
-    need = teacher.fit(batch)
+    need = teacher.fit_memory(batch)
     teacher.step(batch, 1, 0, 10**6)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         teacher.step(batch, 1, 0, 10**6)
@@ -94,7 +94,7 @@ def test_copies_of_weights_by_autocast_are_counted_once(unit: str, most: float) 
     learner = Learner(build_model(preset, 50))
     teacher = Teacher(Ranks(preset.train), learner, build_optimizer(learner, preset.train), preset.train, {})
     batch = rows(length=4 * PROBE).split(2)[0]
-    counted = (teacher.fit(batch).of(2) - teacher._lasting()) / forecast.slack(teacher.ranks.device)
+    counted = (teacher.fit_memory(batch).of(2) - teacher._lasting()) / forecast.slack(teacher.ranks.device)
     assert 0.97 < counted / kept_bytes(lambda: teacher.learner([batch]), learner.parameters()) < most
 
 
@@ -104,7 +104,7 @@ def test_a_row_of_one_token_is_counted() -> None:
     )
     learner = Learner(build_model(preset, 50))
     teacher = Teacher(Ranks(preset.train), learner, build_optimizer(learner, preset.train), preset.train, {})
-    needs = [teacher.fit(rows(length=length)) for length in (1, 2, 3)]
+    needs = [teacher.fit_memory(rows(length=length)) for length in (1, 2, 3)]
     assert 0 < needs[0].of(1) <= needs[1].of(1) <= needs[2].of(1)
 
 
