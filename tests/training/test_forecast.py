@@ -123,9 +123,9 @@ def test_little_memory_makes_fewer_rows_and_the_same_model(tiny: Tiny, tmp_path:
 
 def test_rows_that_become_longer_are_fitted_again(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """There is memory for one row of 64 tokens at a time, whether shorter ones come before it or not."""
-    needs, read, fit, gradients = [], [], Teacher.fit, Teacher._gradients
+    needs, read, fit, gradients = [], [], Teacher.fit_memory, Teacher._gradients
     monkeypatch.setattr(Teacher, "_lasting", lambda teacher: 0)  # moments that are there by then would make room
-    monkeypatch.setattr(Teacher, "fit", lambda teacher, batch: needs.append(fit(teacher, batch)) or needs[-1])
+    monkeypatch.setattr(Teacher, "fit_memory", lambda teacher, batch: needs.append(fit(teacher, batch)) or needs[-1])
     trained(tiny(), tmp_path / "plenty", 1)
     monkeypatch.setattr(Teacher, "_gradients", lambda *given: read.append((given[1].tokens.shape[1], given[0].micro_rows)) or gradients(*given))
     monkeypatch.setattr("lm.training.step.memory_of", lambda device: (int(1.5 * needs[0].row / forecast.ROOM), 10**12))
