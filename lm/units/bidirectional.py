@@ -58,8 +58,16 @@ def reversed_context(x: Tensor, context: Context) -> Context:
     first = torch.zeros_like(context.position[:, :1], dtype=torch.bool)
     restart = None if context.restart is None else torch.cat([first, context.restart[:, 1:].flip(1)], 1)[:, : x.shape[1]]
     is_text = None if context.is_text is None else context.is_text.flip(1)
+    edges = None if context.cu_seqlens is None else mirrored(context.cu_seqlens, x.shape[1])
     start = torch.zeros(len(x), dtype=torch.int64, device=x.device)
-    return Context(restart=restart, is_text=is_text, any_restart=context.any_restart).derived(x[..., 0], start, carry=False)
+    return Context(restart=restart, is_text=is_text, cu_seqlens=edges, any_restart=context.any_restart).derived(x[..., 0], start, carry=False)
+
+
+def mirrored(edges: Tensor, time: int) -> Tensor:
+    """Where documents and rows of `time` tokens begin, and the end (N + 1,), when each row is read from its end: known without asking the device."""
+    begins = edges[:-1]
+    ends = (2 * (begins // max(time, 1)) + 1) * time - begins
+    return torch.cat([edges[:1], ends.sort().values])
 
 
 def two_way(name: str, make: Callable[[], Unit], ways: str) -> Unit:

@@ -57,7 +57,7 @@ def read_picked(reader: Reader, x: Tensor, picked: Tensor, state: SubsequenceSta
     """
     index = index_of(picked)
     text = gathered(x, index)
-    together = not context.carry and not any(state.position.tolist())
+    together = not context.carry  # then every row began afresh
     begins, waits = beginnings(picked, context.restart, torch.ones_like(state.waits) if together else state.waits)
     if not len(index):
         return Picked(index, text, Mixed(_unread(text, reader), state._replace(waits=waits)))

@@ -85,6 +85,16 @@ def test_documents_are_reversed_where_they_are() -> None:
         assert turned.position[row].tolist() == places and expected == list(range(T))
 
 
+@pytest.mark.parametrize("time", [0, 1, 7])
+def test_edges_are_mirrored_as_they_would_be_found(time: int) -> None:
+    for seed in range(20):
+        restart = torch.rand(3, time, generator=torch.Generator().manual_seed(seed)) < 0.3
+        context = Context(restart=restart).derived(restart.long(), torch.zeros(3, dtype=torch.int64), carry=False)
+        turned = reversed_context(torch.zeros(3, time, 1), context)
+        found = Context(restart=turned.restart).derived(restart.long(), torch.zeros(3, dtype=torch.int64), carry=False)
+        assert turned.cu_seqlens.tolist() == found.cu_seqlens.tolist() and turned.cu_seqlens.dtype == found.cu_seqlens.dtype
+
+
 LEARNED = {"colt5_attention": {"router_type": "threshold"}, "colt5": {}, "moe": {"experts": 3, "experts_per_token": 1, "balance_weight": 0.5}}
 
 
