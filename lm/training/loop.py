@@ -319,9 +319,9 @@ class Loop:
         unsaved = self.save_news()
         if done and not self.run.closed:
             measured = self.session.evaluate(brief=False, should_stop=self.should_stop)
-            self.run.closed = bool(measured)
-            if measured:
-                self.evaluation = measured
+            self.run.closed = measured is not None
+            if self.run.closed:
+                self.evaluation = measured or self.evaluation
                 self.last_save(amends=True)  # with what was measured
         if self.run.closed:
             self.session.archive()

@@ -22,7 +22,7 @@ from lm.generation import generate
 from lm.generation.infilling import filler_of, with_a_gap
 from lm.training.carried import together
 from lm.training.certificate import PROBE_TOKENS, certified
-from lm.training.distribution import Ranks
+from lm.training.distribution import Ranks, is_out_of_memory
 from lm.training.evaluation import Place, brief_tokens, encoded, evaluate, first_texts, in_all
 from lm.training.forgetting import FULL, note_measures, remedy
 from lm.training.headers import listed
@@ -246,8 +246,8 @@ class Session:
         self.keep_held_out()
         return self.ranks.from_first(bool(self.store.sources()))
 
-    def evaluate(self, brief: bool, should_stop: Callable[[], bool]) -> dict[str, Any]:
-        """Measures on held-out text: the first of each source's when `brief`, else all. Empty when stopped."""
+    def evaluate(self, brief: bool, should_stop: Callable[[], bool]) -> dict[str, Any] | None:
+        """Measures on held-out text: the first of each source's when `brief`, else all. None when stopped; empty where there is no memory for it."""
         self.keep_held_out()
         mix = {source.name for source in self.run.preset.data.sources}
         kept = {name: self.store.texts(name) for name in self.store.sources()}  # also of sources that are read no more
@@ -277,6 +277,11 @@ class Session:
                 measures["without_average"] = in_all(measured(find=lookup))
         except Stopped:
             self.report({"event": "notice", "text": "the evaluation was stopped"})
+            return None
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if ranks.size > 1 or not is_out_of_memory(error):  # other ranks would wait for this one
+                raise
+            self.report({"event": "notice", "text": "the evaluation was left out: it needs more memory than there is"})
             return {}
         if measures:
             self.report({"event": "evaluation", **measures, "tokens": self.run.tokens, "brief": brief})
@@ -295,8 +300,14 @@ class Session:
         prompt, begun = " ".join(words), partial(generate, self.run.learner.model, self.tokenizer, heads=self.run.learner.heads)
         if self.run.preset.model.bidirectional != "off":
             prompt, begun = with_a_gap(words), filler_of(self.run.learner.model, self.tokenizer, self.run.preset, self.run.life["taught"]).filling
-        with self.run.as_used(), self.ranks.accelerator.autocast():
-            text = "".join(begun(prompt, settings, seed=self.run.tokens))
+        try:
+            with self.run.as_used(), self.ranks.accelerator.autocast():
+                text = "".join(begun(prompt, settings, seed=self.run.tokens))
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            self.report({"event": "notice", "text": "nothing was written along the way: it needs more memory than there is"})
+            return
         self.report({"event": "sample", "tokens": self.run.tokens, "prompt": prompt, "text": text})
 
     def archive(self) -> None:

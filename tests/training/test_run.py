@@ -356,6 +356,21 @@ def poison(monkeypatch: pytest.MonkeyPatch, steps: set[int]) -> None:
     monkeypatch.setattr(step_module, "weighted_sum", poisoned)
 
 
+def test_a_run_goes_on_without_looks_that_there_is_no_memory_for(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*given: Any, **named: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    for name in ("evaluate", "generate"):
+        monkeypatch.setattr(f"lm.training.session.{name}", full)
+    recorder = trained(tiny(train={"evaluate_every_tokens": STEP, "sample_every_tokens": STEP, "eval_tokens": 300}), tmp_path, 25)
+    said = [event["text"] for event in recorder.of("notice")]
+    assert sum(text.startswith("the evaluation was left out") for text in said) > 2
+    assert sum(text.startswith("nothing was written along the way") for text in said) > 2
+    assert len(recorder.of("step")) == 25
+    kept = Snapshots(tmp_path).read("current").run
+    assert kept["tokens"] == 25 * STEP and kept["closed"], "else the next start would try again for ever"
+
+
 def test_out_of_memory_halves_the_micro_batch_and_changes_nothing(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plenty = trained(tiny(), tmp_path / "plenty", 4)
     honest, sizes = step_module.weighted_sum, []
