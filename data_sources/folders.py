@@ -36,7 +36,7 @@ def files_below(root: str, wanted: Callable[[str], bool], notes: Notes) -> list[
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
-    """Or leads to one."""
+    """Whether it is a folder, or leads to one."""
     try:
         return entry.is_dir()
     except OSError:  # a link that leads to itself
