@@ -184,14 +184,14 @@ AnySource = Annotated[
 ]
 
 
-Weight = Annotated[float, Field(gt=0, le=1e12)]
+Weight = Annotated[float, Field(gt=0, le=1e12, allow_inf_nan=False)]
 
 
 class CacheConfig(Config):
     """A folder that keeps what was fetched from the Hub."""
 
     path: str = Field("./cache", min_length=1, description="Folder, relative to the folder of main.py. Several runs may share one.")
-    gigabytes: float = Field(10.0, gt=0, le=1_000_000, description="Size past which what was not used for longest is removed.")
+    gigabytes: float = Field(10.0, gt=0, le=1_000_000, allow_inf_nan=False, description="Size past which what was not used for longest is removed.")
 
 
 def _switched(cache: Any) -> Any:

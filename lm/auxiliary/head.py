@@ -80,6 +80,7 @@ class FeedForward(nn.Module):
 
 
 def at_least_float32(x: Tensor) -> Tensor:
+    """`x` as it is in float32 or float64, and in float32 where it has less."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
