@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from lm.ops.fused import installed
 from lm.ops.rotary import Rotary, rotated
 from lm.preset.switches import Preset
+from lm.units.head_norm import head_norm
 from lm.units.joined import Joined
 from lm.units.unit import Context, Mixed, Unit
 
@@ -150,8 +151,7 @@ class Attention(Unit):
         self.heads, self.kv_heads, self.head_size = heads or model.num_heads, heads or model.kv_heads, model.head_size
         self.rotary = Rotary(self.head_size, model.rope_theta, model.position_interpolation) if model.position == "rope" else None
         self.query_key_value = Joined(model.hidden_size, *(heads * self.head_size for heads in (self.heads, self.kv_heads, self.kv_heads)))
-        self.query_norm = nn.RMSNorm(self.head_size, eps=model.norm_eps) if model.qk_norm else nn.Identity()
-        self.key_norm = nn.RMSNorm(self.head_size, eps=model.norm_eps) if model.qk_norm else nn.Identity()
+        self.query_norm, self.key_norm = head_norm(preset), head_norm(preset)
         self.output = nn.Linear(self.heads * self.head_size, model.hidden_size, bias=False)
         self.tells_values, self.first_share = False, None  # what it has to do with the values of others (lm/units/options.py)
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from lm.ops.rotary import Angles, Rotary, rotated
 from lm.preset.switches import Preset
+from lm.units.head_norm import head_norm
 from lm.units.joined import Joined
 
 # In Context.shared: Neighbours.at, what was made of the tokens (N, k, R, E), 0 beyond the length, and Neighbours.length.
@@ -55,7 +56,7 @@ class EncoderBlock(nn.Module):
         self.head_size = model.head_size
         self.attention_norm, self.ffn_norm = (nn.RMSNorm(size, eps=model.norm_eps) for _ in range(2))
         self.query_key_value = Joined(size, size, size, size)
-        self.query_norm, self.key_norm = (nn.RMSNorm(self.head_size, eps=model.norm_eps) if model.qk_norm else nn.Identity() for _ in range(2))
+        self.query_norm, self.key_norm = head_norm(preset), head_norm(preset)
         self.attended = nn.Linear(size, size, bias=False)
         self.gate_up = Joined(size, width, width)
         self.down = nn.Linear(width, size, bias=False)

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 from lm.ops.rotary import Rotary, rotated
 from lm.preset.switches import Preset
+from lm.units.head_norm import head_norm
 from lm.units.joined import Joined
 from lm.units.neighbours import AT, ENCODED, LENGTH, Neighbours, encoder_size
 from lm.units.unit import Context, Mixed, Unit
@@ -170,8 +171,7 @@ class Retro(Unit):
         self.places = nn.Embedding(self.chunk + 1, self.heads * self.head_size) if model.position == "learned" else None
         self.cross_query = nn.Linear(model.hidden_size, self.heads * self.head_size, bias=False)
         self.key_value = Joined(self.encoder_size, *[self.kv_heads * self.head_size] * 2)
-        self.query_norm = nn.RMSNorm(self.head_size, eps=model.norm_eps) if model.qk_norm else nn.Identity()
-        self.key_norm = nn.RMSNorm(self.head_size, eps=model.norm_eps) if model.qk_norm else nn.Identity()
+        self.query_norm, self.key_norm = head_norm(preset), head_norm(preset)
         self.output = nn.Linear(self.heads * self.head_size, model.hidden_size, bias=False)
 
     def initial_state(self, batch_size: int) -> RetroState:

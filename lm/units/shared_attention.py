@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from lm.ops.rotary import Rotary, rotated
 from lm.preset.switches import Preset
 from lm.units.attention import AttentionState, Seen, attend_seen, attention_step, grown, seen_by
+from lm.units.head_norm import head_norm
 from lm.units.joined import Joined
 from lm.units.unit import Context, Mixed, Unit
 
@@ -36,7 +37,7 @@ class KeyValue(nn.Module):
         model = preset.model
         self.heads, self.head_size = model.kv_heads, model.head_size
         self.key_value = Joined(model.hidden_size, *[self.heads * self.head_size] * 2)
-        self.key_norm = nn.RMSNorm(self.head_size, eps=model.norm_eps) if model.qk_norm else nn.Identity()
+        self.key_norm = head_norm(preset)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Key and value (B, T, G, K) of `x` (B, T, D)."""
@@ -53,7 +54,7 @@ class SharedAttention(Unit):
         self.heads, self.kv_heads, self.head_size = model.num_heads, model.kv_heads, model.head_size
         self.rotary = Rotary(self.head_size, model.rope_theta, model.position_interpolation) if model.position == "rope" else None
         self.shared_query = nn.Linear(model.hidden_size, self.heads * self.head_size, bias=False)
-        self.query_norm = nn.RMSNorm(self.head_size, eps=model.norm_eps) if model.qk_norm else nn.Identity()
+        self.query_norm = head_norm(preset)
         self.shared_keys = KeyValue(preset) if preset.shared_attention.owns else None
         self.output = nn.Linear(self.heads * self.head_size, model.hidden_size, bias=False)
 
