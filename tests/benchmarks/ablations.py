@@ -40,7 +40,7 @@ from lm.training.evaluation import evaluate
 from lm.training.learner import Learner
 from lm.training.step import Teacher
 from tests.benchmarks.measures import Ratio, Results, digest, paces, ratio, timed
-from tests.benchmarks.teaching import BUDGET_WITHOUT_END, batches_of, in_use, teacher_of
+from tests.benchmarks.teaching import BUDGET_WITHOUT_END, batches_of, in_use, on_what, teacher_of
 from tests.benchmarks.text import LOCAL, held_out_texts
 
 TOKENS = int(os.environ.get("ABLATIONS_TOKENS", 300_000))
@@ -49,7 +49,7 @@ RATES = tuple(map(float, os.environ.get("ABLATIONS_RATES", "4e-3 8e-3").split())
 RESULTS = Path(os.environ.get("ABLATIONS_RESULTS", "ablations.jsonl"))
 PRESET = load_preset("configs/00_best_general.json")
 DATA = PRESET.data if os.environ.get("HF_ENDPOINT") else LOCAL
-SMALL = {"hidden_size": 96, "num_layers": 4, "num_heads": 4, "seq_length": 256}, 8, 2048
+SMALL = {"hidden_size": 96, "num_layers": 4, "num_heads": 4, "seq_length": 256, "activation": PRESET.model.activation}, 8, 2048
 AS_IT_IS = PRESET.model.model_dump(mode="json"), PRESET.train.per_gpu_batch_size * PRESET.train.accumulation_steps, PRESET.data.vocab_size
 MODEL, ROWS, VOCABULARY = AS_IT_IS if os.environ.get("ABLATIONS_SIZE", "small") == "preset" else SMALL
 WIDTH, LAYERS, HEADS, LENGTH = MODEL["hidden_size"], MODEL["num_layers"], MODEL["num_heads"], MODEL["seq_length"]
@@ -98,7 +98,7 @@ def stages(**of: Sequence[tuple[float, int]]) -> dict[str, list[dict[str, int]]]
 ARMS = {
     DEFAULT: Arm(),
     "qk_norm off": Arm({"qk_norm": False}),
-    "relu2": Arm({"activation": "relu2"}),
+    "swiglu": Arm({"activation": "swiglu"}),
     "value_residual": Arm({"value_residual": True}),
     "outputs not zero": Arm(first=drawn_outputs),
     "untied": Arm({"tie_embeddings": False}),
@@ -234,12 +234,13 @@ class Bench:
         return held_out_texts(DATA, HELD_OUT, LONGEST)
 
     def time(self, name: str) -> Ratio:
-        asked = {"what": "time", "arm": name, "device": DEVICE, "tokens": TOKENS, "preset": digest(preset_of(name, RATES[0], SEEDS[0]).model_dump(mode="json"))}
+        preset = preset_of(name, RATES[0], SEEDS[0])
+        asked = {"what": "time", "arm": name, **on_what(preset), "tokens": TOKENS, "preset": digest(preset.model_dump(mode="json"))}
         return Ratio(*self.results.of(asked, lambda: list(time_of(name))))
 
     def bits(self, name: str, rate: float, seed: int, tokens: int = TOKENS) -> float:
-        preset = digest(preset_of(name, rate, seed).model_dump(mode="json"))
-        asked = {"what": "run", "arm": name, "rate": rate, "seed": seed, "tokens": tokens, "device": DEVICE, "preset": preset}
+        preset = preset_of(name, rate, seed)
+        asked = {"what": "run", "arm": name, "rate": rate, "seed": seed, "tokens": tokens, **on_what(preset), "preset": digest(preset.model_dump(mode="json"))}
         return self.results.of(asked, lambda: learned(name, rate, seed, tokens, self.texts))["bits"]
 
     def rate(self, name: str) -> float:

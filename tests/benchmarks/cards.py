@@ -35,7 +35,7 @@ from lm.preset import Preset, count_parameters, load_preset
 from lm.preset.auxiliary import HEAD_NAMES
 from lm.training.step import Teacher
 from tests.benchmarks.measures import Results, apart, bits_per_byte, digest, paces, peak_bytes, ratio
-from tests.benchmarks.teaching import BUDGET_WITHOUT_END, batches_of, held_out, in_use, next_token, random_batch, teacher_of
+from tests.benchmarks.teaching import BUDGET_WITHOUT_END, batches_of, held_out, in_use, next_token, on_what, random_batch, teacher_of
 from tests.benchmarks.text import chosen_data
 
 TOKENS = int(os.environ.get("CARDS_TOKENS", 1_000_000))
@@ -189,7 +189,8 @@ class Bench:
 
     @staticmethod
     def _asked(arm: Arm, seed: int) -> dict[str, Any]:
-        return {"what": "run", "arm": arm.name, "seed": seed, "tokens": TOKENS, "preset": digest(preset_of(arm, seed).model_dump(mode="json"))}
+        preset = preset_of(arm, seed)
+        return {"what": "run", "arm": arm.name, "seed": seed, "tokens": TOKENS, **on_what(preset), "preset": digest(preset.model_dump(mode="json"))}
 
     def _taught(self, arm: Arm, preset: Preset) -> dict[str, Any]:
         plain, like = teacher_of(preset_of(ATTENTION, preset.train.seed), len(self.tokenizer))

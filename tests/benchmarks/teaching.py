@@ -14,7 +14,7 @@ from lm.auxiliary.heads import build_heads
 from lm.model import build_model
 from lm.preset import Preset
 from lm.training.averaging import Average
-from lm.training.distribution import Ranks
+from lm.training.distribution import Ranks, chosen_precision
 from lm.training.learner import Learner
 from lm.training.optimizer import build_optimizer
 from lm.training.step import Teacher
@@ -49,6 +49,12 @@ def alike(learner: Learner, first: Learner | None) -> Learner:
     same = {name: value for name, value in (first.state_dict() if first else {}).items() if name in own and own[name].shape == value.shape}
     learner.load_state_dict(same, strict=False)
     return learner
+
+
+def on_what(preset: Preset) -> dict[str, str]:
+    """What of the machine a result depends on."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return {"device": device, "precision": chosen_precision(preset.train.precision, device == "cuda")}
 
 
 def next_token(learner: Learner, batch: Batch) -> torch.Tensor:

@@ -13,6 +13,7 @@ import torch
 from data_sources import Batch
 from lm.model import build_model
 from lm.preset import Preset, load_preset
+from lm.training.distribution import chosen_precision
 from lm.training.learner import Learner
 from tests.benchmarks.peers import llama_of, peer_loss, stepper
 from tests.benchmarks.text import local_batches
@@ -35,7 +36,7 @@ def main() -> None:
     batches = [batch.to(device) for batch in batches]
     learner = Learner(build_model(preset, len(tokenizer))).to(device)
     llama = llama_of(preset, len(tokenizer)).to(device)
-    for precision in ("float32", "bfloat16") if device.type == "cuda" else ("float32",):
+    for precision in sorted({"float32", chosen_precision("auto", device.type == "cuda")}, reverse=True):
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
             ours = stepper(learner, lambda batch: learner([batch]).losses["next_token"], 1e-3)
             theirs = stepper(llama, lambda batch: peer_loss(llama, batch), 1e-3)
