@@ -73,8 +73,10 @@ class Optimizer:
         return fits
 
 
-def build_optimizer(module: nn.Module, config: TrainConfig) -> Optimizer:
-    """Matrices decay, vectors (norms, biases) don't. AdamW is fused where the device has it."""
+def build_optimizer(module: nn.Module, config: TrainConfig, precision: str = "float32") -> Optimizer:
+    """Matrices decay, vectors (norms, biases) don't. AdamW is fused where the device has it.
+
+    precision: of the run's products (Ranks.precision); Muon's are in bfloat16 where those are."""
     carry = dict(layer_matrices(module)) if config.optimizer == "muon" else {}
     shares = rate_shares(module, config.base_width) if config.base_width else {}
     rest = [(parameter, shares.get(parameter, 1.0)) for parameter in module.parameters() if parameter not in carry]
@@ -82,7 +84,7 @@ def build_optimizer(module: nn.Module, config: TrainConfig) -> Optimizer:
     if not carry:
         return Optimizer(module, adamw)
     ordered = [(parameter, shares.get(parameter, 1.0) ** 0.5) for parameter in module.parameters() if parameter in carry]
-    muon = Muon(_groups(ordered, config), config.momentum, carry)
+    muon = Muon(_groups(ordered, config), config.momentum, carry, torch.bfloat16 if precision == "bfloat16" else None)
     return Optimizer(module, muon, adamw)
 
 

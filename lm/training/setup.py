@@ -188,7 +188,7 @@ def _born_run(preset: Preset, tokenizer_json: str, tokenizer: Any, budget: int, 
         if not is_out_of_memory(error):
             raise
         raise Halted(f"{preset.name}: the model does not fit into the memory that is free now: close other programs, or lower model.hidden_size") from None
-    optimizer = build_optimizer(learner, preset.train)
+    optimizer = build_optimizer(learner, preset.train, ranks.precision)
     return Run(preset, tokenizer_json, learner, optimizer, new_life(preset), budget, preset.step_rows * ranks.size)
 
 

@@ -39,7 +39,7 @@ def taught(folder: Path, steps: int, **sections: Any) -> Path:
         (folder / "texts" / f"{name}.txt").write_text(topics[name], encoding="utf-8")
     (folder / "texts" / "evil\x1b[2J\x07.txt").write_text(EVIL, encoding="utf-8")
     preset = load_preset(folder / "configs" / "00_best_general.json")
-    often = {"snapshot_every_tokens": 10 * STEP, "sample_every_tokens": 10**9, "evaluate_every_tokens": 10**9, "eval_tokens": 0}
+    often = {"precision": "float32", "snapshot_every_tokens": 10 * STEP, "sample_every_tokens": 10**9, "evaluate_every_tokens": 10**9, "eval_tokens": 0}
     with pytest.MonkeyPatch.context() as patched:
         patched.chdir(folder)
         train(preset.model_copy(update={"train": preset.train.model_copy(update=often)}), budget_tokens=steps * STEP)
@@ -48,7 +48,7 @@ def taught(folder: Path, steps: int, **sections: Any) -> Path:
 
 @pytest.fixture(scope="module")
 def attending(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return taught(tmp_path_factory.mktemp("attending"), 24, retro=RETRO)
+    return taught(tmp_path_factory.mktemp("attending"), 64, retro=RETRO)
 
 
 @pytest.fixture(scope="module")

@@ -44,7 +44,7 @@ def test_all_of_it_is_found_on_80_by_24(folder):
         text = person.waits_for("q quit")
         for words in ("Perennial", "No model yet", "❯ best_general", "best_qa", "my_documents"):
             assert words in text
-        for words in ("The world in general", "M parameters", "8 x (attention, swiglu)", "35%  wikipedia", "5%  installed_docs"):
+        for words in ("The world in general", "M parameters", "8 x (attention, relu2)", "35%  wikipedia", "5%  installed_docs"):
             assert words in text
         person.types("down")
         assert "❯ best_qa" in person.text and "Questions and answers first" in person.text

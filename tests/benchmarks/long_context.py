@@ -51,7 +51,7 @@ def measure(tokens: int, chunks: int) -> dict[str, float]:
     preset = sister(tokens, chunks)
     torch.manual_seed(0)
     ranks, learner = Ranks(preset.train), Learner(build_model(preset, VOCABULARY))
-    teacher = Teacher(ranks, learner, build_optimizer(learner, preset.train), preset.train, {}, Carried(learner.model))
+    teacher = Teacher(ranks, learner, build_optimizer(learner, preset.train, ranks.precision), preset.train, {}, Carried(learner.model))
     teacher.step(_row(2 * CHUNK), 1, 0, 10**9)  # what is made once
     before, began = peak_bytes(), time.monotonic()
     step = teacher.step(_row(tokens), 1, 0, 10**9)

@@ -35,7 +35,7 @@ def teacher_of(
     first(learner.model)
     learner.to(ranks.device)
     average = Average(learner, preset.train.average_tokens) if preset.train.average_tokens else None
-    return Teacher(ranks, learner, build_optimizer(learner, preset.train), preset.train, preset.loss_weights, average=average), learner
+    return Teacher(ranks, learner, build_optimizer(learner, preset.train, ranks.precision), preset.train, preset.loss_weights, average=average), learner
 
 
 def in_use(teacher: Teacher) -> contextlib.AbstractContextManager[None]:

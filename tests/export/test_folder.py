@@ -40,10 +40,10 @@ def test_it_needs_torch_and_transformers_and_nothing_else(snapshot: Snapshot, tm
     place = export_snapshot(snapshot, tmp_path)
     files = {path.name for path in place.iterdir()}
     code = {name for name in files if name.endswith(".py")}
-    own = {"model.py", "preset.py", "ops_rotary.py", "units.py", "units_unit.py", "units_attention.py", "units_options.py", "units_swiglu.py"}
+    own = {"model.py", "preset.py", "ops_rotary.py", "units.py", "units_unit.py", "units_attention.py", "units_head_norm.py", "units_options.py"}
     own |= {"units_neighbours.py", "ops_fused.py", "units_bidirectional.py"}  # and any may attend to neighbours, by GPUs' kernels, from both ends
     own |= {"ops_picking.py", "ops_scan.py", "units_mixture_of_depths.py", "units_router.py", "units_subsequence.py"}  # any layer may be for some tokens
-    own |= {"ops_readout.py", "units_relu2.py", "units_joined.py"}  # and feed-forwards may be of either kind
+    own |= {"ops_readout.py", "units_swiglu.py", "units_relu2.py", "units_joined.py"}  # and feed-forwards may be of either kind
     assert code == own | {"modeling_perennial.py", "configuration_perennial.py"}
     plain = {"config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors", "README.md"}
     assert files == code | plain

@@ -53,12 +53,12 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny(corpus: Path) -> Callable[..., Preset]:
-    """A preset over the corpus; sections given by name are laid over it."""
+    """A preset over the corpus, in the same precision on every machine; sections given by name are laid over it."""
 
     def build(**sections: dict[str, Any]) -> Preset:
         raw: dict[str, dict[str, Any]] = {
             "model": {"hidden_size": 32, "num_layers": 2, "num_heads": 2, "seq_length": 64},
-            "train": {"per_gpu_batch_size": 4, "learning_rate": 0.01, "snapshot_every_minutes": 1000},
+            "train": {"per_gpu_batch_size": 4, "learning_rate": 0.01, "snapshot_every_minutes": 1000, "precision": "float32"},
             "data": {"sources": [{"type": "files", "name": "reference", "path": str(corpus), "repeat": True}], "vocab_size": 500},
         }
         return Preset.model_validate({"name": "tiny"} | {key: raw.get(key, {}) | sections.get(key, {}) for key in raw.keys() | sections.keys()})

@@ -98,7 +98,7 @@ def main() -> None:
     preset = preset_of((folder / "preset.json").read_text(encoding="utf-8"))
     torch.set_num_threads(1)
     with patch("lm.training.distribution.bfloat16_gain", lambda: 9.0 * int(os.environ["RANK"])):  # each finds something else
-        precision = Ranks(preset.train).precision
+        precision = Ranks(preset.train.model_copy(update={"precision": "auto"})).precision
     ranks = Ranks(preset.train)
     out: dict[str, Any] = gradients_by_part(preset, ranks)
     out["shared"] = gradients(sharing(preset), part_of(rows(), ranks.rank, ranks.size), 2, ranks)

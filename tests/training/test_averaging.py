@@ -24,7 +24,7 @@ from tests.training.test_run import STEP, poison, trained
 
 Tiny = Callable[..., Preset]
 HALF_LIFE = 5 * STEP
-AVERAGED = {"average_tokens": HALF_LIFE}
+AVERAGED = {"average_tokens": HALF_LIFE, "precision": "float32"}
 
 
 def test_it_is_the_mean_in_which_old_weights_count_less() -> None:

@@ -14,7 +14,7 @@ from tests.training.two_ranks import left_by_two_ranks
 
 RAW = {
     "model": {"hidden_size": 32, "num_layers": 2, "num_heads": 2, "seq_length": 64},
-    "train": {"learning_rate": 0.01},
+    "train": {"learning_rate": 0.01, "precision": "float32"},
     "data": {"sources": ["c4"]},
     "moe": {"enabled": True, "experts": 6, "experts_per_token": 2, "shared_experts": 1, "expert_size": 8, "balance_weight": 0.5, "z_weight": 0.1},
 }

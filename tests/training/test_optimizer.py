@@ -15,7 +15,7 @@ from lm.preset import Preset, load_preset
 from lm.preset.training import TrainConfig
 from lm.training.distribution import Ranks
 from lm.training.learner import Learner
-from lm.training.muon import Muon
+from lm.training.muon import Muon, orthogonal
 from lm.training.optimizer import Optimizer, build_optimizer, layer_matrices, rate_shares
 from lm.training.snapshots import Snapshots
 from lm.training.step import Teacher
@@ -69,6 +69,24 @@ def test_a_step_of_muon_is_the_nearest_orthogonal_matrix_as_long_as_a_step_of_ad
     along = (left.mT @ moved @ right.mT).diagonal()
     assert torch.nn.functional.cosine_similarity(along, values.sort(descending=True).values, dim=0) > 0.95
     assert moved.square().mean().sqrt() * 0.2 * 48**0.5 == pytest.approx(0.2, rel=0.2), "the root mean square of AdamW's steps"
+
+
+def test_a_run_in_bfloat16_makes_steps_orthogonal_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And moves by nearly the same; what is remembered stays in the parameters' own dtype."""
+    dtypes, moved = [], []
+    monkeypatch.setattr("lm.training.muon.orthogonal", lambda matrices: (dtypes.append(matrices.dtype), orthogonal(matrices))[1])
+    for precision in ("float32", "bfloat16"):
+        torch.manual_seed(0)
+        learner = nn.ModuleDict({"layers": nn.ModuleList([nn.Linear(48, 32, bias=False)])})
+        optimizer = build_optimizer(learner, TrainConfig(optimizer="muon", weight_decay=0.0, learning_rate=0.01), precision)
+        weight = learner["layers"][0].weight
+        before = weight.detach().clone()
+        weight.grad = torch.randn(32, 48)
+        optimizer.step()
+        moved.append(weight.detach() - before)
+        assert optimizer.moments(weight)["momentum_buffer"].dtype == torch.float32
+    assert dtypes == [torch.float32, torch.bfloat16]
+    assert 0 < (moved[0] - moved[1]).norm() < 0.05 * moved[0].norm()
 
 
 def stepped(weight: torch.Tensor, gradients: list[torch.Tensor], rows: tuple[int, ...] | None = None, dtype: torch.dtype | None = None) -> torch.Tensor:

@@ -24,8 +24,8 @@ def test_products_are_timed_without_a_draw_from_the_random_state_of_the_run() ->
 
 def test_another_precision_is_another_device_to_a_run_that_goes_on(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     """As with another number of threads (tests/training/test_threads.py), what the certificate holds then differs."""
-    told = []
+    preset, told = tiny(train={"precision": "auto"}), []
     for gain in (0.5, 2.0):
         monkeypatch.setattr("lm.training.distribution.bfloat16_gain", lambda gain=gain: gain)
-        told.append(certified(build_model(tiny(), 50), [], Ranks(tiny().train))["environment"]["device"])
+        told.append(certified(build_model(preset, 50), [], Ranks(preset.train))["environment"]["device"])
     assert told == ["CPU (1 thread), float32", "CPU (1 thread), bfloat16"]

@@ -8,7 +8,18 @@ from transformers.models.llama.modeling_llama import LlamaAttention, LlamaRotary
 
 from lm.ops.rotary import Angles, Rotary, rotated
 from lm.preset import Preset
-from lm.units.attention import Attention, AttentionState, attend, attend_at_once, attend_by_document, attention_parallel, attention_step, documents_kernel
+from lm.units.attention import (
+    SHORT,
+    Attention,
+    AttentionState,
+    attend,
+    attend_at_once,
+    attend_by_blocks,
+    attend_by_document,
+    attention_parallel,
+    attention_step,
+    documents_kernel,
+)
 from lm.units.unit import Context
 
 B, T, H, G, K, S = 2, 13, 6, 3, 4, 5
@@ -156,3 +167,43 @@ def test_learned_positions_grow_without_changing_what_is_known() -> None:
     model.extend_max_seq_len(20)
     torch.testing.assert_close(model(tokens).logits, before)
     assert model.positions.num_embeddings == 20
+
+
+@pytest.mark.parametrize("length", [1, 127, 128, 300])
+@pytest.mark.parametrize("kv_heads", [1, G, H])
+def test_blocks_are_the_definition(length: int, kv_heads: int) -> None:
+    """What processors with bfloat16 take, in float64: also of gradients."""
+    given = [drawn(B, heads, length, K, seed=seed) for seed, heads in enumerate((H, kv_heads, kv_heads))]
+    one, other = ([tensor.clone().requires_grad_() for tensor in given] for _ in range(2))
+    torch.testing.assert_close(attend_by_blocks(*one), attend(*other))
+    weights = drawn(B, H, length, K, seed=7)
+    (attend_by_blocks(*one) * weights).sum().backward()
+    (attend(*other) * weights).sum().backward()
+    for mine, plain in zip(one, other, strict=True):
+        torch.testing.assert_close(mine.grad, plain.grad)
+
+
+@pytest.mark.parametrize("starts", [[], [(0, 3), (1, 0), (1, 200)]], ids=["one document", "restarts"])
+def test_bfloat16_on_a_processor_goes_by_blocks_and_stays_near(starts: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch) -> None:
+    lengths = []
+    monkeypatch.setattr("lm.units.attention.attend_by_blocks", lambda query, *rest: (lengths.append(query.shape[2]), attend_by_blocks(query, *rest))[1])
+    query, key, value = (drawn(B, heads, 300, 8, seed=seed).bfloat16() for seed, heads in enumerate((H, G, G)))
+    restart = torch.zeros(B, 300, dtype=torch.bool)
+    for row, at in starts:
+        restart[row, at] = True
+    read = []
+    for dtype in (torch.bfloat16, torch.float64):
+        state = AttentionState.empty(value.to(dtype), B, G, 8)
+        context = Context(restart=restart).derived(restart, state.length, carry=False)
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            read.append(attention_parallel(query.to(dtype), key.to(dtype), value.to(dtype), state, context)[0])
+    rough, exact = read
+    assert lengths == ([3, 297, 200, 100] if starts else [300])
+    assert rough.dtype == torch.bfloat16 and (rough.double() - exact).norm() < 0.01 * exact.norm()
+
+
+def test_a_long_text_is_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks keep the square of the length."""
+    monkeypatch.setattr("lm.units.attention.attend_by_blocks", lambda *given: pytest.fail("too long for it"))
+    long = torch.ones(1, 1, SHORT + 1, 8, dtype=torch.bfloat16)
+    assert attend(long, long, long).shape == long.shape
