@@ -13,6 +13,7 @@ from data_sources import Batch
 from lm.model import build_model
 from lm.preset import load_preset
 from lm.training.compiling import Compiled
+from lm.training.distribution import chosen_precision
 from lm.training.learner import Learner
 from tests.benchmarks.peers import stepper
 from tests.benchmarks.text import local_batches
@@ -33,14 +34,17 @@ def main() -> None:
         with compiled.in_place() if with_parts else contextlib.nullcontext():
             return timed(step, batch, device)
 
-    with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+    precision = chosen_precision("auto", device.type == "cuda")
+    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
         first, second = (seconds(batch, True) for batch in batches[:2])
         seconds(batches[0], False)
         pairs = [(seconds(batch, True), seconds(batch, False)) for batch in batches[2:]]
     ratios = sorted(plain / with_parts for with_parts, plain in pairs)
     tokens = batches[0].tokens.numel()
     paces = [tokens / statistics.median(column) for column in zip(*pairs, strict=True)]
-    print(f"{device.type}: compiled {paces[0]:,.0f} tokens/s, plain {paces[1]:,.0f}; the first steps took {first:.1f} and {second:.1f} s; ", end="")
+    print(
+        f"{device.type}, {precision}: compiled {paces[0]:,.0f} tokens/s, plain {paces[1]:,.0f}; the first steps took {first:.1f} and {second:.1f} s; ", end=""
+    )
     print(f"ratio median {statistics.median(ratios):.3f}, from {ratios[0]:.3f} to {ratios[-1]:.3f}, over {len(ratios)} pairs of {tokens} tokens")
 
 
