@@ -14,7 +14,7 @@ from data_sources.config import Config
 from lm.preset import Preset, count_parameters
 from tests.benchmarks import ablations, cards, comparison, device_share, measures
 from tests.benchmarks.measures import Results, commit_of, digest
-from tests.benchmarks.peers import count, of_size
+from tests.benchmarks.peers import count, llama_of, of_size
 from tests.benchmarks.teaching import in_use, random_batch, teacher_of
 
 SMALL = {"hidden_size": 48, "num_layers": 3, "num_heads": 4, "seq_length": 32}
@@ -97,6 +97,13 @@ def test_peers_have_as_many_parameters(name, tied):
     peer = of_size(comparison.PEERS[name], preset, 301, wanted)
     assert abs(count(peer) / wanted - 1) < 0.005
     assert peer.config.vocab_size == 301 and next(peer.parameters()).device.type == "cpu"
+
+
+def test_llama_as_it_comes_is_as_large_as_the_default_model():
+    """tests.benchmarks.training_step and learning take it so: with SwiGLU beside our squared ReLU."""
+    preset = comparison.load_preset("configs/00_best_general.json")
+    with torch.device("meta"):
+        assert abs(count(llama_of(preset, 300)) / count_parameters(preset, 300).total - 1) < 0.001
 
 
 def test_a_smaller_sister():

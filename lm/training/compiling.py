@@ -1,4 +1,4 @@
-"""torch.compile for the parts of a model that it takes cleanly: the residual units of SwiGLU, and what attention does before tokens look at each other.
+"""torch.compile for the parts of a model that it takes cleanly: plain feed-forwards with their norms, and what attention does before tokens look at each other.
 
 Both are the same for every token, so that neither the documents of a row nor the host decide anything in them: one graph serves all layers, and another
 all lengths and numbers of rows once there is a second. What reads by documents would be compiled anew for every batch that is packed otherwise.
@@ -17,6 +17,7 @@ from torch import nn
 from lm.model import Model, Residual
 from lm.training.distribution import is_out_of_memory
 from lm.units.attention import Attention
+from lm.units.relu2 import Relu2
 from lm.units.swiglu import SwiGLU
 
 LONGEST_REASON = 200  # characters of what a compiler says
@@ -84,7 +85,7 @@ class Compiled:
 def parts_of(model: Model) -> Iterator[tuple[nn.Module, str]]:
     """Modules, and the method of each that is compiled."""
     for module in model.modules():
-        if type(module) is Residual and type(module.unit) is SwiGLU:
+        if type(module) is Residual and type(module.unit) in (SwiGLU, Relu2):
             yield module, "forward"
         elif type(module) is Attention:
             yield module, "projected"

@@ -24,7 +24,7 @@ from lm.training.threads import fitting_threads
 
 BUCKET_ELEMENTS = 2**23  # gradients that are summed in one message: 32 MiB of float32
 CLEARLY = 1.3  # times as fast, from where on bfloat16 pays on a CPU: hardware for it brings more, and noise less, so that sessions choose alike
-PRODUCT = (256, 512, 512)  # rows, what comes in and what goes out: a layer's size, and done in milliseconds
+PRODUCT, TRIES = (256, 512, 512), 12  # rows, what comes in and what goes out: a layer's size, and done in milliseconds; how often each is timed
 
 
 class Ranks:
@@ -181,30 +181,32 @@ def chosen_precision(asked: str, on_gpu: bool) -> str:
 
 @cache
 def bfloat16_gain() -> float:
-    """How many times as fast this CPU is with a layer's product in bfloat16, conversions included, as with one in float32."""
+    """How many times as fast this CPU is with a layer's product in bfloat16, conversions included, as with one in float32.
+
+    On one thread, in turns, each at its best: what else runs here makes a product slower, and none faster, and threads that wait for each other most of all.
+    """
     rows, width, out = PRODUCT
     draws = torch.Generator()  # of its own: a run's draws don't depend on what is measured
     x, weight = torch.rand(rows, width, generator=draws), torch.rand(out, width, generator=draws)
-    return _least_seconds(x, weight, False) / _least_seconds(x, weight, True)
+    threads, took = torch.get_num_threads(), {False: [], True: []}
+    torch.set_num_threads(1)
+    try:
+        for in_bfloat16 in (False, True) * TRIES:
+            took[in_bfloat16].append(_seconds(x, weight, in_bfloat16))
+    finally:
+        torch.set_num_threads(threads)
+    return min(took[False]) / min(took[True])
 
 
-def _least_seconds(x: Tensor, weight: Tensor, in_bfloat16: bool) -> float:
-    seconds = []
+def _seconds(x: Tensor, weight: Tensor, in_bfloat16: bool) -> float:
     with torch.autocast("cpu", torch.bfloat16, enabled=in_bfloat16):
-        for _ in range(3):  # the first is slower, and anything else that runs here makes one slower, and none faster
-            began = time.perf_counter()
-            nn.functional.linear(x, weight)
-            seconds.append(time.perf_counter() - began)
-    return min(seconds)
+        began = time.perf_counter()
+        nn.functional.linear(x, weight)
+        return time.perf_counter() - began
 
 
 def device_in_words(ranks: Ranks) -> str:
-    """One line for the screen: "2 x NVIDIA H200, bfloat16"."""
-    return f"{devices_in_words(ranks)}, {ranks.precision}"
-
-
-def devices_in_words(ranks: Ranks) -> str:
-    """What all ranks compute on: "2 x NVIDIA H200"."""
+    """What all ranks compute on, and how, in one line: "2 x NVIDIA H200, bfloat16"."""
     threads = torch.get_num_threads()
     name = torch.cuda.get_device_name(ranks.device) if ranks.device.type == "cuda" else f"CPU ({threads} thread{'s' * (threads != 1)})"
-    return f"{f'{ranks.size} x ' if ranks.size > 1 else ''}{name}"
+    return f"{f'{ranks.size} x ' if ranks.size > 1 else ''}{name}, {ranks.precision}"

@@ -1,8 +1,9 @@
 """What a run asks of this machine: memory before its first step, and, once a few steps were taken, time and the share of what the device can do.
 
 Memory is counted, not guessed: a short piece of a row is read as in training, and all that torch keeps of it for the way back is added up. It
-grows with the tokens that are read at once (fused attention keeps no matrix of the row), so that a row's share follows from it. Autocast's copies of
-the weights do not grow: half of the piece keeps as much of them.
+grows with the tokens that are read at once, so that a row's share follows from it: fused attention keeps no matrix of the row, and where attention does
+(lm/units/attention.py, attend_by_blocks), the piece is as long as the longest text that it does so for. Autocast's copies of the weights do not grow:
+half of the piece keeps as much of them.
 """
 
 import re
@@ -24,7 +25,7 @@ from lm.training.host import group_bytes, processes
 # 0.8 to 1.6 times what they keep, and who takes too much is killed; a device refuses, and then fewer rows are read.
 SLACK_OF_HOST, SLACK_OF_DEVICES = 1.6, 1.2
 ROOM = 0.9  # of what is free: other programs live here, too
-PROBE = 256  # tokens that are read to count, and half as many
+PROBE = 512  # tokens that are read to count, and half as many
 
 # Dense products in bfloat16 a second, added up in float32, by the makers' data sheets; the first whose words are in the device's name.
 PEAKS = {

@@ -21,7 +21,7 @@ from lm.preset.counting import operations_per_token
 from lm.preset.learned import check_objectives, learned_in_words
 from lm.preset.options import check_options
 from lm.preset.plan import check_plan
-from lm.training.distribution import devices_in_words
+from lm.training.distribution import device_in_words
 from lm.training.divergence import Watch
 from lm.training.forecast import duration_told, peak_products
 from lm.training.headers import OF_HEADS
@@ -176,7 +176,7 @@ class Loop:
     def note_pace(self) -> None:
         """Keep the pace of late for the menu, unless it is that of very few steps."""
         if self.session.ranks.is_first and len(self.pace) > STEPS_TIMED:
-            pace = Pace(self.tokens_per_second(), devices_in_words(self.session.ranks))
+            pace = Pace(self.tokens_per_second(), device_in_words(self.session.ranks))
             keep_pace(self.session.snapshots.folder, self.run.preset, pace)
 
     def look_around(self, turn: Turn, before: int) -> None:

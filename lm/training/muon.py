@@ -12,13 +12,14 @@ to each other, too, and what one of them has to learn would take from what the o
 Sizes: O outputs and I inputs of a matrix, N matrices.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 QUINTIC = (3.4445, -4.7750, 2.0315)  # Jordan's: singular values from nearly 0 to 1 come to between 0.7 and 1.2
-ROUNDS, LEAST_NORM = 5, 1e-7
+ROUNDS, LEAST_NORM, MOST_NUMBERS = 5, 1e-7, 2**22
 
 
 class Muon(torch.optim.Optimizer):
@@ -26,28 +27,54 @@ class Muon(torch.optim.Optimizer):
 
     def __init__(self, groups: Iterable[dict], momentum: float, rows: Mapping[nn.Parameter, Sequence[int]], dtype: torch.dtype | None = None) -> None:
         """groups: of parameters (..., O, I), with "lr" and "weight_decay". rows: of those parameters that are several matrices, one below another,
-        how many rows each has. dtype: in which steps are made orthogonal; None: bfloat16 on GPUs, and the parameters' own elsewhere."""
+        how many rows each has. dtype: in which steps are made orthogonal; None: the parameters' own."""
         super().__init__(groups, {"momentum": momentum})
         self._rows, self._dtype = rows, dtype
 
     @torch.no_grad()
     def step(self) -> None:
+        alike: dict[tuple, list[Way]] = {}
+        for way in self._ways():
+            alike.setdefault((way.along.shape[-2:], way.along.dtype, way.along.device), []).append(way)
+        for ways in alike.values():
+            for some in at_once(ways):
+                stacked = orthogonal(torch.cat([way.along.reshape(-1, *way.along.shape[-2:]) for way in some]))
+                for way, turned in zip(some, stacked.split([way.along.shape[:-2].numel() for way in some]), strict=True):
+                    way.matrix.add_(turned.view_as(way.matrix), alpha=-0.2 * way.rate * max(way.matrix.shape[-2:]) ** 0.5)
+
+    def _ways(self) -> Iterator["Way"]:
+        """Remember the gradients and let the weights decay; where all matrices go."""
         for group in self.param_groups:
             for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._move(parameter, group["lr"], group["weight_decay"], group["momentum"])
+                if parameter.grad is None:
+                    continue
+                state = self.state[parameter]
+                if not state:
+                    state["momentum_buffer"] = torch.zeros_like(parameter.grad)
+                mean = state["momentum_buffer"].lerp_(parameter.grad, 1 - group["momentum"])
+                along = parameter.grad.lerp(mean, group["momentum"]).to(self._dtype or parameter.dtype)
+                parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                rows = list(self._rows.get(parameter, parameter.shape[-2:-1]))
+                yield from (Way(matrix, way, group["lr"]) for matrix, way in zip(parameter.split(rows, -2), along.split(rows, -2), strict=True))
 
-    def _move(self, parameter: nn.Parameter, rate: float, decay: float, momentum: float) -> None:
-        state, gradient = self.state[parameter], parameter.grad
-        if not state:
-            state["momentum_buffer"] = torch.zeros_like(gradient)
-        mean = state["momentum_buffer"].lerp_(gradient, 1 - momentum)
-        along = gradient.lerp(mean, momentum)
-        dtype = self._dtype or (torch.bfloat16 if parameter.is_cuda else parameter.dtype)
-        rows = list(self._rows.get(parameter, parameter.shape[-2:-1]))
-        parameter.mul_(1 - rate * decay)
-        for matrix, way in zip(parameter.split(rows, -2), along.split(rows, -2), strict=True):
-            matrix.add_(orthogonal(way.to(dtype)), alpha=-0.2 * rate * max(way.shape[-2:]) ** 0.5)
+
+class Way(NamedTuple):
+    """Where matrices go."""
+
+    matrix: Tensor  # (..., O, I), a part of a parameter
+    along: Tensor  # the same
+    rate: float
+
+
+def at_once(ways: Sequence[Way]) -> Iterator[list[Way]]:
+    """Some by some, as many as MOST_NUMBERS allow."""
+    some: list[Way] = []
+    for way in ways:
+        if some and sum(each.along.numel() for each in some) + way.along.numel() > MOST_NUMBERS:
+            yield some
+            some = []
+        some.append(way)
+    yield some
 
 
 def orthogonal(matrices: Tensor) -> Tensor:

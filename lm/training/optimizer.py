@@ -76,7 +76,7 @@ class Optimizer:
 def build_optimizer(module: nn.Module, config: TrainConfig, precision: str = "float32") -> Optimizer:
     """Matrices decay, vectors (norms, biases) don't. AdamW is fused where the device has it.
 
-    precision: of the run's products (Ranks.precision); Muon's are in bfloat16 where those are."""
+    precision: of the run's products (Ranks.precision), and so of Muon's."""
     carry = dict(layer_matrices(module)) if config.optimizer == "muon" else {}
     shares = rate_shares(module, config.base_width) if config.base_width else {}
     rest = [(parameter, shares.get(parameter, 1.0)) for parameter in module.parameters() if parameter not in carry]

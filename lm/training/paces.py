@@ -15,7 +15,7 @@ class Pace(NamedTuple):
     """What was measured."""
 
     tokens_per_second: float  # of all processes together
-    devices: str  # in words: "2 x CPU (1 thread)"
+    devices: str  # in words, with the precision: "2 x CPU (1 thread), float32"
 
 
 def keep_pace(folder: Path, preset: Preset, pace: Pace) -> None:

@@ -22,7 +22,7 @@ from lm.units.head_norm import head_norm
 from lm.units.joined import Joined
 from lm.units.unit import Context, Mixed, Unit
 
-BLOCK, SHORT = 128, 1024  # attend_by_blocks: queries at a time, and the longest text
+BLOCK, TILE, SHORT = 128, 32, 512  # attend_by_blocks: queries at a time, what texts are filled up to, and the longest
 VALUE = "attention.value"  # in Context.shared: the values (B, G, T, K) of the first attention, where others mix them into theirs
 
 
@@ -96,17 +96,18 @@ def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 def attend_by_blocks(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """The same, BLOCK queries at a time and all that they may see, in whole products: processors with bfloat16 take them in half the time of torch's
-    loop over small tiles. The weights, half of (B, H, T, T), are kept for the gradient, so that it is for short texts."""
+    loop over small tiles. The weights, half of (B, H, T, T), are kept for the gradient, so that it is for short texts. Texts are filled up to whole
+    TILEs, which nothing before them sees: a product of a new shape is compiled first, and there are as many shapes as lengths."""
     (batch, heads, time, size), read = query.shape, []
     shared = (each[:, :, None].expand(-1, -1, heads // each.shape[1], -1, -1) for each in (query, key, value))
-    flat_query, flat_key, flat_value = (each.reshape(-1, time, size) for each in shared)
-    for start in range(0, time, BLOCK):
+    flat_query, flat_key, flat_value = (F.pad(each.flatten(0, 2), (0, 0, 0, -time % TILE)) for each in shared)
+    for start in range(0, flat_query.shape[1], BLOCK):
         rows = flat_query[:, start : start + BLOCK]
         end = start + rows.shape[1]
         mask = rows.new_full((end - start, end), -torch.inf).triu(1 + start)
         weights = torch.baddbmm(mask, rows, flat_key[:, :end].mT, alpha=size**-0.5).softmax(-1)
         read.append(weights.to(value.dtype) @ flat_value[:, :end])
-    return torch.cat(read, 1).unflatten(0, (batch, heads))
+    return torch.cat(read, 1)[:, :time].unflatten(0, (batch, heads))
 
 
 def attend_by_document(query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor, attend: Callable[..., Tensor]) -> Tensor:

@@ -15,7 +15,7 @@ from torch._dynamo.utils import counters
 from torch.fx import GraphModule
 
 from lm.model import build_model
-from lm.preset import Preset
+from lm.preset import Preset, load_preset
 from lm.training.compiling import Compiled, compiles, parts_of
 from lm.training.snapshots import Snapshots
 from tests.training.test_run import STEP, trained
@@ -117,6 +117,12 @@ def test_a_fault_that_is_not_the_compilers_is_told(tiny: Tiny, tmp_path: Path, c
     monkeypatch.setattr("lm.training.step.weighted_sum", broken)
     with pytest.raises(ZeroDivisionError, match="of the model's own"):
         trained(tiny(train=ON), tmp_path, 2)
+
+
+def test_all_layers_of_the_default_preset_have_compiled_parts() -> None:
+    with torch.device("meta"):
+        model = build_model(load_preset("configs/00_best_general.json"), 50)
+    assert [name for _, name in parts_of(model)] == ["projected", "forward"] * 8
 
 
 def test_methods_are_put_back(tiny: Tiny, counted: Counted) -> None:

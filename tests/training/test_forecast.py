@@ -16,7 +16,7 @@ from lm.preset import Preset, load_preset
 from lm.preset.counting import count_parameters, operations_per_token
 from lm.preset.holding import held_bytes
 from lm.training import Halted, forecast, host, train
-from lm.training.distribution import Ranks, device_in_words, devices_in_words
+from lm.training.distribution import Ranks, device_in_words
 from lm.training.forecast import PROBE, Need, copy_bytes, duration_told, in_hours, kept_bytes, lasting_bytes, memory_of, peak_by_name, peak_products, too_large
 from lm.training.learner import Learner
 from lm.training.optimizer import build_optimizer
@@ -24,6 +24,7 @@ from lm.training.paces import Pace, keep_pace, kept_pace
 from lm.training.saving import copied
 from lm.training.snapshots import Snapshots
 from lm.training.step import Teacher
+from tests.benchmarks.ablations import one_document_a_row
 from tests.training.ranks import rows
 from tests.training.test_run import STEP, Recorder, Tiny, trained
 
@@ -84,10 +85,10 @@ def test_a_step_takes_about_what_was_counted() -> None:
     assert 0.3 < (highest - gradients) / (8 * need.row) < 1, (highest, gradients, need)
 
 
-@pytest.mark.parametrize(("unit", "most"), [("model", 1.03), ("moe", 1.03), ("hyena", 1.6)])
+@pytest.mark.parametrize(("unit", "most"), [("model", 1.05), ("moe", 1.05), ("hyena", 1.8)])
 def test_copies_of_weights_by_autocast_are_counted_once(unit: str, most: float) -> None:
-    """In bfloat16, what is counted for two rows of four probes is what autograd keeps of them. Hyena keeps much of a row however short it is, which is no
-    copy: that is counted for each row, and with its length, too much rather than too little."""
+    """In bfloat16, what is counted for two rows of four probes is what autograd keeps of them, at the least 0.97 of it. Hyena keeps much of a row however
+    short it is, which is no copy: that is counted for each row, and with its length, too much rather than too little."""
     shape = {"hidden_size": 256, "num_layers": 1, "num_heads": 4, "seq_length": 4 * PROBE}
     sections = {unit: {"enabled": True}} | {"model": shape}
     preset = Preset.model_validate({"train": {"precision": "bfloat16"}, "data": {"sources": ["c4"]}} | sections)
@@ -96,6 +97,18 @@ def test_copies_of_weights_by_autocast_are_counted_once(unit: str, most: float) 
     batch = rows(length=4 * PROBE).split(2)[0]
     counted = (teacher.fit_memory(batch).of(2) - teacher._lasting()) / forecast.slack(teacher.ranks.device)
     assert 0.97 < counted / kept_bytes(lambda: teacher.learner([batch]), learner.parameters()) < most
+
+
+@pytest.mark.parametrize(("heads", "length"), [(4, 512), (16, 512), (16, 256), (4, 1024)])
+def test_what_attention_keeps_of_whole_texts_is_counted(heads: int, length: int) -> None:
+    """In bfloat16 on processors it keeps the square of short texts, and never more of a longer one than is counted."""
+    shape = {"hidden_size": 256, "num_layers": 2, "num_heads": heads, "seq_length": length}
+    preset = Preset.model_validate({"model": shape, "train": {"precision": "bfloat16"}, "data": {"sources": ["c4"]}})
+    learner = Learner(build_model(preset, 50))
+    teacher = Teacher(Ranks(preset.train), learner, build_optimizer(learner, preset.train), preset.train, {})
+    batch = one_document_a_row(rows(length=length).split(4)[0])
+    counted = (teacher.fit_memory(batch).of(4) - teacher._lasting()) / forecast.slack(teacher.ranks.device)
+    assert 0.97 < counted / kept_bytes(lambda: teacher.learner([batch]), learner.parameters()) < (1.2 if length <= 512 else 1.6)
 
 
 def test_a_row_of_one_token_is_counted() -> None:
@@ -209,7 +222,7 @@ def test_the_pace_that_is_kept_is_that_of_the_run_by_now(tiny: Tiny, tmp_path: P
     steps = [place for place, event in enumerate(told) if event["event"] == "step"]
     (foretold,) = (place for place, event in enumerate(told) if "device_share" in event and event["event"] == "forecast")
     (run,) = (event for event in told if event["event"] == "run")
-    devices = run["device"].rpartition(", ")[0]
+    devices = run["device"]
     assert kept[steps[3]] is None and len(steps) == 13
     assert kept[foretold] == kept[steps[10]] == (told[foretold]["tokens_per_second"], devices)
     assert kept[steps[11]] == kept_pace(tmp_path, preset) == (told[steps[10]]["tokens_per_second"], devices) != kept[foretold]
@@ -253,9 +266,9 @@ def test_a_pace_is_known_of_what_was_measured_alone(tiny: Tiny, tmp_path: Path) 
 def test_ranks_say_how_many_devices_they_have(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     """A pace is that of all of them."""
     ranks = Ranks(tiny().train)
-    alone = devices_in_words(ranks)
+    alone = device_in_words(ranks)
     monkeypatch.setattr(ranks, "size", 8)
-    assert devices_in_words(ranks) == f"8 x {alone}" and device_in_words(ranks) == f"8 x {alone}, {ranks.precision}"
+    assert alone == "CPU (1 thread), float32" and device_in_words(ranks) == f"8 x {alone}"
 
 
 def test_no_time_is_told_where_nothing_is_left_to_read(tiny: Tiny, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from tests.loopback_hub import Answer, LoopbackHub, make_dataset
 from tests.training.ranks import gradients, part_of, rows, sharing
 from tests.training.two_ranks import run_on_two_ranks
 
-CALM = 0.001  # a learning rate at which AdamW does not enlarge what comes of summing in another order; 0.01 makes 1e-3 of it in 24 steps
+CALM = 0.001  # a learning rate at which AdamW and Muon do not enlarge what comes of summing in another order; 0.01 makes 1e-3 of it in 24 steps
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def two(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> tuple[Path, P
     raw = {
         "name": "tiny",
         "model": {"hidden_size": 32, "num_layers": 2, "num_heads": 2, "seq_length": 64},
-        "train": {"per_gpu_batch_size": 2, "learning_rate": CALM, "evaluate_every_tokens": 2000, "precision": "float32"},
+        "train": {"per_gpu_batch_size": 2, "learning_rate": CALM, "evaluate_every_tokens": 2000, "precision": "float32", "optimizer": "muon"},
         "data": {"sources": [{"type": "files", "name": "reference", "path": str(corpus), "repeat": True}], "vocab_size": 500},
     }
     (folder / "preset.json").write_text(json.dumps(raw), encoding="utf-8")
@@ -83,7 +83,12 @@ def close(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
 def test_both_ranks_train_one_model_on_the_batches_that_one_rank_reads(two: tuple[Path, Preset], tiny: Callable[..., Preset], tmp_path: Path) -> None:
     folder, _ = two
     events: list[Any] = []
-    train(tiny(train={"learning_rate": CALM, "evaluate_every_tokens": 2000, "precision": "float32"}), tmp_path, budget_tokens=6144, observers=(events.append,))
+    train(
+        tiny(train={"learning_rate": CALM, "evaluate_every_tokens": 2000, "precision": "float32", "optimizer": "muon"}),
+        tmp_path,
+        budget_tokens=6144,
+        observers=(events.append,),
+    )
     alone = [event for event in events if event["event"] == "step"]
     together = [event for event in json.loads((folder / "events.json").read_text(encoding="utf-8")) if event["event"] == "step"]
     assert [event["batch_hash"] for event in together] == [event["batch_hash"] for event in alone]

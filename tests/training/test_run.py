@@ -70,7 +70,8 @@ def test_it_learns(tiny: Tiny, tmp_path: Path) -> None:
 
 HEADS_ON = {f"enable_{name}": True for name in HEADS} | {"share_every": 3}
 KINDS = {"dense": {}, "experts": {"moe": {"enabled": True, "experts": 4}}, "muon": {"train": {"optimizer": "muon"}}, "heads": {"auxiliary": HEADS_ON}}
-KINDS |= {"averaged": {"train": {"average_tokens": 700}}}
+AS_SHIPPED = {"model": {"activation": "relu2"}, "train": {"optimizer": "muon", "precision": "bfloat16"}}
+KINDS |= {"averaged": {"train": {"average_tokens": 700}}, "as shipped": AS_SHIPPED}
 
 
 @pytest.mark.parametrize(("kind", "before", "after"), [("dense", 13, 17), *((kind, 5, 6) for kind in KINDS if kind != "dense")])
