@@ -230,5 +230,7 @@ def test_what_is_measured_is_what_is_shown(tmp_path, monkeypatch):
     read = read_cards(tmp_path / "cards.json")
     assert len(read) == sum(not isinstance(arm.value, list) for arm in cards.ARMS) == len(cards.ARMS) - 1
     assert (read[0].bits, read[0].speed, read[0].memory) == (-0.095, 1.0, 1.5)
+    before = [told[0] | {"bits": 9.0}, told[1]]
+    assert list(cards.shown(before, told[:1] + told[2:])) == [each for each in told if not isinstance(each["value"], list)]
     row = list(cards.table(Bench(), told))[3]
     assert row.startswith("| `longformer.enabled`, window 64 | -0.0950 (-0.1000 to -0.0900) | 1.00 | 1.50 |")

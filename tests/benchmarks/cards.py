@@ -4,13 +4,13 @@
     speed       its tokens a second over that model's: both take the same batches once it is trained, in turns at going first, and the median counts
     memory      what model, optimizer and steps take over what that model's take, at the highest; each in a process of its own
 
-All are 64 wide and of 4 layers, learn with Muon as 00_best_general does, and have first weights in common wherever name and shape agree. Where an
-arm is `sized`, its feed-forward is as wide as makes a token use as many parameters. Nothing is tuned for any arm. What changes the text that is read
-(objectives, masks, long_context, lengths of rows, retro, whose memory fills as it is read) has measurements of its own: objectives, long_context,
-context_extension, ablations, retro_quality.
+All are 64 wide and of 4 layers, with SwiGLU, learn with Muon as 00_best_general does, in float32 on any machine, and have first weights in common
+wherever name and shape agree. Where an arm is `sized`, its feed-forward is as wide as makes a token use as many parameters. Nothing is tuned for any
+arm. What changes the text that is read (objectives, masks, long_context, lengths of rows, retro, whose memory fills as it is read) has measurements
+of its own: objectives, long_context, context_extension, ablations, retro_quality.
 
 CARDS_TOKENS   1,000,000    CARDS_ARMS   names of ARMS, ";" between; all without    CARDS_RESULTS   cards.jsonl, where each run is kept: what was cut
-CARDS_SEEDS    "0 1"        CARDS_FILE   docs/cards.json, which is written at the end, of all arms that have every seed      off goes on
+CARDS_SEEDS    "0 1"        CARDS_FILE   docs/cards.json, to which all arms that have every seed are written at the end      off goes on
 CARDS_TRAIN    what else stands in the section train, for all arms: '{"optimizer": "adamw", "learning_rate": 0.002}' says how they learn with AdamW
 
 Seeds may be measured beside each other, by two commands with one seed each and the same CARDS_RESULTS; a third with both then finds all done.
@@ -43,7 +43,9 @@ SEEDS = tuple(map(int, os.environ.get("CARDS_SEEDS", "0 1").split()))
 RESULTS = Path(os.environ.get("CARDS_RESULTS", "cards.jsonl"))
 FILE = Path(os.environ.get("CARDS_FILE", "docs/cards.json"))
 MODEL = {"hidden_size": 64, "num_layers": 4, "num_heads": 4, "seq_length": 256, "ffn_size": 176}
-TRAIN = {"per_gpu_batch_size": 8, "optimizer": "muon", "learning_rate": 4e-3, "warmup_share": 0.05} | json.loads(os.environ.get("CARDS_TRAIN", "{}"))
+TRAIN = {"per_gpu_batch_size": 8, "optimizer": "muon", "learning_rate": 4e-3, "warmup_share": 0.05, "precision": "float32"} | json.loads(
+    os.environ.get("CARDS_TRAIN", "{}")
+)
 VOCABULARY, HELD_OUT_ROWS, PAIRS, WIDTHS = 2048, 128, 20, range(8, 1024, 4)
 
 
@@ -126,7 +128,7 @@ WITHOUT_CARD = {
     "train.tensorboard": NO_LEARNING,
     "train.long_context.enabled": OTHER_STATES,
     "train.objective": OTHER_TEXT,
-    "train.precision": "few processors have bfloat16: the screen and tests.benchmarks.training_step tell of devices that do",
+    "train.precision": "what it brings hangs on the device: tests.benchmarks.precision",
     "auxiliary.stop_gradients": "what heads bring with and without it: tests.benchmarks.heads",
     "auxiliary.span_l2_normalize": OTHER_WAY,
     "auxiliary.enable_adaptive_sources": "it changes which sources are read: tests.benchmarks.mix_shares",
@@ -246,6 +248,19 @@ def card(bench: Bench, arm: Arm) -> dict[str, Any]:
     }
 
 
+def arm_of(card: dict[str, Any]) -> Arm:
+    """What a card tells of, by name."""
+    return Arm(card["switch"], card["value"], note=card["note"])
+
+
+def shown(earlier: list[dict[str, Any]], cards: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """`cards`, and of those there were before what was not measured now; in the order of ARMS."""
+    by_name = {arm_of(each).name: each for each in (*earlier, *cards)}
+    for arm in ARMS:
+        if arm.name in by_name and not isinstance(arm.value, list):  # beside a switch there is room for one value
+            yield by_name[arm.name]
+
+
 def table(bench: Bench, cards: list[dict[str, Any]]) -> Iterator[str]:
     """For the README."""
     bits = [bench.run(ATTENTION, seed)["bits"] for seed in SEEDS]
@@ -254,7 +269,7 @@ def table(bench: Bench, cards: list[dict[str, Any]]) -> Iterator[str]:
     yield f"\n| {MODEL['hidden_size']} wide, {TOKENS:,} tokens, {len(SEEDS)} seeds | {columns} |"
     yield "|---|---|---|---|---|"
     for each in cards:
-        name = Arm(each["switch"], each["value"], note=each["note"]).name
+        name = arm_of(each).name
         spread = f"{each['bits']:+z.4f} ({each['bits_from']:+z.4f} to {each['bits_to']:+z.4f})"
         yield f"| `{each['switch']}`{name.removeprefix(each['switch'])} | {spread} | {each['speed']:.2f} | {each['memory']:.2f} | {each['parameters']:.2f} |"
 
@@ -271,8 +286,8 @@ def main() -> None:
         for arm in (ATTENTION, *(arm for arm in ARMS if arm.name in named)):
             bench.run(arm, seed)
     cards = [card(bench, arm) for arm in ARMS if bench.is_done(arm)]
-    shown = [json.dumps(each) for each in cards if not isinstance(each["value"], list)]  # beside a switch there is room for one value
-    FILE.write_text("[\n" + ",\n".join(shown) + "\n]\n", encoding="utf-8")
+    earlier = json.loads(FILE.read_text(encoding="utf-8")) if FILE.exists() else []
+    FILE.write_text("[\n" + ",\n".join(map(json.dumps, shown(earlier, cards))) + "\n]\n", encoding="utf-8")
     print("\n".join([*table(bench, cards), *bench.results.commits_told()]))
 
 
