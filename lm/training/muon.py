@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 
 QUINTIC = (3.4445, -4.7750, 2.0315)  # Jordan's: singular values from nearly 0 to 1 come to between 0.7 and 1.2
-ROUNDS, LEAST_NORM, MOST_NUMBERS = 5, 1e-7, 2**22
+ROUNDS, LEAST_NORM = 5, 1e-7
+AT_ONCE = 2**22  # numbers of the matrices that are made orthogonal in one call, and one matrix more
 
 
 class Muon(torch.optim.Optimizer):
@@ -33,14 +34,15 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self) -> None:
-        alike: dict[tuple, list[Way]] = {}
+        waiting: dict[tuple[torch.Size, torch.device], list[Way]] = {}
         for way in self._ways():
-            alike.setdefault((way.along.shape[-2:], way.along.dtype, way.along.device), []).append(way)
-        for ways in alike.values():
-            for some in at_once(ways):
-                stacked = orthogonal(torch.cat([way.along.reshape(-1, *way.along.shape[-2:]) for way in some]))
-                for way, turned in zip(some, stacked.split([way.along.shape[:-2].numel() for way in some]), strict=True):
-                    way.matrix.add_(turned.view_as(way.matrix), alpha=-0.2 * way.rate * max(way.matrix.shape[-2:]) ** 0.5)
+            alike = waiting.setdefault((way.along.shape[-2:], way.along.device), [])
+            alike.append(way)
+            if sum(each.along.numel() for each in alike) >= AT_ONCE:
+                go(alike)
+                alike.clear()
+        for alike in filter(None, waiting.values()):
+            go(alike)
 
     def _ways(self) -> Iterator["Way"]:
         """Remember the gradients and let the weights decay; where all matrices go."""
@@ -66,15 +68,11 @@ class Way(NamedTuple):
     rate: float
 
 
-def at_once(ways: Sequence[Way]) -> Iterator[list[Way]]:
-    """Some by some, as many as MOST_NUMBERS allow."""
-    some: list[Way] = []
-    for way in ways:
-        if some and sum(each.along.numel() for each in some) + way.along.numel() > MOST_NUMBERS:
-            yield some
-            some = []
-        some.append(way)
-    yield some
+def go(ways: Sequence[Way]) -> None:
+    """Move matrices of one shape, in one call: small ones take longer to be called for than to be turned."""
+    stacks = [way.along.reshape(-1, *way.along.shape[-2:]) for way in ways]
+    for way, turned in zip(ways, orthogonal(torch.cat(stacks)).split(list(map(len, stacks))), strict=True):
+        way.matrix.add_(turned.view_as(way.matrix), alpha=-0.2 * way.rate * max(way.matrix.shape[-2:]) ** 0.5)
 
 
 def orthogonal(matrices: Tensor) -> Tensor:
