@@ -9,6 +9,8 @@ import json
 import re
 import sys
 from collections.abc import Iterable, Mapping
+from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,7 @@ def picture(events: Iterable[Mapping[str, Any]], width: int = 120, height: int =
     """The screen after `events`, as SVG."""
     facts = Facts()
     for event in events:
+        facts.clock = partial(datetime.timestamp, datetime.fromisoformat(event["at"]))
         facts(event)
     console = Console(record=True, width=width, height=height, file=io.StringIO(), force_terminal=True, color_system="truecolor")
     console.print(Dashboard(facts))

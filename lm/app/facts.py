@@ -158,9 +158,9 @@ class Facts:
         self.say(f"sources are now read by their losses: {shares}")
 
     def _on_forecast(self, event: Event) -> None:
-        """Memory is told where there is little; the time is on the screen all the while."""
+        """Memory is told once; the time is on the screen all the while."""
         self.device_share = event.get("device_share", self.device_share)
-        if event.get("tight") or event.get("rows", 0) < event.get("asked", 0):
+        if "needs_bytes" in event:
             self.say(event["text"], "warning" if event["tight"] else "quiet")
 
     def _on_compiled(self, event: Event) -> None:

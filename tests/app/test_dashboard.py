@@ -347,7 +347,7 @@ def test_the_printed_line_says_how_busy_the_busiest_is():
 
 
 def test_the_picture_needs_no_rare_font():
-    svg = picture(whole_run(200_000))
+    svg = picture(event | {"at": "2026-01-02T03:04:05+00:00"} for event in whole_run(200_000))
     assert svg.startswith("<svg") and "<circle" in svg and not any("\u2801" <= character <= "\u28ff" for character in svg)
     assert "best_general" in svg.replace("&#160;", " ")
 
