@@ -6,6 +6,7 @@ with the step.
 """
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -68,8 +69,9 @@ def _row(tokens: int) -> Batch:
 
 
 def apart(tokens: int, chunks: int) -> dict[str, float]:
-    """`measure` in a fresh process."""
-    done = subprocess.run([sys.executable, "-m", "tests.benchmarks.long_context", str(tokens), str(chunks)], capture_output=True, text=True, check=True)
+    """`measure` in a fresh process, on one thread: two that wait for each other beside other work take many times as long."""
+    command = [sys.executable, "-m", "tests.benchmarks.long_context", str(tokens), str(chunks)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     return json.loads(done.stdout)
 
 
