@@ -158,7 +158,7 @@ class Facts:
         self.say(f"sources are now read by their losses: {shares}")
 
     def _on_forecast(self, event: Event) -> None:
-        """Memory is told once; the time is on the screen all the while."""
+        """Memory is told as often as it is counted; the time is on the screen all the while."""
         self.device_share = event.get("device_share", self.device_share)
         if "needs_bytes" in event:
             self.say(event["text"], "warning" if event["tight"] else "quiet")

@@ -20,12 +20,13 @@ from lm.preset import Preset, count_parameters
 from lm.preset.holding import held_bytes
 from lm.training.distribution import is_out_of_memory
 from lm.training.host import group_bytes, processes
+from lm.units.attention import SHORT
 
 # What a step takes at its height over what it keeps: gradients on the way back, and what is freed late. On the host steps of the shipped presets took
 # 0.8 to 1.6 times what they keep, and who takes too much is killed; a device refuses, and then fewer rows are read.
 SLACK_OF_HOST, SLACK_OF_DEVICES = 1.6, 1.2
 ROOM = 0.9  # of what is free: other programs live here, too
-PROBE = 512  # tokens that are read to count, and half as many: attend_by_blocks goes as far
+PROBE = SHORT  # tokens that are read to count, and half as many
 
 # Dense products in bfloat16 a second, added up in float32, by the makers' data sheets; the first whose words are in the device's name.
 PEAKS = {

@@ -89,7 +89,7 @@ def attend_seen(query: Tensor, seen: Seen, context: Context) -> Tensor:
 
 def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Causal, from a fresh start."""
-    if value.dtype == torch.bfloat16 and value.device.type == "cpu" and query.shape[2] <= SHORT:
+    if value.dtype == torch.bfloat16 and value.device.type == "cpu" and 0 < query.shape[2] <= SHORT:
         return attend_by_blocks(query, key, value)
     return F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=query.shape[1] != key.shape[1])
 

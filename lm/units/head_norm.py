@@ -1,16 +1,15 @@
 """Norms of queries and keys, head by head (Henry et al. 2020, https://arxiv.org/abs/2010.04245): what attention adds up stays bounded."""
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lm.preset.switches import Preset
 
 
 class HeadNorm(nn.RMSNorm):
-    """Of (..., K), with the scale in the dtype of what is normed: torch's fused norm takes no two dtypes, and autocast leaves it both."""
+    """Of (..., K), computed in the dtype of the scale and given back in that of `x`: torch's fused norm takes no two dtypes, and autocast leaves it both."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
+        return super().forward(x.to(self.weight.dtype)).to(x.dtype)
 
 
 def head_norm(preset: Preset) -> nn.Module:

@@ -24,7 +24,8 @@ from tests.training.test_run import STEP, poison, trained
 
 Tiny = Callable[..., Preset]
 HALF_LIFE = 5 * STEP
-AVERAGED = {"average_tokens": HALF_LIFE, "precision": "float32"}
+AVERAGED = {"average_tokens": HALF_LIFE}
+RARELY = {"snapshot_every_minutes": 1000, "sample_every_tokens": 6 * STEP}
 
 
 def test_it_is_the_mean_in_which_old_weights_count_less() -> None:
@@ -82,7 +83,7 @@ def preset_over(corpus: Path) -> Preset:
             "model": {"hidden_size": 32, "num_layers": 2, "num_heads": 2, "seq_length": 64},
             "moe": {"enabled": True, "experts": 4},
             "auxiliary": {"enable_value": True},
-            "train": {"per_gpu_batch_size": 4, "learning_rate": 0.01, "snapshot_every_minutes": 1000, "sample_every_tokens": 6 * STEP, **AVERAGED},
+            "train": {"per_gpu_batch_size": 4, "learning_rate": 0.01, "precision": "float32", **RARELY, **AVERAGED},
             "data": {"sources": [{"type": "files", "name": "reference", "path": str(corpus), "repeat": True}], "vocab_size": 500},
         }
     )

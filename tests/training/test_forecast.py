@@ -85,16 +85,16 @@ def test_a_step_takes_about_what_was_counted() -> None:
     assert 0.3 < (highest - gradients) / (8 * need.row) < 1, (highest, gradients, need)
 
 
-@pytest.mark.parametrize(("unit", "most"), [("model", 1.05), ("moe", 1.05), ("hyena", 1.8)])
+@pytest.mark.parametrize(("unit", "most"), [("model", 1.03), ("moe", 1.03), ("hyena", 1.6)])
 def test_copies_of_weights_by_autocast_are_counted_once(unit: str, most: float) -> None:
-    """In bfloat16, what is counted for two rows of four probes is what autograd keeps of them, at the least 0.97 of it. Hyena keeps much of a row however
+    """In bfloat16, what is counted for two rows of two probes is what autograd keeps of them, at the least 0.97 of it. Hyena keeps much of a row however
     short it is, which is no copy: that is counted for each row, and with its length, too much rather than too little."""
-    shape = {"hidden_size": 256, "num_layers": 1, "num_heads": 4, "seq_length": 4 * PROBE}
+    shape = {"hidden_size": 256, "num_layers": 1, "num_heads": 4, "seq_length": 2 * PROBE}
     sections = {unit: {"enabled": True}} | {"model": shape}
     preset = Preset.model_validate({"train": {"precision": "bfloat16"}, "data": {"sources": ["c4"]}} | sections)
     learner = Learner(build_model(preset, 50))
     teacher = Teacher(Ranks(preset.train), learner, build_optimizer(learner, preset.train), preset.train, {})
-    batch = rows(length=4 * PROBE).split(2)[0]
+    batch = rows(length=2 * PROBE).split(2)[0]
     counted = (teacher.fit_memory(batch).of(2) - teacher._lasting()) / forecast.slack(teacher.ranks.device)
     assert 0.97 < counted / kept_bytes(lambda: teacher.learner([batch]), learner.parameters()) < most
 

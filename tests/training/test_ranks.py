@@ -83,12 +83,7 @@ def close(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
 def test_both_ranks_train_one_model_on_the_batches_that_one_rank_reads(two: tuple[Path, Preset], tiny: Callable[..., Preset], tmp_path: Path) -> None:
     folder, _ = two
     events: list[Any] = []
-    train(
-        tiny(train={"learning_rate": CALM, "evaluate_every_tokens": 2000, "precision": "float32", "optimizer": "muon"}),
-        tmp_path,
-        budget_tokens=6144,
-        observers=(events.append,),
-    )
+    train(tiny(train={"learning_rate": CALM, "evaluate_every_tokens": 2000, "optimizer": "muon"}), tmp_path, budget_tokens=6144, observers=(events.append,))
     alone = [event for event in events if event["event"] == "step"]
     together = [event for event in json.loads((folder / "events.json").read_text(encoding="utf-8")) if event["event"] == "step"]
     assert [event["batch_hash"] for event in together] == [event["batch_hash"] for event in alone]
