@@ -20,7 +20,7 @@ from lm.preset.plan import state_grows
 from lm.units import UNITS
 from lm.units.neighbours import AT, ENCODED, LENGTH, encoder_size
 from lm.units.retro import Neighbours
-from lm.units.router import QUICK, Routed, Router, mean_before
+from lm.units.router import Routed, Router, mean_before
 
 B, T, V = 2, 23, 5
 ALL = slice(None)
@@ -225,7 +225,7 @@ def with_thresholds_between(it: Reading) -> Reading:
 
     def settle(router: Router, inputs: tuple[Tensor, Any, Context]) -> None:
         scores = router.scores(inputs[0])
-        router.threshold.copy_((mean_before(scores, *inputs[1:])[0] if router.by_sequence else scores).mean() / QUICK)
+        router.threshold.copy_((mean_before(scores, *inputs[1:])[0] if router.by_sequence else scores).mean())
 
     hooks = [router.register_forward_pre_hook(settle) for router in routers_of(it.module)]
     if hooks:
@@ -385,8 +385,7 @@ def test_gradients_equal(make: Callable[..., Reading], arguments: tuple[Any, ...
         text = it.text.clone().requires_grad_(it.text.is_floating_point())
         y, _ = in_pieces(it, text, cuts, restart)
         weight = torch.randn(y.shape, dtype=y.dtype, generator=torch.Generator().manual_seed(4))
-        learned = [parameter for name, parameter in it.module.named_parameters() if not name.endswith("router.threshold")]  # by its budget alone
-        inputs = [*learned, *([text] if text.requires_grad else [])]
+        inputs = [*it.module.parameters(), *([text] if text.requires_grad else [])]
         return y.detach(), torch.autograd.grad((y * weight).sum(), inputs)
 
     whole = gradients([T])

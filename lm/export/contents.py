@@ -19,7 +19,7 @@ def written_json(content: Any) -> str:
 
 def config(snapshot: Snapshot) -> dict[str, Any]:
     """config.json."""
-    table = snapshot.model_weights["embedding.weight"]
+    table, preset = snapshot.model_weights["embedding.weight"], snapshot.preset
     return {
         "architectures": [ENTRIES["AutoModelForCausalLM"].split(".")[1]],
         "auto_map": ENTRIES,
@@ -27,19 +27,12 @@ def config(snapshot: Snapshot) -> dict[str, Any]:
         "dtype": str(table.dtype).removeprefix("torch."),
         "vocab_size": len(table),
         **special_ids(snapshot.tokenizer),
-        "plan": layer_plan(snapshot.preset),
-        "options": layer_options(snapshot.preset),
-        "sections": sections(snapshot.preset),
-        "at_layers": [changes(snapshot.preset, layer) for layer in range(snapshot.preset.model.num_layers)],
-        "loss_weights": loss_weights(snapshot.preset),
+        "plan": layer_plan(preset),
+        "options": layer_options(preset),
+        "sections": sections(preset),
+        "at_layers": [changes(preset, layer) for layer in range(preset.model.num_layers)],
+        "loss_weights": {name: weight for name, weight in preset.loss_weights.items() if name not in preset.auxiliary.loss_weights},
     }
-
-
-def loss_weights(preset: Preset) -> dict[str, float]:
-    """Those of training, but that thresholds of routers stay where they are: nobody tells them there what a step picked, and they would run away.
-    Heads stay behind, and so do theirs."""
-    of_units = {name: weight for name, weight in preset.loss_weights.items() if name not in preset.auxiliary.loss_weights}
-    return {name: 0.0 if name.endswith("_budget") else weight for name, weight in of_units.items()}
 
 
 def sections(preset: Preset) -> dict[str, dict[str, Any]]:

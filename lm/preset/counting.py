@@ -139,7 +139,7 @@ def _moe_expert(preset: Preset) -> int:
 def _router(preset: Preset, section: RoutedMechanism) -> int:
     size = preset.model.hidden_size
     width = section.router_size or max(8, -(-size // 8))
-    return 1 + (size + 1) * width if section.router_type == "mlp" else 1 + size
+    return (size + 1) * width if section.router_type == "mlp" else size
 
 
 def _colt5(preset: Preset) -> int:

@@ -182,14 +182,16 @@ class MoeConfig(LayerMechanism):
 
 
 class RoutedMechanism(LayerMechanism):
-    """A mechanism that is for some tokens only: those whose score is above a threshold, which learns to keep to a budget."""
+    """A mechanism that is for some tokens only: those whose score is above a threshold, which keeps to a budget."""
 
     routing_strategy: Literal["token_level", "sequence_level"] = Field(
         "token_level", description="What decides for a token: its own score, or the mean score of its document's tokens before it."
     )
     router_type: Literal["mlp", "threshold"] = Field("mlp", description="What gives scores: a small network, or one direction.")
     router_size: int | None = Field(None, ge=1, le=65_536, description="Width of that network; an eighth of hidden_size, and at least 8, when null.")
-    budget_weight: Weight = Field(1.0, description="Weight of the loss by which the threshold learns; at 0 it stays where it is.")
+    threshold_rate: float = Field(
+        0.5, ge=0, le=100, description="By how many deviations of the scores the threshold rises where all tokens are picked too many; at 0 it stays where it is."
+    )
 
 
 class Colt5Config(RoutedMechanism):

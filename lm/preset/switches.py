@@ -217,8 +217,7 @@ class Preset(Config):
     def loss_weights(self) -> dict[str, float]:
         """What each named loss of the units and the heads counts beside that of the next token, which counts once."""
         moe = {"moe_balance": self.moe.balance_weight, "moe_z": self.moe.z_weight} if self.moe.enabled else {}
-        sections = {"colt5": self.colt5, "colt5_attention": self.colt5_attention, "depths": self.mixture_of_depths}
-        return moe | {f"{name}_budget": section.budget_weight for name, section in sections.items() if section.enabled} | self.auxiliary.loss_weights
+        return moe | self.auxiliary.loss_weights
 
     @property
     def step_rows(self) -> int:

@@ -58,7 +58,7 @@ class Colt5(Unit):
     def forward(self, x: Tensor, state: State, context: Context) -> Mixed:
         routed = self.router(x, state, context)
         y = colt5_parallel(x, routed.picked, routed.weight, self.light.mapped, self.heavy.mapped)
-        return Mixed(y, routed.state, {"colt5_budget": routed.loss}, stats=routed.stats)
+        return Mixed(y, routed.state, stats=routed.stats)
 
     def after_step(self, stats: Mapping[str, Tensor]) -> None:
         self.router.after_step(stats)

@@ -56,7 +56,7 @@ class Colt5Attention(Unit):
         weight = gathered(routed.weight, index)[:, None]
         y = added_at(light.y, index, weight.to(heavy.y.dtype) * heavy.y)
         after = Colt5AttentionState(routed.state, light.state, heavy.state)
-        return Mixed(y, after, {"colt5_attention_budget": routed.loss}, stats=routed.stats)
+        return Mixed(y, after, stats=routed.stats)
 
     def after_step(self, stats: Mapping[str, Tensor]) -> None:
         self.router.after_step(stats)

@@ -51,8 +51,8 @@ class MixtureOfDepths(nn.Module):
         index, text, read = read_picked(layer, x, routed.picked, state.text, context)
         weight = gathered(routed.weight, index)[:, None]
         y = added_at(x, index, weight.to(x.dtype) * (read.y - text))
-        losses, stats = {**read.losses, "depths_budget": routed.loss}, {**read.stats, **{f"depths.{key}": value for key, value in routed.stats.items()}}
-        return Mixed(y, DepthsState(routed.state, read.state), losses, stats=stats)
+        stats = {**read.stats, **{f"depths.{key}": value for key, value in routed.stats.items()}}
+        return Mixed(y, DepthsState(routed.state, read.state), read.losses, stats=stats)
 
     def after_step(self, stats: Mapping[str, Tensor]) -> None:
         self.router.after_step(stats)

@@ -2,22 +2,23 @@
 CoLT5 (Ainslie et al. 2023) and mixture of depths (Raposo et al. 2024), where whether a token is picked depends on those that follow.
 
     score_t = w . silu(W x'_t)  or  w . x'_t,    x' = x / rms(x)
-    logit_t = (score_t - mean) / deviation - QUICK threshold
+    logit_t = (score_t - mean) / deviation - threshold
     token t is picked if logit_t > 0, and what it is picked for is weighed by sigmoid(logit_t)
 
 Mean and deviation are those of the scores of the step before, over all ranks: what a text's vectors have in common changes fast at first,
-and moves all scores faster than any threshold follows. They are buffers, which a reading never changes.
+and moves all scores faster than any threshold follows. They are buffers, and so is the threshold: a reading never changes them.
 
 At the level of sequences the mean score of the document's tokens before t stands in for score_t (0 where there is none), so that what a
 document was like so far decides for it as a whole, and the state is the sum of its scores; else the state is empty.
 
-Scores learn by what the weight did to the model's loss, the threshold by a loss of the budget, the same for each token, however a step is cut:
+Scores learn by what the weight did to the model's loss. The threshold keeps to the budget: after each step, by all ranks' tokens,
 
-    loss_t = (budget - share) QUICK threshold
+    threshold += rate (picked - budget tokens) / tokens of a step of late
 
-where `share` was picked in the step before, by all ranks. While it is too large the threshold rises, and it rests only where the share is
-the budget: one that the model's loss pulled at, too, would rest beside it, and so would one that the scores of the step weighed (where
-few tokens are asked about, a high share and low standard scores come together). QUICK lets it go ten times as fast as the learning rate.
+It goes down the slope of (budget - share) threshold, with a rate of its own and tokens alike, as in adaptive conformal inference (Gibbs &
+Candes 2021, equation 2), and so keeps its word by arithmetic: what was picked beyond the budget in any number of steps of equal size is what
+the threshold rose by, times the tokens of a step over the rate. An optimizer that scales gradients by their size, as Adam does, would
+heed the many steps that pick too little as much as the few that pick far too much, where a step asks about few tokens.
 
 Sizes: B batch, T time, D hidden, R width of the network.
 """
@@ -34,7 +35,7 @@ from lm.preset.mechanisms import RoutedMechanism
 from lm.preset.switches import Preset
 from lm.units.unit import Context, State
 
-QUICK = 10.0  # standard deviations of the scores that a threshold of 1 means
+OF_LATE = 0.95  # what the tokens of a step weigh in their average a step later
 LEAST_DEVIATION = 0.1
 SILU_OF_NORMAL = 0.596  # root mean square of silu(z), z normal
 
@@ -45,7 +46,6 @@ class Routed(NamedTuple):
     picked: Tensor  # (B, T) bool
     weight: Tensor  # (B, T), at least float32: sigmoid of the logit
     state: State
-    loss: Tensor  # of the budget, unweighted
     stats: Mapping[str, Tensor]  # share (2,): picked tokens and all; scores (2,): their sum and that of their squares
 
 
@@ -56,13 +56,13 @@ class Router(nn.Module):
         super().__init__()
         size = preset.model.hidden_size
         width = section.router_size or max(8, -(-size // 8))
-        self.eps, self._budget, self.by_sequence = preset.model.norm_eps, budget, section.routing_strategy == "sequence_level"
+        self.eps, self.by_sequence = preset.model.norm_eps, section.routing_strategy == "sequence_level"
+        self._budget, self._rate = budget, section.threshold_rate
         self.inner = nn.Linear(size, width, bias=False) if section.router_type == "mlp" else None
         self.score = nn.Linear(size if self.inner is None else width, 1, bias=False)
-        self.threshold = nn.Parameter(torch.zeros(()))
-        # Of the step before: what share was picked, and the mean and the deviation of the scores.
-        self.register_buffer("share", torch.tensor(budget))
-        self.register_buffer("mean", torch.tensor(0.0))
+        self.register_buffer("threshold", torch.tensor(0.0))  # in standard deviations of the scores
+        self.register_buffer("tokens", torch.tensor(0.0))  # of a step, of late
+        self.register_buffer("mean", torch.tensor(0.0))  # of the scores of the step before, and their deviation
         self.register_buffer("deviation", torch.tensor(1.0))
 
     @torch.no_grad()
@@ -72,8 +72,7 @@ class Router(nn.Module):
             nn.init.normal_(self.inner.weight)
         nn.init.normal_(self.score.weight, std=1 if self.inner is None else 1 / SILU_OF_NORMAL)
         rest = torch.tensor(1 - self._budget).clamp(0.001, 0.999)
-        self.threshold.copy_(torch.zeros(()) if self.by_sequence else torch.special.ndtri(rest) / QUICK)
-        self.share.fill_(self._budget)
+        self.threshold.copy_(torch.zeros(()) if self.by_sequence else torch.special.ndtri(rest))
 
     def initial_state(self, batch_size: int) -> State:
         return self.threshold.new_zeros(batch_size) if self.by_sequence else ()
@@ -91,23 +90,24 @@ class Router(nn.Module):
         scores = self.scores(x)
         decisive, state = mean_before(scores, state, context) if self.by_sequence else (scores, state)
         standard = (decisive - self.mean) / self.deviation
-        threshold = QUICK * self.threshold
-        picked = standard > threshold
-        loss = context.mean(((self._budget - self.share) * threshold).expand_as(scores))
+        picked = standard > self.threshold
         with torch.no_grad():
             stats = {
                 "share": torch.stack([context.total(picked.to(scores.dtype)), context.total(torch.ones_like(scores))]),
                 "scores": torch.stack([context.total(decisive), context.total(decisive.square())]),
             }
-        return Routed(picked, torch.sigmoid(standard - threshold.detach()), state, loss, stats)
+        return Routed(picked, torch.sigmoid(standard - self.threshold), state, stats)
 
     @torch.no_grad()
     def after_step(self, stats: Mapping[str, Tensor]) -> None:
-        """The next step knows what this one picked, and what its scores were."""
+        """The threshold follows what this step picked, and the next one knows what its scores were."""
         (picked, tokens), (total, squares) = stats["share"].tolist(), stats["scores"].tolist()
         if tokens:
+            of_late = float(self.tokens) or tokens
+            of_late = OF_LATE * of_late + (1 - OF_LATE) * tokens
             mean = total / tokens
-            self.share.fill_(picked / tokens)
+            self.tokens.fill_(of_late)
+            self.threshold.add_(self._rate * (picked - self._budget * tokens) / of_late)
             self.mean.fill_(mean)
             self.deviation.fill_(max(squares / tokens - mean**2, LEAST_DEVIATION**2) ** 0.5)
 

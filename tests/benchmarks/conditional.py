@@ -16,7 +16,7 @@ from lm.model import Context, Layer
 from lm.preset import Preset
 from lm.units import UNITS, Unit
 from lm.units.mixture_of_depths import MixtureOfDepths
-from lm.units.router import QUICK, Router
+from lm.units.router import Router
 from lm.units.swiglu import SwiGLU
 
 SHARES = (0.05, 0.125, 0.25, 0.5, 1.0)
@@ -54,7 +54,7 @@ def picking(module: nn.Module, share: float) -> None:
     @torch.no_grad()
     def settle(router: Router, inputs: tuple[Tensor, Any, Context]) -> None:
         scores = router.scores(inputs[0]).flatten()
-        router.threshold.copy_((scores.sort().values[round((1 - share) * len(scores)) - 1] if share < 1 else scores.min() - 1) / QUICK)
+        router.threshold.copy_(scores.sort().values[round((1 - share) * len(scores)) - 1] if share < 1 else scores.min() - 1)
 
     for router in (part for part in module.modules() if isinstance(part, Router)):
         router.register_forward_pre_hook(settle)

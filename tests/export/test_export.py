@@ -16,7 +16,6 @@ from torch import Tensor
 
 from data_sources.tokenizer import tokenizer_from_json
 from lm.export import export_snapshot
-from lm.export.contents import loss_weights
 from lm.generation import generate
 from lm.generation.writing import prompt_tokens
 from lm.model import Context
@@ -99,10 +98,9 @@ def test_padding_changes_nothing(name: str, snapshots: dict[str, Snapshot], seen
 @pytest.mark.parametrize("name", NAMES)
 def test_the_loss_and_its_gradient_are_ours(name: str, snapshots: dict[str, Snapshot], seen: dict[str, Any], told: dict[str, Any]) -> None:
     """With the units' own losses, weighted as in training, over the tokens that are scored."""
-    model, targets, weights = model_of(snapshots[name]), F.pad(told["labels"][:, 1:], (0, 1), value=-100), loss_weights(snapshots[name].preset)
+    model, targets, weights = model_of(snapshots[name]), F.pad(told["labels"][:, 1:], (0, 1), value=-100), snapshots[name].preset.loss_weights
     out, count = model(told["tokens"], context=Context(is_text=targets >= 0)), (targets >= 0).sum()
     total, _ = linear_cross_entropy(out.hidden.flatten(0, 1), model.readout, targets.flatten())
-    assert weights.keys() == out.losses.keys()
     loss = total / count + sum(weights[key] * value for key, value in out.losses.items())
     loss.backward()
     close(seen[name]["loss"], loss.detach())

@@ -98,7 +98,7 @@ def test_greedy_is_token_identical_and_states_are_those_of_reading(name: str) ->
     model, heads = randomised(preset_of({**MODELS[name], "auxiliary": {"enable_dynamics": True}}), std=0.4)
     for part in model.modules():
         if hasattr(part, "threshold"):
-            part.threshold.data.zero_()
+            part.threshold.zero_()
     settings = GREEDY.model_copy(update={"max_new_tokens": 13})
     expected = written(begun(model, heads, plain(settings)))
     for wrong in (None, 0.0, 0.4):

@@ -46,7 +46,7 @@ def batch(unpicked: slice) -> Batch:
 
 
 def learner_of(preset: Preset) -> Learner:
-    """Random, but for what is picked: the first half of the words, whatever was written beside them. Too much was picked in the step before."""
+    """Random, but for what is picked: the first half of the words, whatever was written beside them."""
     learner = Learner(build_model(preset, V))
     torch.manual_seed(9)
     for name, parameter in learner.named_parameters():
@@ -56,9 +56,6 @@ def learner_of(preset: Preset) -> Learner:
         if "router.score" in name:
             parameter.data[0, 0] = 8
     learner.model.embedding.weight.data[:, 0] = torch.where(torch.arange(V) < V // 2, 3.0, -3.0)
-    for name, buffer in learner.named_buffers():
-        if name.endswith("share"):
-            buffer.fill_(0.9)
     return learner
 
 

@@ -16,7 +16,7 @@ from lm.training.distribution import Ranks
 from lm.training.learner import Learner
 from lm.training.optimizer import build_optimizer
 from lm.training.step import Cut, Found, Teacher, Total
-from tests.training.picks import SECTIONS, Taught, batch, taught
+from tests.training.picks import SECTIONS, Taught, batch, learner_of, taught
 from tests.training.ranks import V, part_of, rows
 from tests.training.two_ranks import left_by_two_ranks
 
@@ -42,15 +42,16 @@ def close(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], absolute
 
 @pytest.mark.parametrize("case", CASES)
 def test_two_ranks_learn_what_one_learns(two: list[dict[str, Any]], case: str) -> None:
-    """Gradients with the budgets' losses on, and the weights after three steps in which the shares are heard."""
+    """Gradients, and the weights and thresholds after three steps in which the shares are heard."""
     whole = alone(case, 8)
     for micro_rows in (4, 1):
         for rank in two:
             close(rank[f"{case}, {micro_rows}"]["summed"], whole.summed)
             close(rank[f"{case}, {micro_rows}"]["weights"], whole.weights, 1e-4)  # of steps of 1e-2
     close(alone(case, 1).summed, whole.summed)
-    thresholds = [gradient for name, gradient in whole.summed.items() if name.endswith("threshold")]
-    assert sum(map(bool, thresholds)) == (3 if case == "none picks" else 4), "a budget has no say; one is of a unit in a layer that may not be read"
+    born = learner_of(Preset.model_validate(SECTIONS)).state_dict()
+    moved = [bool((tensor != born[name]).all()) for name, tensor in whole.weights.items() if name.endswith("threshold")]
+    assert moved == [True] * 4, "a budget has no say"
 
 
 def test_a_rank_that_picks_nothing_has_a_gradient_of_zero_for_every_parameter(two: list[dict[str, Any]]) -> None:
@@ -101,7 +102,7 @@ def test_budgets_and_balance_are_of_all_text_and_do_not_depend_on_how_it_is_cut(
         torch.manual_seed(9)
         learner = Learner(build_model(preset, V))
         for name, parameter in learner.named_parameters():
-            parameter.data.normal_(std=0.01 if name.endswith("threshold") else 0.3)
+            parameter.data.normal_(std=0.3)
         for name, buffer in learner.named_buffers():
             buffer.uniform_(0, 0.5) if name.endswith("share") else None
         teacher = Teacher(ranks, learner, build_optimizer(learner, preset.train), preset.train, preset.loss_weights)
@@ -120,13 +121,13 @@ def test_budgets_and_balance_are_of_all_text_and_do_not_depend_on_how_it_is_cut(
         assert losses == pytest.approx(found.losses, rel=1e-4)
     depths_read = found.stats["1.depths.share"][0]
     assert found.stats["1.depths.share"][1] == total.text and found.stats["0.moe.load"].sum() == 2 * total.text and 0 < depths_read < total.text
-    assert found.losses["moe_z"] > 0 and bool(expected["model.depths.1.router.threshold"])
+    assert found.losses["moe_z"] > 0
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("budget", [0.1, 0.25, 0.5])
 def test_the_picked_share_follows_the_budget(budget: float, tiny: Callable[..., Preset], tmp_path: Path) -> None:
-    """Real text, 600 steps: over the last third the share is the budget within 0.02, for layers, for heavy tokens, and for those among the tokens
+    """Real text, 600 steps: over the last third the share is the budget within 0.01, for layers, for heavy tokens, and for those among the tokens
     that a layer is read by."""
     preset = tiny(
         train={"learning_rate": 0.003, "eval_tokens": 1000},
@@ -139,6 +140,6 @@ def test_the_picked_share_follows_the_budget(budget: float, tiny: Callable[..., 
     units = [event["units"] for event in told if event["event"] == "step"][-200:]
     for name in (name for name in units[0] if name.endswith("share")):
         picked, tokens = (sum(step[name][place] for step in units) for place in range(2))
-        assert abs(picked / tokens - budget) < 0.02, f"{name}: {picked / tokens:.4f}"
+        assert abs(picked / tokens - budget) < 0.01, f"{name}: {picked / tokens:.4f}"
     losses = [event["loss"] for event in told if event["event"] == "step"]
     assert sum(losses[-50:]) / 50 < losses[0] - 1

@@ -106,8 +106,8 @@ def test_losses_and_what_is_heard_are_of_both_ways(name: str, ways: str) -> None
     preset = Preset.model_validate({"model": MODEL, "data": DATA, **sections})
     unit = Bidirectional(lambda: UNITS[name](preset), ways == "shared")
     torch.manual_seed(3)
-    for parameter_name, parameter in unit.named_parameters():
-        parameter.data.normal_(std=0.05 if parameter_name.endswith("threshold") else 1.0)
+    for parameter in unit.parameters():
+        parameter.data.normal_()
     for buffer_name, buffer in unit.named_buffers():
         buffer.fill_(0.9) if buffer_name.endswith("share") else None
     x, is_text = torch.randn(2, T, MODEL["hidden_size"]), torch.ones(2, T, dtype=torch.bool)
@@ -117,7 +117,7 @@ def test_losses_and_what_is_heard_are_of_both_ways(name: str, ways: str) -> None
     back = unit.back or unit.onward
     readings = [each(text, each.initial_state(2), about) for each, text, about in ((unit.onward, x, context), (back, x.flip(1), turned))]
     mixed = unit(x, unit.initial_state(2), context)
-    assert mixed.losses and mixed.losses.keys() == readings[0].losses.keys()
+    assert bool(mixed.losses) == (name == "moe") and mixed.losses.keys() == readings[0].losses.keys()
     for loss, value in mixed.losses.items():
         assert readings[0].losses[loss] != 0
         torch.testing.assert_close(value, (readings[0].losses[loss] + readings[1].losses[loss]) / 2)

@@ -9,7 +9,7 @@ from torch import Tensor
 from lm.model import Model, build_model
 from lm.preset import Preset, PresetError, count_parameters, model_in_words, preset_from_json
 from lm.units.mixture_of_depths import WRITTEN
-from lm.units.router import QUICK, Router
+from lm.units.router import Router
 from lm.units.unit import Context
 
 B, T, V = 2, 15, 11
@@ -37,7 +37,7 @@ def model_of(preset: Preset) -> Model:
 
 @torch.no_grad()
 def settle(router: Router, inputs: tuple[Any, ...]) -> None:
-    router.threshold.copy_(router.scores(inputs[0]).mean() / QUICK)
+    router.threshold.copy_(router.scores(inputs[0]).mean())
 
 
 def tokens(seed: int = 2) -> Tensor:
@@ -65,7 +65,7 @@ PLANS: dict[str, dict[str, Any]] = {
 def test_where_all_are_picked_and_weigh_1_it_is_the_plain_model(name: str, carry: bool) -> None:
     plain, some = model_of(preset_of(**PLANS[name])), model_of(preset_of(**PLANS[name], **DEPTHS))
     for router in some.depths.values():
-        router.router.threshold.data.fill_(-torch.inf)
+        router.router.threshold.fill_(-torch.inf)
     states = (plain.initial_state(B), some.initial_state(B)) if carry else (None, None)
     expected, found = (model(tokens(), state, Context(restart=restarts())).logits for model, state in zip((plain, some), states, strict=True))
     torch.testing.assert_close(found, expected)
@@ -85,7 +85,7 @@ def test_equals_a_loop_over_tokens(name: str) -> None:
             for depth, layer in enumerate(model.layers):
                 router = model.depths[str(depth)].router
                 began[depth] |= bool(restarts()[row, t])
-                logit = (router.scores(x) - QUICK * router.threshold).item()
+                logit = (router.scores(x) - router.threshold).item()
                 shares.append(logit > 0)
                 if logit <= 0:
                     continue
@@ -101,10 +101,10 @@ def test_a_token_that_is_not_picked_is_not_there_for_the_layer() -> None:
     """Neither as a key nor as a query: what it says changes nothing of others, and the layer changes nothing of it."""
     model = model_of(preset_of(model={"num_layers": 1}, **DEPTHS))
     router = model.depths["0"].router
-    picked = (router.scores(model.embedding(tokens())) > QUICK * router.threshold)[0].tolist()
+    picked = (router.scores(model.embedding(tokens())) > router.threshold)[0].tolist()
     skipped = picked.index(False)
     assert any(picked[skipped:])
-    others = [token for token in range(V) if not bool(router.scores(model.embedding(torch.tensor([[token]]))) > QUICK * router.threshold)]
+    others = [token for token in range(V) if not bool(router.scores(model.embedding(torch.tensor([[token]]))) > router.threshold)]
     other = tokens()
     other[0, skipped] = next(token for token in others if token != int(other[0, skipped]))
     before, after = model(tokens()).hidden, model(other).hidden
@@ -128,13 +128,13 @@ def test_the_layer_is_given_the_picked_tokens_only() -> None:
 def test_stats_reach_the_routers_and_the_units_inside() -> None:
     model = model_of(preset_of(colt5={"enabled": True, "light_size": 5}, **DEPTHS))
     out = model(tokens())
-    assert set(out.losses) == {"colt5_budget", "depths_budget"}
     assert set(out.stats) == {f"{depth}.{name}.{key}" for depth in range(2) for name in ("depths", "colt5") for key in ("share", "scores")}
     assert float(out.stats["1.colt5.share"][1]) == float(out.stats["1.depths.share"][0])  # the inner budget counts what the layer reads
-    scores = torch.tensor([0.0, 1.0])
+    scores = torch.tensor([2.0, 9.0])
     told = {"0.depths.share": torch.tensor([1.0, 4.0]), "0.depths.scores": scores, "1.colt5.share": torch.tensor([1.0, 8.0]), "1.colt5.scores": scores}
     model.after_step(told)
-    assert float(model.depths["0"].router.share) == 0.25 and float(model.layers[1][1].unit.router.share) == 0.125
+    for router, tokens_told in ((model.depths["0"].router, 4), (model.layers[1][1].unit.router, 8)):
+        assert float(router.tokens) == tokens_told and float(router.mean) == 2 / tokens_told
 
 
 def test_a_windows_tokens_are_chosen_by_what_the_feed_forward_before_wrote() -> None:
@@ -161,7 +161,7 @@ def test_what_nobody_reads_takes_part_in_the_step_on_one_process_too() -> None:
     preset = preset_of(shared_ffn={"enabled": True, "private_share": 0.0}, **DEPTHS | {"mixture_of_depths": {**DEPTHS["mixture_of_depths"], "layers": "all"}})
     model = build_model(preset, V)
     for router in model.depths.values():
-        router.router.threshold.data.fill_(1e3)
+        router.router.threshold.fill_(1e3)
     model(tokens()).logits.sum().backward()
     parameters = list(model.parameters())
     assert any(parameter.grad is None for parameter in parameters)

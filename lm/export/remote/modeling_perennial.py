@@ -110,8 +110,7 @@ class PerennialForCausalLM(PreTrainedModel, GenerationMixin):
         """Read `input_ids` (B, T) after what `past_key_values` holds.
 
         attention_mask: see `beginnings`. labels: (B, T), the tokens themselves, -100 where nothing is scored; the loss is the mean in
-        nats of each next token, and in training mode the units' own losses are added, weighted as they were when the model was made,
-        but that thresholds of routers stay where they are.
+        nats of each next token, and in training mode the units' own losses are added, weighted as they were when the model was made.
         logits_to_keep: only the last so many logits, all when 0. ValueError where the mask or the cache does not fit.
         """
         rows, time = input_ids.shape
