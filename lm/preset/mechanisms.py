@@ -190,7 +190,10 @@ class RoutedMechanism(LayerMechanism):
     router_type: Literal["mlp", "threshold"] = Field("mlp", description="What gives scores: a small network, or one direction.")
     router_size: int | None = Field(None, ge=1, le=65_536, description="Width of that network; an eighth of hidden_size, and at least 8, when null.")
     threshold_rate: float = Field(
-        0.5, ge=0, le=100, description="By how many deviations of the scores the threshold rises where all tokens are picked too many; at 0 it stays where it is."
+        0.5,
+        ge=0,
+        le=100,
+        description="Standard deviations of the scores by which the threshold rises for each share that is picked beyond the budget; 0: none.",
     )
 
 

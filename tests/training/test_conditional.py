@@ -101,7 +101,7 @@ def test_budgets_and_balance_are_of_all_text_and_do_not_depend_on_how_it_is_cut(
     def learned(batch: Batch, micro_rows: int) -> tuple[dict[str, torch.Tensor], Found]:
         torch.manual_seed(9)
         learner = Learner(build_model(preset, V))
-        for name, parameter in learner.named_parameters():
+        for parameter in learner.parameters():
             parameter.data.normal_(std=0.3)
         for name, buffer in learner.named_buffers():
             buffer.uniform_(0, 0.5) if name.endswith("share") else None
