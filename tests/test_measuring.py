@@ -12,10 +12,11 @@ import torch
 
 from data_sources.config import Config
 from lm.preset import Preset, count_parameters
+from lm.training.trial import random_batch
 from tests.benchmarks import ablations, cards, comparison, device_share, measures
 from tests.benchmarks.measures import Results, commit_of, digest
 from tests.benchmarks.peers import count, llama_of, of_size
-from tests.benchmarks.teaching import in_use, random_batch, teacher_of
+from tests.benchmarks.teaching import in_use, teacher_of
 
 SMALL = {"hidden_size": 48, "num_layers": 3, "num_heads": 4, "seq_length": 32}
 

@@ -75,9 +75,10 @@ def _memory(preset: Preset, vocab_size: int | None, width: int) -> Fragments:
 def _speed(preset: Preset) -> str:
     pace = kept_pace(CHECKPOINTS, preset)
     if pace is None:
-        return "the first steps will measure it"
-    speed = f"{pace.tokens_per_second:,.0f} tokens/s on {one_line(pace.devices)}"
-    return f"{speed} when last measured: {counted(RUN_TOKENS)} in {duration(RUN_TOKENS / pace.tokens_per_second)}"
+        return "t times a few steps here; else the first ones of a run will tell it"
+    share = f", {100 * pace.device_share:.0f}% of what that can multiply," if pace.device_share else ""
+    speed = f"{pace.tokens_per_second:,.0f} tokens/s on {one_line(pace.devices)}{share} when last measured"
+    return f"{speed}: {counted(RUN_TOKENS)} in {duration(RUN_TOKENS / pace.tokens_per_second)}"
 
 
 def _active(active: int, all_of_them: int) -> str:

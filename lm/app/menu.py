@@ -11,7 +11,7 @@ from lm.app.terminal import CHECKPOINTS
 from lm.app.words import one_line
 from lm.preset import Preset
 
-KEYS = "↑↓ choose   Enter start   q quit"
+KEYS = "↑↓ choose   Enter start   t time a few steps   q quit"
 ACTIONS = {
     "chat": ("Chat", "Talk with the model as it is now."),
     "evaluate": ("Evaluate", "Measure the newest snapshot on held-out text: cross entropy, perplexity and bits per byte, by source."),
@@ -36,13 +36,27 @@ def ask(said: str = "") -> Choice:
     """Show the menu until something is chosen. `said` is what the last thing done had to say."""
     shelf, life = read_shelf(), read_life(CHECKPOINTS)
     entries = [*_presets(shelf, life), GAP_ENTRY, *(_action(name, life) for name in ACTIONS)]
-    screen = ListScreen(_head(said, life), entries, _first(shelf, life), {"enter": "start"}, ["start"], KEYS)
-    picked = screen.run()
-    if picked.action == BACK:
-        return Choice("quit")
-    if picked.index < len(shelf):
-        return Choice("train", shelf[picked.index].preset)
-    return Choice(list(ACTIONS)[picked.index - (len(entries) - len(ACTIONS))])
+    cursor = _first(shelf, life)
+    while True:
+        picked = ListScreen(_head(said, life), entries, cursor, {"enter": "start", "t": "time"}, ["start", "time"], KEYS).run()
+        if picked.action == BACK:
+            return Choice("quit")
+        preset = shelf[picked.index].preset if picked.index < len(shelf) else None
+        if picked.action == "time":
+            cursor, said = picked.index, timed(preset, life.vocab_size)
+        elif preset:
+            return Choice("train", preset)
+        else:
+            return Choice(list(ACTIONS)[picked.index - (len(entries) - len(ACTIONS))])
+
+
+def timed(preset: Preset | None, vocab_size: int | None) -> str:
+    """What a few steps took, in a line. Nothing where there is no preset to take them with."""
+    if preset is None:
+        return ""
+    from lm.app.timing import time_steps
+
+    return time_steps(preset, vocab_size)
 
 
 def _presets(shelf: list[Shelved], life: Life) -> list[Entry]:

@@ -21,9 +21,10 @@ from lm.app.details import Fragments, details, paragraph, row
 from lm.app.list_screen import BACK, Entry, ListScreen
 from lm.app.pager import Pager
 from lm.app.shelf import CONFIGS, Shelved, read_one, read_shelf
+from lm.app.timing import time_steps
 from lm.app.words import clean, one_line
 
-KEYS = "↑↓ choose  Enter view  e edit  q back"
+KEYS = "↑↓ choose  Enter view  e edit  t time a few steps  q back"
 EDITORS = ("nano", "vi")
 MEASURED, GAP = "blue", 3
 AGAINST = "against a small model of attention alone; fewer bits are better"
@@ -35,13 +36,15 @@ def presets() -> str:
     cursor, said, cards = 0, "", read_cards()
     while shelf := read_shelf():
         entries = [Entry(one_line(each.path.name), _about(each, cards), mark="" if each.can_be_picked else "✗") for each in shelf]
-        picked = ListScreen(_head(said), entries, min(cursor, len(shelf) - 1), {"enter": "view", "e": "edit"}, [], KEYS).run()
+        picked = ListScreen(_head(said), entries, min(cursor, len(shelf) - 1), {"enter": "view", "e": "edit", "t": "time"}, ["time"], KEYS).run()
         cursor, said = picked.index, ""
         if picked.action == BACK:
             return ""
         if picked.action == "view":
             page = coloured(written_out(shelf[cursor]), cards if shelf[cursor].preset else ())
             Pager(one_line(str(shelf[cursor].path)), page).run()
+        elif picked.action == "time":
+            said = time_steps(shelf[cursor].preset, None) if shelf[cursor].preset else ""
         else:
             said = edit(shelf[cursor])
     return f"{CONFIGS}: there are no presets"

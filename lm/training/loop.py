@@ -176,8 +176,9 @@ class Loop:
     def note_pace(self) -> None:
         """Keep the pace of late for the menu, unless it is that of very few steps."""
         if self.session.ranks.is_first and len(self.pace) > STEPS_TIMED:
-            pace = Pace(self.tokens_per_second(), device_in_words(self.session.ranks))
-            keep_pace(self.session.snapshots.folder, self.run.preset, pace)
+            pace = self.tokens_per_second()
+            share = self.operations(self.row_length()) * pace / self.peak if self.peak else None
+            keep_pace(self.session.snapshots.folder, self.run.preset, Pace(pace, device_in_words(self.session.ranks), share))
 
     def look_around(self, turn: Turn, before: int) -> None:
         """What is due after a step, when the run stood at `before` tokens: a snapshot, and once there is time a sample and an evaluation."""

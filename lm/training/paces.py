@@ -1,4 +1,4 @@
-"""How fast each preset's model was trained on this machine when it was last measured, and on which devices of it, for the menu, which looks through no
+"""How fast each preset's model was trained or tried on this machine when it was last measured, and on which devices of it, for the menu, which looks through no
 journal and can't know on what the next run will be."""
 
 import os
@@ -16,6 +16,7 @@ class Pace(NamedTuple):
 
     tokens_per_second: float  # of all processes together
     devices: str  # in words, with the precision: "2 x CPU (1 thread), float32"
+    device_share: float | None  # of what they can multiply; None where that is not known
 
 
 def keep_pace(folder: Path, preset: Preset, pace: Pace) -> None:
@@ -26,8 +27,8 @@ def keep_pace(folder: Path, preset: Preset, pace: Pace) -> None:
 def kept_pace(folder: Path, preset: Preset) -> Pace | None:
     """The last that was noted; None where this model was never trained in this way on this machine."""
     match read_kept(folder / PACES).get(preset.name):
-        case [*known, float(tokens_per_second), str(devices)] if known == _what_was_measured(preset):
-            return Pace(tokens_per_second, devices)
+        case [*known, float(tokens_per_second), str(devices), (float() | None) as share] if known == _what_was_measured(preset):
+            return Pace(tokens_per_second, devices, share)
     return None
 
 

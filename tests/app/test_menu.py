@@ -17,6 +17,7 @@ from tests.app.conftest import TINY, write_preset
 from tests.app.person import MAIN, ROOT, Person, environment
 
 HEAVY = ("torch", "transformers", "datasets", "numpy", "pyarrow", "rich", "tokenizers", "accelerate", "huggingface_hub")
+UNTIMED = "t times a few steps here; else the first ones of a run will tell it\n"
 PANE = 51  # columns of the details on a screen of 80
 
 
@@ -100,19 +101,52 @@ def test_memory_and_speed_are_said_before_anything_starts(tmp_path, monkeypatch)
     monkeypatch.setattr("lm.app.details.host_bytes", lambda: 16 * 10**9)
     preset, shown = said()
     needed = f"{28 * count_parameters(preset, 8192).total / 1e6:.0f} MB for weights, moments and snapshots, more for steps; this machine has 16.0 GB"
-    assert ("", f"{needed}\n") in shown and ("", "the first steps will measure it\n") in shown
-    keep_pace(tmp_path, preset, Pace(2000.0, "2 x CPU (1 thread)\x1b[2J"))
+    assert ("", f"{needed}\n") in shown and ("", UNTIMED) in shown
+    keep_pace(tmp_path, preset, Pace(2000.0, "2 x CPU (1 thread)\x1b[2J", None))
     assert ("", "2,000 tokens/s on 2 x CPU (1 thread) when last measured: 100M in 13 h 53 min\n") in said()[1]
+    keep_pace(tmp_path, preset, Pace(2000.0, "CPU", 0.437))
+    assert ("", "2,000 tokens/s on CPU, 44% of what that can multiply, when last measured: 100M in 13 h 53 min\n") in said()[1]
+    keep_pace(tmp_path, preset, Pace(2000.0, "2 x CPU (1 thread)", None))
     lines = "".join(text for _, text in details(Shelved(tmp_path / "a.json", preset, ""), PANE, None)).splitlines()
     at = lines.index("speed       2,000 tokens/s on 2 x CPU (1 thread)")
     assert lines[at + 1] == "            when last measured: 100M in 13 h 53 min"
     too_large = [text for style, text in said(hidden_size=8192, num_heads=64)[1] if style == "class:warning"]
     assert "too little without a GPU" in " ".join(text.strip() for text in too_large)
-    assert ("", "the first steps will measure it\n") in said(hidden_size=512)[1], "another model was not measured"
+    assert ("", UNTIMED) in said(hidden_size=512)[1], "another model was not measured"
     measured = json.loads((tmp_path / "paces.json").read_text())["a"]
     for other in ("garbage", [], measured[:-1], measured[-1:], [*measured[:4], 2000.0]):  # the last is how it was kept before devices were
         (tmp_path / "paces.json").write_text(json.dumps({"a": other}))
-        assert ("", "the first steps will measure it\n") in said()[1], other
+        assert ("", UNTIMED) in said()[1], other
+
+
+def test_t_times_a_few_steps_and_the_page_has_it_from_then_on(small_folder):
+    with Person(MAIN, small_folder, 120, 40) as person:
+        person.waits_for("t times a few steps here")
+        person.types("t")
+        person.waits_for("timing a few steps of tiny")
+        text = person.waits_for("q quit")
+        assert "tiny: 100,000,000 tokens are to be read: about" in text and "are free" in text and "❯ tiny" in text
+        assert "of what that can multiply, when last measured: 100M in" in " ".join(text.split()) or "when last measured" in text
+        person.types("\x1b[F", "t", "enter")
+        assert person.ends() == 0
+    assert json.loads((small_folder / "checkpoints" / "paces.json").read_text()).keys() == {"tiny"}
+    assert not (small_folder / "checkpoints" / "current").exists()
+
+
+def test_timing_that_is_stopped_or_fails_goes_back_to_the_menu(small_folder):
+    write_preset(small_folder, "01_huge", {**TINY, "name": "huge", "model": {"hidden_size": 65_536, "num_heads": 256}})
+    with Person(MAIN, small_folder, 120, 40) as person:
+        person.waits_for("t times a few steps here")
+        person.types("t")
+        person.waits_for("timing a few steps of tiny")
+        person.types("ctrl-c")
+        assert "when last measured" not in person.waits_for("q quit")
+        person.goes_to("huge")
+        person.types("t")
+        person.waits_for("huge: .*parameters need")
+        person.types("q")
+        assert person.ends() == 0
+        assert "Traceback" not in person.raw
 
 
 def test_many_presets_scroll(folder):

@@ -34,8 +34,9 @@ from data_sources.tokenizer import build_tokenizer, token_bytes
 from lm.preset import Preset, count_parameters, load_preset
 from lm.preset.auxiliary import HEAD_NAMES
 from lm.training.step import Teacher
+from lm.training.trial import random_batch
 from tests.benchmarks.measures import Results, apart, bits_per_byte, digest, paces, peak_bytes, ratio
-from tests.benchmarks.teaching import BUDGET_WITHOUT_END, batches_of, held_out, in_use, next_token, on_what, random_batch, teacher_of
+from tests.benchmarks.teaching import BUDGET_WITHOUT_END, batches_of, held_out, in_use, next_token, on_what, teacher_of
 from tests.benchmarks.text import chosen_data
 
 TOKENS = int(os.environ.get("CARDS_TOKENS", 1_000_000))

@@ -34,9 +34,10 @@ from data_sources.tokenizer import build_tokenizer, token_bytes
 from lm.preset import Preset, count_parameters, load_preset
 from lm.training.compiling import compiles
 from lm.training.distribution import Ranks
+from lm.training.trial import random_batch
 from tests.benchmarks.measures import Results, apart, bits_per_byte, digest, paces, peak_bytes, ratio, timed
 from tests.benchmarks.peers import count, gpt2_of, llama_of, of_size, peer_loss, stepper
-from tests.benchmarks.teaching import batches_of, held_out, in_use, next_token, on_what, random_batch, teacher_of
+from tests.benchmarks.teaching import batches_of, held_out, in_use, next_token, on_what, teacher_of
 from tests.benchmarks.text import chosen_data
 
 PRESET = os.environ.get("COMPARISON_PRESET", "configs/00_best_general.json")

@@ -24,8 +24,9 @@ from data_sources import Batch
 from data_sources.tokenizer import build_tokenizer, token_bytes
 from lm.auxiliary.heads import HEADS
 from lm.preset import Preset, load_preset
+from lm.training.trial import random_batch
 from tests.benchmarks.measures import Results, apart, bits_per_byte, peak_bytes, timed
-from tests.benchmarks.teaching import BUDGET_WITHOUT_END, batches_of, held_out, next_token, random_batch, teacher_of
+from tests.benchmarks.teaching import BUDGET_WITHOUT_END, batches_of, held_out, next_token, teacher_of
 from tests.benchmarks.text import chosen_data
 
 PARTS = os.environ.get("HEADS_PARTS", "cost,gain").split(",")

@@ -77,11 +77,3 @@ def held_out(preset: Preset, tokenizer: Any, rows: int) -> list[Batch]:
     """At least `rows` rows of text that is never trained on."""
     with open_stream(preset.data, tokenizer, preset.model.seq_length, preset.step_rows, part="held_out") as stream:
         return [next(stream)[0] for _ in range(-(-rows // preset.step_rows))]
-
-
-def random_batch(rows: int, length: int, vocab_size: int) -> Batch:
-    """Random tokens, for what does not depend on the text, and should not need a tokenizer."""
-    tokens = torch.randint(vocab_size, (rows, length), generator=torch.Generator().manual_seed(0))
-    restart, number = torch.zeros_like(tokens, dtype=torch.bool), torch.arange(rows)
-    edges = torch.arange(rows + 1, dtype=torch.int32) * length
-    return Batch(tokens, tokens.roll(-1, 1), restart, torch.zeros_like(tokens), number, number, edges, tokens.numel(), 0, last=False)

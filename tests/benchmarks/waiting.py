@@ -11,7 +11,8 @@ import sys
 import time
 
 from lm.app.waiting import SPINS
-from tests.benchmarks.teaching import random_batch, teacher_of
+from lm.training.trial import random_batch
+from tests.benchmarks.teaching import teacher_of
 
 ROUNDS, STEPS = 3, 3
 ARMS = {"as OpenMP comes": {}, f"{SPINS} spins": {"GOMP_SPINCOUNT": SPINS}, "no spins": {"OMP_WAIT_POLICY": "passive"}}

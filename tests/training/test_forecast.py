@@ -224,8 +224,9 @@ def test_the_pace_that_is_kept_is_that_of_the_run_by_now(tiny: Tiny, tmp_path: P
     (run,) = (event for event in told if event["event"] == "run")
     devices = run["device"]
     assert kept[steps[3]] is None and len(steps) == 13
-    assert kept[foretold] == kept[steps[10]] == (told[foretold]["tokens_per_second"], devices)
-    assert kept[steps[11]] == kept_pace(tmp_path, preset) == (told[steps[10]]["tokens_per_second"], devices) != kept[foretold]
+    first, last = ((told[at]["tokens_per_second"], devices, pytest.approx(told[at]["device_share"])) for at in (foretold, steps[10]))
+    assert kept[foretold] == kept[steps[10]] == first
+    assert kept[steps[11]] == kept_pace(tmp_path, preset) == last != kept[foretold]
 
 
 def test_each_step_tells_its_share_of_the_peak_by_rows_as_long_as_they_are_now(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -253,7 +254,7 @@ def test_what_is_measured_for_the_forecast_makes_no_step_slower(tiny: Tiny, tmp_
 
 def test_a_pace_is_known_of_what_was_measured_alone(tiny: Tiny, tmp_path: Path) -> None:
     """Not of another model, and not of the same one that is trained otherwise."""
-    pace = Pace(2000.0, "8 x NVIDIA H200")
+    pace = Pace(2000.0, "8 x NVIDIA H200", 0.4)
     keep_pace(tmp_path, tiny(), pace)
     assert kept_pace(tmp_path, tiny()) == kept_pace(tmp_path, tiny(train={"learning_rate": 0.5})) == pace
     assert kept_pace(tmp_path, tiny(model={"num_layers": 3})) is None
