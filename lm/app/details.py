@@ -76,7 +76,7 @@ def _speed(preset: Preset) -> str:
     pace = kept_pace(CHECKPOINTS, preset)
     if pace is None:
         return "t times a few steps here; else the first ones of a run will tell it"
-    share = f", {100 * pace.device_share:.0f}% of what that can multiply," if pace.device_share else ""
+    share = f", {100 * pace.device_share:.0f}% of its peak," if pace.device_share else ""
     speed = f"{pace.tokens_per_second:,.0f} tokens/s on {one_line(pace.devices)}{share} when last measured"
     return f"{speed}: {counted(RUN_TOKENS)} in {duration(RUN_TOKENS / pace.tokens_per_second)}"
 
