@@ -16,7 +16,7 @@ from lm.training.trial import random_batch
 from tests.benchmarks import ablations, cards, comparison, device_share, measures
 from tests.benchmarks.measures import Results, commit_of, digest
 from tests.benchmarks.peers import count, llama_of, of_size
-from tests.benchmarks.teaching import in_use, teacher_of
+from tests.benchmarks.teaching import in_use, recipe, teacher_of
 
 SMALL = {"hidden_size": 48, "num_layers": 3, "num_heads": 4, "seq_length": 32}
 
@@ -235,3 +235,14 @@ def test_what_is_measured_is_what_is_shown(tmp_path, monkeypatch):
     assert list(cards.shown(before, told[:1] + told[2:])) == [each for each in told if not isinstance(each["value"], list)]
     row = list(cards.table(Bench(), told))[3]
     assert row.startswith("| `longformer.enabled`, window 64 | -0.0950 (-0.1000 to -0.0900) | 1.00 | 1.50 |")
+
+
+def test_a_result_hangs_on_what_is_on_alone() -> None:
+    """A switch of a mechanism that is off, and how chat writes, ask for nothing to be measured anew."""
+    raw = {"model": {"hidden_size": 32, "num_heads": 2}, "data": {"sources": ["c4"]}}
+    plain, off, on = (
+        Preset.model_validate(raw | {"colt5": section, "generation": {"temperature": heat}})
+        for section, heat in (({}, 0.5), ({"budget": 0.4}, 0.7), ({"enabled": True}, 0.5))
+    )
+    assert recipe(plain) == recipe(off) != recipe(on)
+    assert recipe(plain) != recipe(plain.model_copy(update={"model": plain.model.model_copy(update={"qk_norm": False})}))

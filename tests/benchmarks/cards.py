@@ -36,7 +36,7 @@ from lm.preset.auxiliary import HEAD_NAMES
 from lm.training.step import Teacher
 from lm.training.trial import random_batch
 from tests.benchmarks.measures import Results, apart, bits_per_byte, digest, paces, peak_bytes, ratio
-from tests.benchmarks.teaching import BUDGET_WITHOUT_END, batches_of, held_out, in_use, next_token, on_what, teacher_of
+from tests.benchmarks.teaching import BUDGET_WITHOUT_END, batches_of, held_out, in_use, next_token, on_what, recipe, teacher_of
 from tests.benchmarks.text import chosen_data
 
 TOKENS = int(os.environ.get("CARDS_TOKENS", 1_000_000))
@@ -183,7 +183,7 @@ class Bench:
 
     def memory(self, arm: Arm) -> int:
         """Bytes at the highest that three steps take over what the process held before."""
-        asked = {"what": "memory", "arm": arm.name, "preset": digest(preset_of(arm).model_dump(mode="json"))}
+        asked = {"what": "memory", "arm": arm.name, "preset": digest(recipe(preset_of(arm)))}
         return self.results.of(asked, lambda: apart("tests.benchmarks.cards", arm.name))
 
     def is_done(self, arm: Arm) -> bool:
@@ -193,7 +193,7 @@ class Bench:
     @staticmethod
     def _asked(arm: Arm, seed: int) -> dict[str, Any]:
         preset = preset_of(arm, seed)
-        return {"what": "run", "arm": arm.name, "seed": seed, "tokens": TOKENS, **on_what(preset), "preset": digest(preset.model_dump(mode="json"))}
+        return {"what": "run", "arm": arm.name, "seed": seed, "tokens": TOKENS, **on_what(preset), "preset": digest(recipe(preset))}
 
     def _taught(self, arm: Arm, preset: Preset) -> dict[str, Any]:
         plain, like = teacher_of(preset_of(ATTENTION, preset.train.seed), len(self.tokenizer))
