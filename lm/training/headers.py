@@ -28,6 +28,7 @@ ARCHIVE = "archive"
 PARTS = {"format": int, "meta": str, "tensors": dict, "checksums": dict}
 ARCHIVED = re.compile(r"(run|left|before)-\d{15}(-\d+)?\.pth")  # the end of a run, gone back from, before the model grew
 UPDATE = "update the program to use it"
+GONE = {(section, "budget_weight") for section in ("colt5", "colt5_attention", "mixture_of_depths")}  # switches that there are no more
 
 Shape = tuple[int, ...]
 
@@ -120,12 +121,17 @@ def plain(name: str) -> str:
 
 
 def preset_of(path: Path, config: dict[str, Any]) -> Preset:
-    """The preset that the snapshot at `path` holds; what it lacks, since the program that wrote it knew no such switch, is as by default.
+    """The preset that the snapshot at `path` holds; what it lacks, since the program that wrote it knew no such switch, is as by default, and what
+    this one has no more is left out.
 
     NewerSnapshot where this program does not understand it.
     """
+    known = {
+        name: {switch: value for switch, value in section.items() if (name, switch) not in GONE} if isinstance(section, dict) else section
+        for name, section in config.items()
+    }
     try:
-        return preset_from_json(json.dumps(config), str(path))
+        return preset_from_json(json.dumps(known), str(path))
     except PresetError as error:
         what = str(error).removeprefix(f"{path}: ").split(":")[0]
         raise NewerSnapshot(f"{path}: was written by a newer version of this program ({what} is not known here); {UPDATE}") from None

@@ -385,5 +385,16 @@ def _built(path: Path, meta: dict[str, Any], tensors: dict[str, Tensor]) -> Snap
     for name, tensor in tensors.items():
         part, rest = name.split(".", 1)
         parts[part][rest] = tensor
+    _renew_routers(parts["weights"], parts["average"])
     rest = {name: meta[name] for name in ("tokenizer", "cursor", "run", "life")}
     return Snapshot(preset_of(path, meta["preset"]), **rest, **parts, certificate=meta.get("certificate", {}), path=path)
+
+
+def _renew_routers(weights: dict[str, Tensor], average: dict[str, Tensor]) -> None:
+    """Routers as they are now: once the optimizer learned their thresholds, in tens of standard deviations, and their share of the step before was
+    kept beside them."""
+    for router in [name.removesuffix("share") for name in weights if name.endswith("router.share")]:
+        del weights[f"{router}share"]
+        weights[f"{router}threshold"] = 10 * weights[f"{router}threshold"]
+        weights[f"{router}tokens"] = torch.tensor(0.0)
+        average.pop(f"{router}threshold", None)

@@ -1,6 +1,8 @@
 """Snapshots: three of them, whole at any instant, and a clear line for every file that is not."""
 
 import contextlib
+import hashlib
+import json
 import os
 import pickle
 import random
@@ -8,6 +10,7 @@ import signal
 import time
 import zipfile
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,9 @@ import pytest
 import torch
 
 import lm.training.snapshots as snapshots_module
-from lm.preset import Preset
+from lm.model import build_model
+from lm.preset import Preset, load_preset
+from lm.training.headers import listed
 from lm.training.snapshots import LEGACY, NAMES, NEW, DamagedSnapshot, Snapshot, SnapshotError, Snapshots, read_snapshot
 
 
@@ -248,6 +253,36 @@ def test_a_newer_format_is_refused(tmp_path: Path) -> None:
     torch.save(torch.load(path, weights_only=True) | {"format": 99}, path)
     with pytest.raises(SnapshotError, match=r"newer version of this program \(format 99, up to 1 is known here\)"):
         keeper.newest()
+
+
+def as_before(keeper: Snapshots, meant: Snapshot, config: dict[str, Any]) -> None:
+    """The current snapshot, as the program of commit 29e8870 would have written it with `config` for a preset."""
+    keeper.save(meant)
+    content = torch.load(keeper.folder / NAMES["current"], weights_only=True)
+    content["meta"] = json.dumps(json.loads(content["meta"]) | {"preset": config})
+    content["checksums"]["meta"] = hashlib.sha256(content["meta"].encode()).hexdigest()
+    torch.save(content, keeper.folder / NAMES["current"])
+
+
+def test_snapshots_of_an_earlier_program_are_read(tmp_path: Path) -> None:
+    """The whole preset that one wrote, with switches that there are no more; routers' thresholds mean what they meant."""
+    config = json.loads(Path("tests/training/preset_of_29e8870.json").read_text(encoding="utf-8"))
+    assert config["colt5"]["budget_weight"] == 1.0, "else the test could not tell"
+    ours = load_preset("configs/10_conditional.json")
+    weights = {f"model.{name}": tensor for name, tensor in build_model(ours, 300).state_dict().items()}
+    routers = [name.removesuffix("threshold") for name in weights if name.endswith("router.threshold")]
+    old, averaged = dict(weights), {name: tensor for name, tensor in weights.items() if name.endswith("threshold")}
+    for router in routers:
+        del old[f"{router}tokens"]
+        old[f"{router}share"], old[f"{router}threshold"] = torch.tensor(0.25), weights[f"{router}threshold"] / 10
+    as_before(Snapshots(tmp_path), replace(snapshot(1), preset=ours, weights=old, average=averaged), config)
+    found = Snapshots(tmp_path).newest()
+    assert found and found.preset == ours and len(routers) == 12
+    assert found.weights.keys() == weights.keys() and not found.average
+    for name, tensor in weights.items():
+        torch.testing.assert_close(found.weights[name], tensor)
+    build_model(found.preset, 300).load_state_dict(found.model_weights)
+    assert [each.reason for each in listed(tmp_path)] == [""]
 
 
 def test_a_file_of_another_program_is_refused_and_kept(tmp_path: Path) -> None:
