@@ -104,6 +104,11 @@ class Batch:
         """The batch in pieces of up to `time` positions, one after the other."""
         return [self._part(slice(None), slice(start, start + time)) for start in range(0, self.tokens.shape[1], time)]
 
+    def undivided(self) -> "Batch":
+        """The batch as if nothing began in it but rows."""
+        edges = torch.arange(len(self.lane) + 1, dtype=torch.int32) * self.tokens.shape[1]
+        return replace(self, restart=torch.zeros_like(self.restart), cu_seqlens=edges, restarts=0)
+
     def _part(self, rows: slice, time: slice) -> "Batch":
         tokens, targets, restart, source = (part[rows, time] for part in (self.tokens, self.targets, self.restart, self.source))
         bounds, valid = torch.from_numpy(bounds_of(restart.numpy())), int((targets != NOT_SCORED).sum())

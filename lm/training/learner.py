@@ -24,7 +24,7 @@ class Learned(NamedTuple):
     nll: Tensor  # (B, T) detached, nats, 0 where not scored
     stats: Mapping[str, Tensor]  # of the units, detached sums over the text, and of the heads, over the scored tokens
     state: ModelState | None  # after the last token, where one was given
-    of_text: frozenset[str]  # names of the losses that the units have: whoever routes tokens keeps a budget of all that are read
+    of_text: frozenset[str]  # names of the losses that the units have: experts are evened over all tokens that are read
 
 
 class Learner(nn.Module):

@@ -18,8 +18,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-QUINTIC = (3.4445, -4.7750, 2.0315)  # Jordan's: singular values from nearly 0 to 1 come to between 0.7 and 1.2
-ROUNDS, LEAST_NORM = 5, 1e-7
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # Jordan's: singular values from nearly 0 to 1 come to between 0.7 and 1.2
+STEPS, LEAST_NORM = 5, 1e-7
 AT_ONCE = 2**22  # numbers of the matrices that are made orthogonal in one call, and one matrix more
 
 
@@ -34,18 +34,18 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self) -> None:
-        waiting: dict[tuple[torch.Size, torch.device], list[Way]] = {}
-        for way in self._ways():
-            alike = waiting.setdefault((way.along.shape[-2:], way.along.device), [])
-            alike.append(way)
-            if sum(each.along.numel() for each in alike) >= AT_ONCE:
-                go(alike)
+        waiting: dict[tuple[torch.Size, torch.device], list[Update]] = {}
+        for update in self._updates():
+            alike = waiting.setdefault((update.direction.shape[-2:], update.direction.device), [])
+            alike.append(update)
+            if sum(each.direction.numel() for each in alike) >= AT_ONCE:
+                apply(alike)
                 alike.clear()
         for alike in filter(None, waiting.values()):
-            go(alike)
+            apply(alike)
 
-    def _ways(self) -> Iterator["Way"]:
-        """Remember the gradients and let the weights decay; where all matrices go."""
+    def _updates(self) -> Iterator["Update"]:
+        """Remember the gradients and let the weights decay; what is to become of each matrix."""
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is None:
@@ -54,35 +54,35 @@ class Muon(torch.optim.Optimizer):
                 if not state:
                     state["momentum_buffer"] = torch.zeros_like(parameter.grad)
                 mean = state["momentum_buffer"].lerp_(parameter.grad, 1 - group["momentum"])
-                along = parameter.grad.lerp(mean, group["momentum"]).to(self._dtype or parameter.dtype)
+                direction = parameter.grad.lerp(mean, group["momentum"]).to(self._dtype or parameter.dtype)
                 parameter.mul_(1 - group["lr"] * group["weight_decay"])
                 rows = list(self._rows.get(parameter, parameter.shape[-2:-1]))
-                yield from (Way(matrix, way, group["lr"]) for matrix, way in zip(parameter.split(rows, -2), along.split(rows, -2), strict=True))
+                yield from (Update(*pair, group["lr"]) for pair in zip(parameter.split(rows, -2), direction.split(rows, -2), strict=True))
 
 
-class Way(NamedTuple):
-    """Where matrices go."""
+class Update(NamedTuple):
+    """Of matrices of one shape."""
 
     matrix: Tensor  # (..., O, I), a part of a parameter
-    along: Tensor  # the same
+    direction: Tensor  # the same shape; not orthogonal yet
     rate: float
 
 
-def go(ways: Sequence[Way]) -> None:
+def apply(updates: Sequence[Update]) -> None:
     """Move matrices of one shape, in one call: small ones take longer to be called for than to be turned."""
-    stacks = [way.along.reshape(-1, *way.along.shape[-2:]) for way in ways]
-    for way, turned in zip(ways, orthogonal(torch.cat(stacks)).split(list(map(len, stacks))), strict=True):
-        way.matrix.add_(turned.view_as(way.matrix), alpha=-0.2 * way.rate * max(way.matrix.shape[-2:]) ** 0.5)
+    stacks = [update.direction.reshape(-1, *update.direction.shape[-2:]) for update in updates]
+    for update, turned in zip(updates, orthogonal(torch.cat(stacks)).split(list(map(len, stacks))), strict=True):
+        update.matrix.add_(turned.view_as(update.matrix), alpha=-0.2 * update.rate * max(update.matrix.shape[-2:]) ** 0.5)
 
 
 def orthogonal(matrices: Tensor) -> Tensor:
     """The nearest orthogonal matrix to each of `matrices` (..., O, I), nearly, by Newton-Schulz steps: of U S V^T about U V^T."""
     if matrices.shape[-2] > matrices.shape[-1]:
         return orthogonal(matrices.mT).mT
-    a, b, c = QUINTIC
+    a, b, c = COEFFICIENTS
     x_NOI = matrices.reshape(-1, *matrices.shape[-2:])
     x_NOI = x_NOI / x_NOI.norm(dim=(1, 2), keepdim=True).clamp(min=LEAST_NORM)
-    for _ in range(ROUNDS):
+    for _ in range(STEPS):
         gram_NOO = x_NOI @ x_NOI.mT
         x_NOI = torch.baddbmm(x_NOI, torch.baddbmm(gram_NOO, gram_NOO, gram_NOO, beta=b, alpha=c), x_NOI, beta=a)
     return x_NOI.view_as(matrices)

@@ -117,7 +117,8 @@ def rate_shares(learner: nn.Module, base_width: int) -> dict[nn.Parameter, float
 
 def layer_matrices(module: nn.Module) -> Iterator[tuple[nn.Parameter, tuple[int, ...]]]:
     """The weights (..., O, I) of linear maps within layers, and how their rows are shared out among maps that are joined in one. Not what stands
-    for words (embedding, output, heads), and not what chooses (routers, gates of heads)."""
+    for words (embedding, output, heads), and not what chooses (routers, gates of heads). Maps that are joined count as one, so that a narrow one (the
+    time steps of Mamba-2) goes with those beside it: a parameter has one optimizer."""
     for name, part in module.named_modules():
         inside = any(f".{room}" in f".{name}" for room in ("layers.", "shared_ffn.", "neighbour_encoder."))
         carries = inside and isinstance(part, nn.Linear | Matrices) and "router" not in name.split(".")

@@ -396,5 +396,5 @@ def _renew_routers(weights: dict[str, Tensor], average: dict[str, Tensor]) -> No
     for router in [name.removesuffix("share") for name in weights if name.endswith("router.share")]:
         del weights[f"{router}share"]
         weights[f"{router}threshold"] = 10 * weights[f"{router}threshold"]
-        weights[f"{router}tokens"] = torch.tensor(0.0)
+        weights[f"{router}step_tokens"] = torch.tensor(0.0)
         average.pop(f"{router}threshold", None)

@@ -1,7 +1,7 @@
 """One optimizer step: read the step's rows in micro-batches that fit the memory, agree that it is sound, sum, clip, update.
 
 Each micro-batch's losses are means over its scored tokens; weighted by its share of all scored tokens of all ranks, they add up
-to the mean over the whole step, whatever the number of ranks and of micro-batches. So are those of routers and experts over its text, scored or not.
+to the mean over the whole step, whatever the number of ranks and of micro-batches. So are those of experts' routers over its text, scored or not.
 
 Where states are carried (train.long_context), the rows of a micro-batch are read in windows of some chunks, from the state that their
 lanes were left in; each window is back-propagated when it is read, so that memory does not grow with the length of rows.
@@ -180,12 +180,13 @@ class Teacher:
         return sum(torch.bfloat16.itemsize * parameter.numel() for parameter in self.parameters) if self.ranks.precision == "bfloat16" else 0
 
     def _kept(self, batch: Batch, tokens: int) -> int:
-        """Bytes that reading the first `tokens` of a row keeps."""
-        piece = batch.split(1)[0].pieces(tokens)[0].to(self.ranks.device)
+        """Bytes that reading the first `tokens` of a row keeps: as they are, or as one document, which may keep more and comes some day."""
+        piece = batch.split(1)[0].pieces(tokens)[0]
+        readings = [each.to(self.ranks.device) for each in (piece, piece.undivided())]
         state = self.alone.model.initial_state(1) if self.carried else None
         aside = [*self.learner.parameters(), *self.learner.buffers()]
         with self.ranks.without_reduction(self.learner):
-            return kept_bytes(lambda: self.learner([piece], state), aside)
+            return max(kept_bytes(lambda piece=piece: self.learner([piece], state), aside) for piece in readings)
 
     @property
     def _least(self) -> tuple[str, str]:

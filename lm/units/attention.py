@@ -95,9 +95,11 @@ def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 
 def attend_by_blocks(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """The same, BLOCK queries at a time and all that they may see, in whole products: processors with bfloat16 take them in half the time of torch's
-    loop over small tiles. The weights, half of (B, H, T, T), are kept for the gradient, so that it is for short texts. Texts are filled up to whole
-    TILEs, which nothing before them sees: a product of a new shape is compiled first, and there are as many shapes as lengths."""
+    """The same, BLOCK queries at a time and all that they may see, in whole products: processors with bfloat16 take them 1.5 to 2.4
+    times as fast as torch's loop over small tiles, at 512 and at 64 tokens. The weights, half of (B, H, T, T), are kept for the gradient, so that it is
+    for short texts. Scores are rounded to bfloat16 before the softmax, which torch's loop does not: where they are as large as 63, gradients to the
+    queries are off by 3.5 % instead of 1.3 %. Texts are filled up to whole TILEs, which nothing before them sees: a product of a new shape is
+    compiled first, and there are as many shapes as lengths."""
     (batch, heads, time, size), read = query.shape, []
     shared = (each[:, :, None].expand(-1, -1, heads // each.shape[1], -1, -1) for each in (query, key, value))
     flat_query, flat_key, flat_value = (F.pad(each.flatten(0, 2), (0, 0, 0, -time % TILE)) for each in shared)

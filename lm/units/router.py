@@ -13,7 +13,7 @@ document was like so far decides for it as a whole, and the state is the sum of 
 
 Scores learn by what the weight did to the model's loss. The threshold keeps to the budget: after each step, by all ranks' tokens,
 
-    threshold += rate (picked - budget tokens) / tokens of a step of late
+    threshold += rate (picked - budget tokens) / step_tokens,    step_tokens: the moving average of a step's tokens
 
 It goes down the slope of (budget - share) threshold, with a rate of its own and tokens alike, as in adaptive conformal inference (Gibbs &
 Candes 2021, equation 2), and so keeps its word by arithmetic: what was picked beyond the budget in any number of steps of equal size is what
@@ -35,7 +35,7 @@ from lm.preset.mechanisms import RoutedMechanism
 from lm.preset.switches import Preset
 from lm.units.unit import Context, State
 
-OF_LATE = 0.95  # what the tokens of a step weigh in their average a step later
+DECAY = 0.95  # of the moving average over steps of the tokens that a step asks about
 LEAST_DEVIATION = 0.1
 SILU_OF_NORMAL = 0.596  # root mean square of silu(z), z normal
 
@@ -61,7 +61,7 @@ class Router(nn.Module):
         self.inner = nn.Linear(size, width, bias=False) if section.router_type == "mlp" else None
         self.score = nn.Linear(size if self.inner is None else width, 1, bias=False)
         self.register_buffer("threshold", torch.tensor(0.0))  # in standard deviations of the scores
-        self.register_buffer("tokens", torch.tensor(0.0))  # of a step, of late
+        self.register_buffer("step_tokens", torch.tensor(0.0))  # 0 before the first step
         self.register_buffer("mean", torch.tensor(0.0))  # of the scores of the step before, and their deviation
         self.register_buffer("deviation", torch.tensor(1.0))
 
@@ -103,11 +103,10 @@ class Router(nn.Module):
         """The threshold follows what this step picked, and the next one knows what its scores were."""
         (picked, tokens), (total, squares) = stats["share"].tolist(), stats["scores"].tolist()
         if tokens:
-            of_late = float(self.tokens) or tokens
-            of_late = OF_LATE * of_late + (1 - OF_LATE) * tokens
             mean = total / tokens
-            self.tokens.fill_(of_late)
-            self.threshold.add_(self._rate * (picked - self._budget * tokens) / of_late)
+            average = DECAY * self.step_tokens + (1 - DECAY) * tokens
+            self.step_tokens.copy_(torch.where(self.step_tokens > 0, average, tokens))  # nothing is asked of the device
+            self.threshold.add_(self._rate * (picked - self._budget * tokens) / self.step_tokens)
             self.mean.fill_(mean)
             self.deviation.fill_(max(squares / tokens - mean**2, LEAST_DEVIATION**2) ** 0.5)
 

@@ -24,7 +24,6 @@ import os
 import statistics
 from bisect import bisect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -83,12 +82,6 @@ def drawn_outputs(model: nn.Module) -> None:
             nn.init.normal_(residual.unit.output.weight, std=0.02 / (2 * len(model.layers)) ** 0.5, generator=generator)
 
 
-def one_document_a_row(batch: Batch) -> Batch:
-    """The batch as if nothing began in it but rows."""
-    edges = torch.arange(len(batch.lane) + 1, dtype=torch.int32) * batch.tokens.shape[1]
-    return replace(batch, restart=torch.zeros_like(batch.restart), cu_seqlens=edges, restarts=0)
-
-
 def stages(**of: Sequence[tuple[float, int]]) -> dict[str, list[dict[str, int]]]:
     """Curricula whose stages end at shares of the run."""
     named = {"seq_length": "seq_length_curriculum", "rows": "batch_curriculum"}
@@ -104,7 +97,7 @@ ARMS = {
     "untied": Arm({"tie_embeddings": False}),
     "soft cap 15": Arm({"logit_soft_cap": 15.0}),
     "soft cap 30": Arm({"logit_soft_cap": 30.0}),
-    "no isolation": Arm(batch=one_document_a_row),
+    "no isolation": Arm(batch=Batch.undivided),
     "second_next": Arm(auxiliary={"enable_second_next": True}),
     "second_next, weight 0.3": Arm(auxiliary={"enable_second_next": True, "second_next_weight": 0.3}),
     "deeper, narrower": Arm({"hidden_size": WIDTH * 3 // 4, "num_layers": LAYERS * 2, "num_heads": HEADS * 3 // 4}, fitted=True),

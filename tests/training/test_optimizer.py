@@ -125,6 +125,14 @@ def test_stacked_and_joined_matrices_move_each_by_itself() -> None:
     assert not torch.allclose(moved, stepped(weight, gradients), atol=1e-5), "as one matrix they move otherwise"
 
 
+def test_a_step_of_muon_asks_nothing_of_the_device() -> None:
+    """On one of tensors that have shapes and no values, for matrices alone, joined and stacked."""
+    parameters = [torch.nn.Parameter(torch.empty(*shape, device="meta")) for shape in ((24, 16), (48, 16), (3, 24, 16))]
+    for parameter in parameters:
+        parameter.grad = torch.empty_like(parameter)
+    Muon([{"params": parameters, "lr": 0.1, "weight_decay": 0.1}], 0.95, {parameters[1]: (24, 24)}).step()
+
+
 def test_joined_maps_are_named_as_they_are_computed() -> None:
     """What each unit takes apart is what Muon takes apart."""
     with torch.device("meta"):

@@ -273,7 +273,7 @@ def test_snapshots_of_an_earlier_program_are_read(tmp_path: Path) -> None:
     routers = [name.removesuffix("threshold") for name in weights if name.endswith("router.threshold")]
     old, averaged = dict(weights), {name: tensor for name, tensor in weights.items() if name.endswith("threshold")}
     for router in routers:
-        del old[f"{router}tokens"]
+        del old[f"{router}step_tokens"]
         old[f"{router}share"], old[f"{router}threshold"] = torch.tensor(0.25), weights[f"{router}threshold"] / 10
     as_before(Snapshots(tmp_path), replace(snapshot(1), preset=ours, weights=old, average=averaged), config)
     found = Snapshots(tmp_path).newest()

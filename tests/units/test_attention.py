@@ -1,5 +1,7 @@
 """Attention's fast form equals its definition, and transformers' Llama with the same weights."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import Tensor
@@ -8,6 +10,7 @@ from transformers.models.llama.modeling_llama import LlamaAttention, LlamaRotary
 
 from lm.ops.rotary import Angles, Rotary, rotated
 from lm.preset import Preset
+from lm.units import attention
 from lm.units.attention import (
     SHORT,
     Attention,
@@ -78,8 +81,21 @@ def test_documents_at_once_equal_documents_one_by_one(kv_heads: int, starts: lis
         torch.testing.assert_close(ours, theirs)
 
 
-def test_the_kernel_is_for_half_precision_on_gpus() -> None:
-    assert documents_kernel(torch.zeros(1, 2, 3, 64, dtype=torch.bfloat16)) is None
+@pytest.mark.parametrize(
+    ("device", "dtype", "size", "fits"),
+    [
+        ("cuda", torch.bfloat16, 64, True),
+        ("cuda", torch.float16, 256, True),
+        ("cpu", torch.bfloat16, 64, False),
+        ("cuda", torch.float32, 64, False),
+        ("cuda", torch.bfloat16, 63, False),
+        ("cuda", torch.bfloat16, 264, False),
+    ],
+)
+def test_the_kernel_is_for_half_precision_on_gpus(device: str, dtype: torch.dtype, size: int, fits: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "installed", lambda name: attend_at_once)
+    values = SimpleNamespace(device=SimpleNamespace(type=device), dtype=dtype, shape=(1, 2, 3, size))
+    assert (documents_kernel(values) is not None) == fits
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="the kernel is for GPUs")

@@ -134,7 +134,7 @@ def test_stats_reach_the_routers_and_the_units_inside() -> None:
     told = {"0.depths.share": torch.tensor([1.0, 4.0]), "0.depths.scores": scores, "1.colt5.share": torch.tensor([1.0, 8.0]), "1.colt5.scores": scores}
     model.after_step(told)
     for router, tokens_told in ((model.depths["0"].router, 4), (model.layers[1][1].unit.router, 8)):
-        assert float(router.tokens) == tokens_told and float(router.mean) == 2 / tokens_told
+        assert float(router.step_tokens) == tokens_told and float(router.mean) == 2 / tokens_told
 
 
 def test_a_windows_tokens_are_chosen_by_what_the_feed_forward_before_wrote() -> None:

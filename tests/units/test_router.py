@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lm.preset import Preset
-from lm.units.router import OF_LATE, Router
+from lm.units.router import DECAY, Router
 from lm.units.unit import Context
 
 B, T, D = 2, 13, 6
@@ -106,19 +106,26 @@ def test_after_a_step_its_scores_are_known() -> None:
     router = router_of()
     router.after_step(told(3, 12, 24, 156))
     assert [float(router.mean), float(router.deviation)] == [2.0, 3.0]
-    before = router.state_dict()
+    before = {name: value.clone() for name, value in router.state_dict().items()}
     router.after_step(told(0, 0))
     assert all(torch.equal(value, before[name]) for name, value in router.state_dict().items()), "a step that asked about nothing"
+
+
+def test_nothing_is_asked_of_the_device_after_a_step() -> None:
+    """On one of tensors that have shapes and no values."""
+    router = router_of().to("meta")
+    for picked, tokens in ((3, 12), (0, 0)):
+        router.after_step(told(picked, tokens, 24, 156))
 
 
 def test_the_threshold_rises_by_what_was_picked_beyond_the_budget() -> None:
     """A token counts as much in a step that asks about many as in one that asks about few; of steps of 8 tokens the sum is the threshold's way."""
     router = router_of(budget=0.25, threshold_rate=0.5)
-    threshold, of_late = float(router.threshold), 8.0
+    threshold, average = float(router.threshold), 8.0
     for picked, tokens in [(8, 8), (0, 2), (5, 40), (1, 4), (0, 1)]:
         router.after_step(told(picked, tokens))
-        of_late = OF_LATE * of_late + (1 - OF_LATE) * tokens
-        threshold += 0.5 * (picked - tokens / 4) / of_late
+        average = DECAY * average + (1 - DECAY) * tokens
+        threshold += 0.5 * (picked - tokens / 4) / average
         assert float(router.threshold) == pytest.approx(threshold)
     even = router_of(budget=0.25, threshold_rate=0.5)
     before, steps = float(even.threshold), [3, 0, 8, 2, 2, 1, 0]
