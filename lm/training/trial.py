@@ -1,4 +1,4 @@
-"""A few steps on random tokens, timed before a run: a preset and the number of its words as JSON on stdin, what came of it as JSON on stdout.
+"""A few steps on random tokens, timed before a run: a preset and the size of its vocabulary as JSON on stdin, what came of it as JSON on stdout.
 
     python -m lm.training.trial < {"preset": {...}, "vocab_size": 8192}
 
