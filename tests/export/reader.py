@@ -98,6 +98,8 @@ def writes(model: Any, tokenizer: Any, told: Seen) -> Seen:
 
 def opened(folder: str, told: Seen) -> Seen:
     model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+    for parameter in model.parameters():  # a file's stand at any address, by which the product of a single token rounds
+        parameter.data = parameter.data.clone()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     seen: Seen = {"training": model.training, "dtype": str(model.dtype), "parameters": model.num_parameters()}
     seen["ids"] = [tokenizer(text).input_ids for text in told["texts"]]
