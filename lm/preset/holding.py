@@ -13,14 +13,18 @@ NUMBER = 4  # bytes, in float32
 class Held(NamedTuple):
     """Bytes, beside those of what a step reads."""
 
-    training: int  # weights, gradients, the optimizer's two moments, and the average where there is one
+    training: int  # weights, gradients, the optimizer's moments, and the average where there is one
     copy: int  # in host memory, of all that but the gradients, while a snapshot is written
 
 
 def held_bytes(preset: Preset, vocab_size: int) -> Held:
-    """Of the model that build_model(preset, vocab_size) gives, and of its heads."""
-    numbers, averaged = count_parameters(preset, vocab_size).total + count_heads(preset), bool(preset.train.average_tokens)
-    return Held(NUMBER * numbers * (4 + averaged), NUMBER * numbers * (3 + averaged))
+    """Of the model that build_model(preset, vocab_size) gives, and of its heads. With Muon a little less than there is: the matrices of layers have one
+    moment, and what else is within layers is counted as if it had."""
+    count, averaged = count_parameters(preset, vocab_size), bool(preset.train.average_tokens)
+    numbers = count.total + count_heads(preset)
+    moments = 2 * numbers - count.trunk * (preset.train.optimizer == "muon")
+    copy = (1 + averaged) * numbers + moments
+    return Held(NUMBER * (copy + numbers), NUMBER * copy)
 
 
 def expected_vocabulary(preset: Preset) -> int:

@@ -1,7 +1,8 @@
 """Whether learning has come apart: the loss has left what it was, and stays away.
 
 With clipped gradients a learning rate that is too high gives no infinite loss: it throws the model back, to worse than what it knew or even than
-a guess. Each source is held against itself, since a change of the mix changes the loss, too.
+a guess. Each source is held against itself, since a change of the mix changes the loss, too. And a source may have easy stretches and hard ones:
+only a model that is worse at text which it knew well has come apart.
 """
 
 import math
@@ -28,9 +29,9 @@ class Smoothed:
         if self.steps >= SETTLED:
             self.best = min(self.best, self.now)
 
-    def is_away(self, guess: float) -> bool:
-        """Whether it is far over its best, or over what one has who knows nothing."""
-        return self.steps > SETTLED and self.now > min(self.best + RISE, guess + RISE / 4)
+    @property
+    def is_settled(self) -> bool:
+        return self.steps > SETTLED
 
     @property
     def is_falling(self) -> bool:
@@ -58,14 +59,37 @@ class Watch:
             known = self.sources.setdefault(source, Smoothed())
             known.add(of_source / tokens)
             known_tokens += tokens
-            away += tokens * known.is_away(self.guess)
-            falling += tokens * (known.is_away(self.guess) and known.is_falling)
+            is_away = known.is_settled and self.is_worse(known.best, known.now)
+            away += tokens * is_away
+            falling += tokens * (is_away and known.is_falling)
         self.is_idle = False
         if known_tokens:
             self.judged += 1
-            self.is_idle = self.judged == IDLE and all(known.best > self.guess - RISE / 4 for known in self.sources.values())
+            settled = [known.best for known in self.sources.values() if known.is_settled]
+            self.is_idle = self.judged == IDLE and bool(settled) and min(settled) > self.guess - RISE / 4
             self.risen = self.risen + 1 if away > known_tokens / 2 else 0
             self.falls = falling > away / 2
+
+    def is_worse(self, best: float, now: float) -> bool:
+        """Whether a loss of `now` nats is far over the `best` there was, or over what one has who knows nothing."""
+        return not now <= min(best + RISE, self.guess + RISE / 4)  # what is no number is worse
+
+    def well_known(self, nats: Sequence[float], scored: Sequence[float]) -> float | None:
+        """The best nats a token that there were of a step's mix of sources; None unless they are better than a guess, and the step itself nearly as
+        good."""
+        of_step = [(self.sources.get(source), tokens) for source, tokens in enumerate(scored) if tokens]
+        if not of_step or not all(known and known.is_settled for known, _ in of_step):
+            return None
+        tokens = sum(scored)
+        best = sum(known.best * tokens for known, tokens in of_step) / tokens
+        return best if sum(nats) / tokens <= best + RISE / 3 and not self.is_worse(best, best) else None
+
+    def accept(self) -> None:
+        """It was the text: what each source costs now is what it is held against."""
+        for known in self.sources.values():
+            if known.is_settled and self.is_worse(known.best, known.now):
+                known.best = known.now
+        self.risen, self.falls = 0, False
 
     @property
     def is_apart(self) -> bool:
@@ -73,7 +97,7 @@ class Watch:
 
     def idle_in_words(self, learning_rate: float) -> str:
         """One line."""
-        best = min(source.best for source in self.sources.values())
+        best = min(source.best for source in self.sources.values() if source.is_settled)
         return (
             f"after {IDLE} steps the loss stands at {best:.2f} nats, and {self.guess:.2f} are those of one who knows nothing: "
             f"train.learning_rate ({learning_rate:g}) may be much too high, or too low"

@@ -112,10 +112,11 @@ def lasting_bytes(module: nn.Module, missing: Callable[[nn.Parameter], int]) -> 
     return sum(parameter.nbytes * ((parameter.grad is None) + missing(parameter)) for parameter in module.parameters() if parameter.requires_grad)
 
 
-def copy_bytes(module: nn.Module, averaged: bool, device: torch.device) -> int:
-    """Bytes that the copy of weights, moments and average takes, which a snapshot is written from, where training itself is in host memory: this
-    process's part of them, as the first makes it for all."""
-    return (3 + averaged) * sum(parameter.nbytes for parameter in module.parameters()) // processes() if device.type == "cpu" else 0
+def copy_bytes(module: nn.Module, moments: Callable[[nn.Parameter], int], averaged: bool, device: torch.device) -> int:
+    """Bytes that the copy of weights, moments (how many there are of a parameter) and average takes, which a snapshot is written from, where training
+    itself is in host memory: this process's part of them, as the first makes it for all."""
+    copied = sum((1 + moments(parameter) + averaged) * parameter.nbytes for parameter in module.parameters())
+    return copied // processes() if device.type == "cpu" else 0
 
 
 def memory_of(device: torch.device) -> tuple[int, int]:

@@ -86,7 +86,8 @@ class Turn(NamedTuple):
     stop: bool
     save: bool
     has_time: bool  # for evaluations and samples along the way
-    waited: float  # share of the time since the last step that was spent waiting for data
+    asked_at: float  # when the batch was asked for
+    waited: float  # seconds until it came
     asked_seconds: float = 0.0  # that the memory took to answer the batch's readers, on the rank where it took longest
 
 
@@ -106,6 +107,7 @@ class Loop:
         self.told_short = False  # whether it was told that there is no memory for looks at the losses' shares
         self.smooth_loss = float("nan")
         self.watch, self.stage = Watch(len(session.tokenizer)), self.stage_now()
+        self.remembered: tuple[Batch, float] | None = None  # the last batch that was as well known as ever, and the nats a token that it should cost
         self.evaluation: dict[str, Any] = {}
         self.evaluates = self.samples = False  # what is due, once there is time for it
         self.beside = 0.0  # seconds that such looks and snapshots took
@@ -133,7 +135,7 @@ class Loop:
             if len(self.pace) > STEPS_TIMED and run.tokens < run.budget and not self.foreseen:
                 self.foresee_time(length)
             self.session.compare(turn.batch_hash)
-            self.halt_when_unsound(step)
+            self.halt_when_unsound(step, turn.batch)
             self.look_around(turn, before)
         return self.close(turn)
 
@@ -204,7 +206,7 @@ class Loop:
         """The next batch of every rank, and what to do with it. Halted when the sources of a rank have all failed."""
         asked = time.monotonic()
         batch, cursor, failure = self.session.next_batch(self.should_stop)
-        waited = (time.monotonic() - asked) / max(time.monotonic() - self.stepped_at, 1e-9)
+        waited = time.monotonic() - asked
         self.session.tell_sources()
         self.session.tell_saved()
         alive = batch is not None and not batch.last
@@ -212,12 +214,13 @@ class Loop:
         mine = (batch.digests() if batch else [], cursor, failure, alive, self.should_stop(), due, asked_seconds)
         digests, cursors, failures, alive, stops, dues, asked_for = zip(*self.session.ranks.gathered(mine), strict=True)
         if any(failures):
+            self.settle_rise()
             unsaved = self.save_news()
             raise Halted("; ".join(filter(None, (next(filter(None, failures)), unsaved)))) from self.session.failure
         if not any(alive):
-            return Turn(None, None, "", any(stops), False, False, 0.0)
+            return Turn(None, None, "", any(stops), False, False, asked, waited)
         cursor = None if any(stops) else self.session.joined(cursors)  # a rank that stops may have come without one
-        return Turn(batch, cursor, batch_hash(digests), any(stops), *dues[0], waited, max(asked_for))
+        return Turn(batch, cursor, batch_hash(digests), any(stops), *dues[0], asked, waited, max(asked_for))
 
     def save_is_due(self) -> bool:
         every = self.train.snapshot_every_tokens
@@ -254,14 +257,19 @@ class Loop:
         self.session.begin_save(amends)
         self.saved_at, self.saved_tokens = time.monotonic(), self.run.tokens
 
-    def halt_when_unsound(self, step: Step) -> None:
+    def halt_when_unsound(self, step: Step, batch: Batch) -> None:
         self.watch.saw(step.nats, step.scored)
+        if (level := self.watch.well_known(step.nats, step.scored)) is not None:
+            self.remembered = batch, level
         if self.watch.is_apart:
-            raise Halted(self.watch.in_words(self.train.learning_rate))
+            said = self.watch.in_words(self.train.learning_rate)
+            self.settle_rise()
+            if self.watch.risen:
+                raise Halted(said)
         if self.watch.is_idle:
             self.session.report.notice(self.watch.idle_in_words(self.train.learning_rate))
         if self.stage != (stage := self.stage_now()):
-            self.stage, self.watch = stage, Watch(len(self.session.tokenizer))  # another objective has another loss
+            self.stage, self.watch, self.remembered = stage, Watch(len(self.session.tokenizer)), None  # another objective has another loss
             self.session.report({"event": "stage", "text": f"from now on it learns {learned_in_words(self.run.preset, stage)[0]}"})
         self.bad_in_a_row = 0 if step.sound else self.bad_in_a_row + 1
         self.skipped += not step.sound
@@ -270,6 +278,15 @@ class Loop:
                 f"{BAD_STEPS_IN_A_ROW} steps in a row had no finite loss and gradient (loss {step.loss}, gradient norm {step.gradient_norm}); "
                 "the last snapshot is kept: lower train.learning_rate"
             )
+
+    def settle_rise(self) -> None:
+        """Where the loss has risen: find out whether it is the model that is worse, or only the text that is harder, by text that was well known.
+        All ranks together."""
+        if self.watch.risen and self.remembered:
+            batch, level = self.remembered
+            nats, scored = self.session.teacher.nats_of(batch)
+            if scored and not self.watch.is_worse(level, nats / scored):
+                self.watch.accept()
 
     def stage_now(self) -> int:
         """How many stages of train.objectives are over for the rows that come next."""
@@ -302,7 +319,7 @@ class Loop:
                 "learning_rate": step.learning_rate,
                 "gradient_norm": step.gradient_norm,
                 "memory_bytes": self.session.memory_in_use(),
-                "data_wait": turn.waited,
+                "data_wait": turn.waited / max(self.stepped_at - turn.asked_at, 1e-9),
                 "skipped": self.skipped + (not step.sound),
                 "batch_hash": turn.batch_hash,
                 "sources": self.session.sources_now(step),
@@ -314,6 +331,7 @@ class Loop:
         """Save; then the last events of the run: how good the model is now, and why it ends. What a sudden end leaves undone of that, the
         next start does."""
         stopped = turn is not None and turn.stop
+        self.settle_rise()
         done = not stopped and not self.watch.risen  # what has risen is read again from the last snapshot
         self.run.ended = turn is not None and turn.batch is None and not turn.stop
         self.run.closed = done and not self.session.find_held_out()

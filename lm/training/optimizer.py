@@ -60,9 +60,13 @@ class Optimizer:
         """What is remembered of a parameter; empty before the first step."""
         return self._of[parameter].state.get(parameter, {})
 
+    def wanted(self, parameter: nn.Parameter) -> int:
+        """How many numbers are remembered of each of a parameter's, once there was a step."""
+        return len(MOMENTS[type(self._of[parameter])] - {"step"})
+
     def missing(self, parameter: nn.Parameter) -> int:
-        """How many numbers will be remembered of each of a parameter's that are not there yet."""
-        return 0 if self.moments(parameter) else len(MOMENTS[type(self._of[parameter])] - {"step"})
+        """How many of them are not there yet."""
+        return 0 if self.moments(parameter) else self.wanted(parameter)
 
     def remember(self, parameter: nn.Parameter, moments: dict[str, Tensor]) -> bool:
         """Go on from `moments`, if they are of the parameter's kind of optimizer, and fit it."""

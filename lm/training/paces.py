@@ -1,14 +1,21 @@
 """How fast each preset's model was trained or tried on this machine when it was last measured, and on which devices of it, for the menu, which looks through no
 journal and can't know on what the next run will be."""
 
+import hashlib
+import json
 import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lm.preset import Preset, count_parameters, model_in_words
+from lm.preset import Preset
 from lm.training.kept import keep, read_kept
 
 PACES = "paces.json"
+# What changes no step's time: by which numbers weights change, and what happens between steps.
+RATES = {"learning_rate", "base_width", "warmup_share", "decay_share", "weight_decay", "momentum", "beta1", "beta2", "grad_clip", "seed"}
+BETWEEN_STEPS = {"train_tokens", "eval_tokens", "evaluate_every_tokens", "sample_every_tokens", "snapshot_every_tokens", "snapshot_every_minutes"}
+BESIDE_STEPS = {"tensorboard", "replay_share", "replay_megabytes"}
+TEXT = {"tokenizer", "vocab_size"}  # what of it makes the model another one
 
 
 class Pace(NamedTuple):
@@ -33,6 +40,9 @@ def kept_pace(folder: Path, preset: Preset) -> Pace | None:
 
 
 def _what_was_measured(preset: Preset) -> list[Any]:
-    """The machine, the model, and what the preset asks of its steps."""
-    model = [model_in_words(preset), count_parameters(preset, 0).total, preset.model.seq_length]
-    return [os.uname().nodename, *model, preset.train.optimizer, preset.train.precision, preset.train.compile, preset.train.per_gpu_batch_size]
+    """The machine, and a digest of what the preset asks of a step."""
+    idle = {"name": True, "about": True, "generation": True, "data": True, "train": RATES | BETWEEN_STEPS | BESIDE_STEPS}
+    asked = preset.model_dump(mode="json", exclude=idle)
+    on = {name: section for name, section in asked.items() if not (isinstance(section, dict) and section.get("enabled") is False)}
+    on["data"] = preset.data.model_dump(mode="json", include=TEXT)
+    return [os.uname().nodename, hashlib.sha256(json.dumps(on, sort_keys=True).encode()).hexdigest()[:16]]

@@ -139,9 +139,14 @@ class Teacher:
         ranks alike. TooLarge when a single one is too much for all there is."""
         cut = self._cut(0)
         at_once = min(cut.chunk if cut.recompute else cut.window, batch.tokens.shape[1])
-        free, total = memory_of(self.ranks.device)
-        copies, row = self._rows(batch, at_once)
-        need = Need(self._lasting() + copies, row, free, total)
+        (free, total), lasting = memory_of(self.ranks.device), self._lasting()
+        try:
+            copies, row = self._rows(batch, at_once)
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            copies, row = 0, max(1, min(free, total - lasting))  # other programs may let go of some: one row is tried
+        need = Need(lasting + copies, row, free, total)
         worst = [float(-need.rows(self.micro_rows)), float(need.is_hopeless)]
         fewest, hopeless = self.ranks.highest(worst)
         if hopeless:
@@ -159,7 +164,7 @@ class Teacher:
         of_loss = readout.weight.nbytes + of_a_chunk * 4 * CHUNK_ELEMENTS * (1 if self.ranks.device.type == "cpu" else DEVICE_FACTOR)
         trunk = sum(parameter.nbytes for parameter in self.alone.model.parameters() if parameter.requires_grad)
         of_shares = 2 * trunk if self.alone.heads and self.share_every else 0  # a loss's gradient, and the sum over the rows
-        of_copy = copy_bytes(self.alone, bool(self.average), self.ranks.device)
+        of_copy = copy_bytes(self.alone, self.optimizer.wanted, bool(self.average), self.ranks.device)
         return lasting_bytes(self.alone, self.optimizer.missing) + of_loss + of_shares + of_copy
 
     def _rows(self, batch: Batch, at_once: int) -> tuple[int, int]:
@@ -217,6 +222,23 @@ class Teacher:
         loss = sum(nats) / scored if scored else math.nan
         told = by_themselves(losses, counts, scored) | by_denoiser(sums[3 * n :])
         return Step(sound, tokens, loss, told, nats, by_source, read_now, norm, rate, stats, shares, scored_by_denoiser(sums[3 * n :]))
+
+    def nats_of(self, batch: Batch) -> tuple[float, float]:
+        """Nats and scored tokens of all ranks in the first chunks of rows that were learned from before, read without gradients and from fresh
+        states; nothing where a rank has no memory for that."""
+        cut, found, fits = self._cut(0), torch.zeros(2, dtype=torch.float64), True
+        try:
+            for rows in batch.split(self.micro_rows):
+                piece = rows.pieces(min(cut.window, cut.chunk))[0].to(self.ranks.device)
+                with torch.no_grad(), self.ranks.accelerator.autocast():
+                    nll = self.alone([piece]).nll
+                found += torch.stack([torch.where(piece.targets >= 0, nll, 0).double().sum().cpu(), torch.tensor(piece.valid)])
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            fits = False
+        nats, scored, short = self.ranks.summed([*found.tolist(), float(not fits)])
+        return (0.0, 0.0) if short else (nats, scored)
 
     def _update(self, tokens: int) -> None:
         """Change the weights. TooLarge where there is no room for the moments, which come with the first step: fewer rows at a time would make none."""

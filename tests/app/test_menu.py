@@ -114,7 +114,7 @@ def test_memory_and_speed_are_said_before_anything_starts(tmp_path, monkeypatch)
     assert "too little without a GPU" in " ".join(text.strip() for text in too_large)
     assert ("", UNTIMED) in said(hidden_size=512)[1], "another model was not measured"
     measured = json.loads((tmp_path / "paces.json").read_text())["a"]
-    for other in ("garbage", [], measured[:-1], measured[-1:], [*measured[:4], 2000.0]):  # the last is how it was kept before devices were
+    for other in ("garbage", [], measured[:-1], measured[-1:], [*measured[:2], 2000.0], [*measured[:1], "10 layers", 5, *measured[2:]]):
         (tmp_path / "paces.json").write_text(json.dumps({"a": other}))
         assert ("", UNTIMED) in said()[1], other
 

@@ -2,12 +2,14 @@
 
 import contextlib
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from data_sources import Batch
 from lm.app.facts import Facts
 from lm.app.interrupts import Interrupts
 from lm.app.run_screen import train_watched
@@ -16,6 +18,7 @@ from lm.training.divergence import IDLE, PATIENCE, RISE, Watch
 from lm.training.headers import NAMES
 from lm.training.session import Session
 from lm.training.snapshots import Snapshots
+from lm.training.step import Teacher
 from tests.training.test_run import STEP, Recorder, Tiny, trained
 
 
@@ -162,3 +165,55 @@ def test_another_objective_is_watched_anew(tiny: Tiny, tmp_path: Path, monkeypat
     stages = [{"until_tokens": 6 * STEP, "objective": "clm"}]
     trained(tiny(train={"objectives": stages, "objective": "ul2"}, ul2={"enabled": True}), tmp_path, 12)
     assert len(watches) == 2 and max(source.steps for source in watches[0].sources.values()) == 6
+
+
+def test_an_easy_stretch_of_a_source_before_a_hard_one_is_no_divergence(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By itself the loss can't tell: it rises by more than when a rate is too high. What was well known still is."""
+    easy, read, asked = 150, Session.next_batch, []
+
+    def alike(batch: Batch) -> Batch:
+        """A single word, over and over."""
+        return replace(batch, tokens=torch.full_like(batch.tokens, 7), targets=torch.where(batch.targets >= 0, 7, batch.targets))
+
+    def next_batch(session: Session, should_stop: Any) -> tuple[Any, ...]:
+        batch, *rest = read(session, should_stop)
+        asked.append(batch)
+        return alike(batch) if len(asked) <= easy else batch, *rest
+
+    known = Teacher.nats_of
+    again: list[float] = []
+
+    def nats_of(teacher: Teacher, batch: Batch) -> tuple[float, float]:
+        nats, scored = known(teacher, batch)
+        again.append(nats / scored)
+        return nats, scored
+
+    monkeypatch.setattr(Session, "next_batch", next_batch)
+    monkeypatch.setattr(Teacher, "nats_of", nats_of)
+    recorder = trained(tiny(train={"learning_rate": 0.003, "warmup_share": 0.01}), tmp_path, easy + 3 * PATIENCE)
+    losses = [event["loss"] for event in recorder.of("step")]
+    assert losses[easy - 1] < 0.5 and min(losses[easy : easy + 2 * PATIENCE]) > losses[easy - 1] + RISE, "as in a divergence"
+    assert again and max(again) < losses[easy - 1] + RISE
+    assert len(losses) == easy + 3 * PATIENCE and Snapshots(tmp_path).read("current").life["steps"] == len(losses)
+
+
+def test_sources_that_are_seen_seldom_say_nothing_of_a_rate() -> None:
+    """Of none of them is it known what it can be learned to."""
+    watch = Watch(500)
+    for step in range(2 * IDLE):
+        watch.saw([300.0 * (source == step % 100) for source in range(100)], [100.0 * (source == step % 100) for source in range(100)])
+        assert not watch.is_idle
+
+
+def test_text_counts_as_well_known_where_its_sources_are() -> None:
+    watch = Watch(500)
+    for _ in range(20):
+        watch.saw([200.0, 500.0, 0.0], [100, 100, 0])
+    assert watch.well_known([240.0, 540.0, 0.0], [100, 100, 0]) == pytest.approx(3.5)
+    assert watch.well_known([300.0, 610.0, 0.0], [100, 100, 0]) is None, "not as well as it was"
+    assert watch.well_known([200.0, 500.0, 100.0], [100, 100, 100]) is None, "the third source was not seen yet"
+    assert watch.is_worse(3.5, 5.1) and watch.is_worse(3.5, math.nan) and not watch.is_worse(3.5, 4.9)
+    lost = Watch(500)
+    for _ in range(20):
+        lost.saw([700.0], [100])
+    assert lost.well_known([700.0], [100]) is None, "worse than a guess is not known"

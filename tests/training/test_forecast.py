@@ -187,7 +187,8 @@ def test_the_copy_that_a_snapshot_is_written_from_must_fit_too(tiny: Tiny, tmp_p
     held, host, device = held_bytes(preset, vocab_size), torch.device("cpu"), torch.device("cuda:0")
     assert held.copy == moments + 2 * 4 * numbers and held.training == held.copy + 4 * numbers
     learner = Learner(build_model(preset, vocab_size), build_heads(preset, 0))
-    assert copy_bytes(learner, True, host) == held.copy and copy_bytes(learner, True, device) == 0
+    wanted = build_optimizer(learner, preset.train).wanted
+    assert copy_bytes(learner, wanted, True, host) == held.copy and copy_bytes(learner, wanted, True, device) == 0
     there: dict[torch.device, int] = {}
     monkeypatch.setattr(forecast, "memory_of", lambda place: (0, there[place]))
     for of_host, of_device, fits in ((held.copy, held.training, True), (held.copy - 1, held.training, False), (held.copy, held.training - 1, False)):
@@ -196,6 +197,30 @@ def test_the_copy_that_a_snapshot_is_written_from_must_fit_too(tiny: Tiny, tmp_p
     for of_host, fits in ((sum(held), True), (sum(held) - 1, False)):
         there[host] = of_host
         assert bool(too_large(preset, vocab_size, host)) != fits
+
+
+@pytest.mark.parametrize("unit", ["", "hyena", "mamba2", "moe"])
+def test_what_muon_holds_is_counted_with_one_moment_of_a_matrix(unit: str, tiny: Tiny) -> None:
+    """In the menu and before a model is built at most what is really held, so that none that fits is refused; beside a run all of it."""
+    preset = tiny(train={"optimizer": "muon"}, model={"hidden_size": 64}, **({unit: {"enabled": True}} if unit else {}))
+    learner = Learner(build_model(preset, 500))
+    optimizer = build_optimizer(learner, preset.train)
+    weights = sum(parameter.nbytes for parameter in learner.parameters())
+    held, moments = held_bytes(preset, 500), sum(parameter.nbytes * optimizer.wanted(parameter) for parameter in learner.parameters())
+    assert copy_bytes(learner, optimizer.wanted, False, torch.device("cpu")) == weights + moments
+    assert 0.95 * (weights + moments) < held.copy <= weights + moments < 3 * weights
+    assert held.training == held.copy + weights
+
+
+def test_memory_that_runs_out_while_it_is_counted_is_no_end(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One row is tried, which says itself what can't be done."""
+
+    def full(*given: object) -> int:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr("lm.training.step.kept_bytes", full)
+    recorder = trained(tiny(), tmp_path, 2)
+    assert recorder.of("forecast")[0]["rows"] == 1 and len(recorder.of("step")) == 2
 
 
 def test_the_time_of_a_run_is_told_after_a_few_steps(tiny: Tiny, tmp_path: Path) -> None:
@@ -262,6 +287,17 @@ def test_a_pace_is_known_of_what_was_measured_alone(tiny: Tiny, tmp_path: Path) 
     for switch, values in others.items():
         found = [kept_pace(tmp_path, tiny(train={switch: value})) for value in values]
         assert found.count(pace) == 1 and found.count(None) == len(values) - 1, switch
+    for other in (
+        {"auxiliary": {"enable_dynamics": True}},
+        {"train": {"accumulation_steps": 16}},
+        {"train": {"average_tokens": 1000}},
+        {"data": {"vocab_size": 600}},
+        {"model": {"logit_soft_cap": 30.0}},
+        {"s5": {"enabled": True}},
+    ):
+        assert kept_pace(tmp_path, tiny(**other)) is None, other
+    unlike = tiny(train={"evaluate_every_tokens": 5, "seed": 3}, s5={"state_size": 32}, generation={"temperature": 0.5})
+    assert kept_pace(tmp_path, unlike.model_copy(update={"about": "Mine."})) == pace
 
 
 def test_ranks_say_how_many_devices_they_have(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:

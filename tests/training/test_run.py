@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
@@ -21,6 +22,7 @@ from lm.training.journal import Journal
 from lm.training.loop import BESIDE
 from lm.training.session import Session
 from lm.training.snapshots import SnapshotError, Snapshots, read_snapshot
+from lm.training.step import Teacher
 from tests.data_sources.streams import paragraphs
 from tests.loopback_hub import LoopbackHub, make_dataset
 from tests.training.conftest import TEXTS
@@ -51,6 +53,14 @@ def trained(preset: Preset, folder: Path, steps: int, stop_after: int | None = N
     recorder = Recorder(stop_after)
     train(preset, folder, budget_tokens=steps * STEP, observers=(recorder,), should_stop=recorder.stop)
     return recorder
+
+
+def test_waiting_for_data_is_told_as_a_share_of_the_whole_step(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read, step = Session.next_batch, Teacher.step
+    monkeypatch.setattr(Session, "next_batch", lambda *given: (time.sleep(0.05), read(*given))[1])
+    monkeypatch.setattr(Teacher, "step", lambda *given: (time.sleep(0.15), step(*given))[1])
+    waits = [event["data_wait"] for event in trained(tiny(), tmp_path, 5).of("step")]
+    assert all(0.05 < share < 0.3 for share in waits[2:]), waits
 
 
 def test_it_learns(tiny: Tiny, tmp_path: Path) -> None:
