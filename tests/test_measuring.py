@@ -194,6 +194,9 @@ def test_what_a_device_is_measured_with_is_large():
     preset = device_share.preset_of("off")
     assert 45e6 < count_parameters(preset, preset.data.vocab_size).total < 55e6
     assert preset.step_rows == device_share.ROWS and preset.train.compile == "off"
+    default = device_share.load_preset("configs/00_best_general.json")
+    ours, theirs = ((each.model.activation, each.model.qk_norm, each.train.optimizer, each.train.learning_rate) for each in (preset, default))
+    assert ours == theirs, "it learns as the default does"
 
 
 def of_few_values(section, path=""):

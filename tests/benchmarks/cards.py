@@ -1,7 +1,8 @@
 """The card of every unit and switch: what it changes against the model of attention alone, at equal tokens: python -m tests.benchmarks.cards
 
     bits        held-out bits per byte, more or less than that model's with the same seed, after the same batches
-    speed       its tokens a second over that model's: both take the same batches once it is trained, in turns at going first, and the median counts
+    speed       its tokens a second over that model's: both take the same batches once it is trained, in turns at going first, and the median counts.
+                Of steps that grow that is the speed once they have; along the run see ablations
     memory      what model, optimizer and steps take over what that model's take, at the highest; each in a process of its own
 
 All are 64 wide and of 4 layers, with SwiGLU, learn with Muon as 00_best_general does, in float32 on any machine, and have first weights in common

@@ -314,6 +314,8 @@ def main() -> None:
     if sys.argv[1:]:  # in a process of its own
         print(three_steps(sys.argv[1]))
         return
+    runs = len(NAMES) * (len(RATES) + len(SEEDS) - 1)
+    print(f"{runs} runs of {TOKENS:,} tokens or more, {len(SEEDS)} of half as many, and {PAIRS} steps of each in turns", flush=True)
     bench, rates, curves = Bench(), {}, {}
     for name in NAMES:
         rates[name] = tried(RATES, lambda rate, name=name: bench.run(name, rate, SEEDS[0])[-1].bits)

@@ -56,10 +56,11 @@ class Pace(NamedTuple):
 def preset_of(compiled: str) -> Preset:
     """The default preset in the asked sizes."""
     preset = load_preset("configs/00_best_general.json")
+    raw = preset.model_dump(mode="json")
     model = {"hidden_size": HIDDEN, "num_layers": LAYERS, "num_heads": max(1, HIDDEN // HEAD_SIZE), "seq_length": LENGTH}
     train = {"per_gpu_batch_size": AT_ONCE, "accumulation_steps": max(1, ROWS // AT_ONCE), "compile": compiled, "loader_processes": LOADERS}
     data = chosen_data(preset).model_copy(update={"vocab_size": VOCABULARY})
-    return Preset.model_validate({"model": model, "train": train, "data": data.model_dump(mode="json")})
+    return Preset.model_validate({"model": raw["model"] | model, "train": raw["train"] | train, "data": data.model_dump(mode="json")})
 
 
 def paced(teacher: Teacher, sources: int, next_batch: Callable[[], Batch], device: torch.device) -> Pace:

@@ -7,7 +7,8 @@ OPTIMIZERS_BASE      one of the widths, which the    OPTIMIZERS_ROWS      8 a st
                      shares are of: the first        OPTIMIZERS_LENGTH    256 tokens     OPTIMIZERS_VOCABULARY 2048
 OPTIMIZERS_OF        "adamw muon"                OPTIMIZERS_RESULTS   optimizers.jsonl, where each run is kept: what was cut off goes on
 
-A rate carries over where the best one is the same at every width. Text: the Hub that HF_ENDPOINT leads to, else installed documentation.
+The model is one of attention and SwiGLU. A rate carries over where the best one is the same at every width.
+Text: the Hub that HF_ENDPOINT leads to, else installed documentation.
 """
 
 import contextlib
@@ -180,7 +181,7 @@ def figure(ends: Ends, path: str) -> None:
 def main() -> None:
     bench = Bench()
     ends = {(arm, width, rate): [bench.end(arm, width, rate, seed) for seed in SEEDS] for width in WIDTHS for arm in ARMS for rate in RATES}
-    print("\n".join(told(ends)))
+    print("\n".join([*told(ends), *bench.results.commits_told()]))
     if FIGURE:
         figure(ends, FIGURE)
 
