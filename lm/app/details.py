@@ -11,7 +11,7 @@ from lm.preset.counting import count_heads
 from lm.preset.holding import expected_vocabulary, held_bytes
 from lm.preset.learned import learned_in_words
 from lm.training.host import host_bytes
-from lm.training.paces import kept_pace
+from lm.training.paces import Pace, kept_pace
 
 Fragments = list[tuple[str, str]]  # (style, text), as prompt_toolkit takes them
 
@@ -30,8 +30,9 @@ def details(shelved: Shelved, width: int, vocab_size: int | None) -> Fragments:
     out += paragraph("", one_line(preset.about), width) if preset.about else []
     out += [("", "\n")]
     out += row("model", _size(preset, vocab_size), width)
-    out += _memory(preset, vocab_size, width)
-    out += row("speed", _speed(preset), width)
+    pace = kept_pace(CHECKPOINTS, preset)
+    out += _memory(preset, vocab_size, pace, width)
+    out += row("speed", _speed(pace), width)
     out += row("layers", model_in_words(preset), width)
     out += row("learns", ", then ".join(learned_in_words(preset)), width)
     out += _sources(preset.data, width)
@@ -64,16 +65,16 @@ def _size(preset: Preset, vocab_size: int | None) -> str:
     return f"{trunk} and the vocabulary of {one_line(preset.data.tokenizer)}, {context}"
 
 
-def _memory(preset: Preset, vocab_size: int | None, width: int) -> Fragments:
-    """What training and saving hold from the first step on; a step's own share is counted before it."""
+def _memory(preset: Preset, vocab_size: int | None, pace: Pace | None, width: int) -> Fragments:
+    """What training and saving hold from the first step on, and what a step's rows take beside it, where that was counted."""
     vocabulary, there = vocab_size or expected_vocabulary(preset), host_bytes()
-    needed = sum(held_bytes(preset, vocabulary))
-    text = f"{'at least ' * (not vocabulary)}{size(needed)} for weights, moments and snapshots, more for steps; this machine has {size(there)}"
-    return row("memory", text + ", too little without a GPU" * (needed > there), width, "class:warning" if needed > there else "")
+    needed, reading = sum(held_bytes(preset, vocabulary)), (pace and pace.reading_bytes) or 0
+    steps = f"{size(reading)} for what a step reads at once" if reading else "more for steps"
+    text = f"{'at least ' * (not vocabulary)}{size(needed)} for weights, moments and snapshots, {steps}; this machine has {size(there)}"
+    return row("memory", text + ", too little without a GPU" * (too_little := needed + reading > there), width, "class:warning" if too_little else "")
 
 
-def _speed(preset: Preset) -> str:
-    pace = kept_pace(CHECKPOINTS, preset)
+def _speed(pace: Pace | None) -> str:
     if pace is None:
         return "t times a few steps here; else the first ones of a run will tell it"
     share = f", {100 * pace.device_share:.0f}% of its peak," if pace.device_share else ""

@@ -39,6 +39,7 @@ def time_steps(preset: Preset, vocab_size: int | None) -> str:
         ended = "the system ended them, as it does where memory is short" if done.returncode < 0 else "checkpoints/perennial.log says why"
         return f"{preset.name}: the steps could not be taken: {ended}"
     found = json.loads(done.stdout.splitlines()[-1])  # a library may have something to say before
+    text = found.pop("text")
     if found["tokens_per_second"]:
-        keep_pace(CHECKPOINTS, preset, Pace(found["tokens_per_second"], found["devices"], found["device_share"]))
-    return f"{preset.name}: {found['text']}"
+        keep_pace(CHECKPOINTS, preset, Pace(**found))
+    return f"{preset.name}: {text}"

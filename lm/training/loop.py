@@ -101,6 +101,7 @@ class Loop:
         self.saved_at, self.saved_tokens = time.monotonic(), self.run.tokens
         self.skipped = self.bad_in_a_row = 0
         self.fitted = 0  # the longest rows that it is known of how many are read at a time
+        self.reading: int | None = None  # bytes that they take
         self.foreseen = False  # whether it was told how long the run will take
         self.peak: float | None = None  # operations a second that all devices can do, once that was told; known on rank 0
         self.work: dict[int, float] = {}  # operations for a token, by the length of its row
@@ -147,7 +148,7 @@ class Loop:
         self.session.report({"event": "forecast", **need.told(teacher.micro_rows, asked, length)})
         if teacher.compiled.is_on and not self.fitted:
             self.session.report({"event": "phase", "text": "compiling, which makes the first step a long one"})
-        self.fitted = length
+        self.fitted, self.reading = length, teacher.micro_rows * need.row
 
     def row_length(self) -> int:
         """Of the rows that come next: the same on every rank, also where one has none left."""
@@ -180,7 +181,7 @@ class Loop:
         if self.session.ranks.is_first and len(self.pace) > STEPS_TIMED:
             pace = self.tokens_per_second()
             share = self.operations(self.row_length()) * pace / self.peak if self.peak else None
-            keep_pace(self.session.snapshots.folder, self.run.preset, Pace(pace, device_in_words(self.session.ranks), share))
+            keep_pace(self.session.snapshots.folder, self.run.preset, Pace(pace, device_in_words(self.session.ranks), share, self.reading))
 
     def look_around(self, turn: Turn, before: int) -> None:
         """What is due after a step, when the run stood at `before` tokens: a snapshot, and once there is time a sample and an evaluation."""

@@ -24,6 +24,7 @@ class Pace(NamedTuple):
     tokens_per_second: float  # of all processes together
     devices: str  # in words, with the precision: "2 x CPU (1 thread), float32"
     device_share: float | None  # of what they can multiply; None where that is not known
+    reading_bytes: int | None = None  # that the rows which are read at once take, on each device
 
 
 def keep_pace(folder: Path, preset: Preset, pace: Pace) -> None:
@@ -34,8 +35,8 @@ def keep_pace(folder: Path, preset: Preset, pace: Pace) -> None:
 def kept_pace(folder: Path, preset: Preset) -> Pace | None:
     """The last that was noted; None where this model was never trained in this way on this machine."""
     match read_kept(folder / PACES).get(preset.name):
-        case [*known, float(tokens_per_second), str(devices), (float() | None) as share] if known == _what_was_measured(preset):
-            return Pace(tokens_per_second, devices, share)
+        case [*known, float(pace), str(devices), (float() | None) as share, (int() | None) as reading] if known == _what_was_measured(preset):
+            return Pace(pace, devices, share, reading)
     return None
 
 

@@ -39,6 +39,7 @@ class Trial(NamedTuple):
     tokens_per_second: float | None = None  # None where a step can't be taken
     devices: str = ""
     device_share: float | None = None  # of what the device can multiply
+    reading_bytes: int | None = None  # that the rows which are read at once take
 
 
 def random_batch(rows: int, length: int, vocab_size: int) -> Batch:
@@ -81,7 +82,7 @@ def _tried(preset: Preset, vocab_size: int, ranks: Ranks) -> Trial:
     pace = tokens / statistics.median(seconds[WARM:])
     told = duration_told(RUN_TOKENS, pace, operations_per_token(preset, vocab_size), peak_products(ranks.device, ranks.precision))
     text = f"{told['text']}; {need.told(teacher.micro_rows, asked, length)['text']}"
-    return Trial(text, pace, device_in_words(ranks), told["device_share"])
+    return Trial(text, pace, device_in_words(ranks), told["device_share"], teacher.micro_rows * need.row)
 
 
 def main() -> None:

@@ -106,6 +106,9 @@ def test_memory_and_speed_are_said_before_anything_starts(tmp_path, monkeypatch)
     assert ("", "2,000 tokens/s on 2 x CPU (1 thread) when last measured: 100M in 13 h 53 min\n") in said()[1]
     keep_pace(tmp_path, preset, Pace(2000.0, "CPU", 0.437))
     assert ("", "2,000 tokens/s on CPU, 44% of its peak, when last measured: 100M in 13 h 53 min\n") in said()[1]
+    keep_pace(tmp_path, preset, Pace(2000.0, "CPU", None, 20 * 10**9))
+    more = needed.replace("more for steps", "20.0 GB for what a step reads at once") + ", too little without a GPU"
+    assert more in " ".join(text.strip() for style, text in said()[1] if style == "class:warning")
     keep_pace(tmp_path, preset, Pace(2000.0, "2 x CPU (1 thread)", None))
     lines = "".join(text for _, text in details(Shelved(tmp_path / "a.json", preset, ""), PANE, None)).splitlines()
     at = lines.index("speed       2,000 tokens/s on 2 x CPU (1 thread)")

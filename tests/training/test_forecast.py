@@ -249,7 +249,8 @@ def test_the_pace_that_is_kept_is_that_of_the_run_by_now(tiny: Tiny, tmp_path: P
     (run,) = (event for event in told if event["event"] == "run")
     devices = run["device"]
     assert kept[steps[3]] is None and len(steps) == 13
-    first, last = ((told[at]["tokens_per_second"], devices, pytest.approx(told[at]["device_share"])) for at in (foretold, steps[10]))
+    reading = kept[foretold].reading_bytes
+    first, last = ((told[at]["tokens_per_second"], devices, pytest.approx(told[at]["device_share"]), reading) for at in (foretold, steps[10]))
     assert kept[foretold] == kept[steps[10]] == first
     assert kept[steps[11]] == kept_pace(tmp_path, preset) == last != kept[foretold]
 

@@ -34,7 +34,8 @@ def test_it_foretells_the_pace_of_the_run(tiny: Tiny, tmp_path: Path, monkeypatc
     assert found.device_share == pytest.approx(operations_per_token(preset, 500) * found.tokens_per_second / 1e10)
     train(preset, tmp_path, 12 * STEP)
     pace = kept_pace(tmp_path, preset)
-    assert pace and pace.devices == found.devices and 0.5 < pace.tokens_per_second / found.tokens_per_second < 2
+    assert pace and pace.devices == found.devices and pace.reading_bytes == found.reading_bytes > 0
+    assert 0.5 < pace.tokens_per_second / found.tokens_per_second < 2
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
