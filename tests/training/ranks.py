@@ -46,8 +46,8 @@ def part_of(batch: Batch, rank: int, size: int) -> Batch:
     return Batch(**joined, cu_seqlens=bounds, valid=sum(piece.valid for piece in pieces), restarts=sum(piece.restarts for piece in pieces), last=False)
 
 
-def gradients(preset: Preset, batch: Batch, micro_rows: int, ranks: Ranks) -> dict[str, torch.Tensor]:
-    """Gradients after summing over ranks, before they are clipped."""
+def teacher_of(preset: Preset, micro_rows: int, ranks: Ranks) -> Teacher:
+    """The same weights on every number of ranks."""
     torch.manual_seed(ranks.rank)  # DDP gives all ranks the weights of rank 0
     learner = Learner(build_model(preset, V), build_heads(preset, pad=0))
     teacher = Teacher(ranks, learner, build_optimizer(learner, preset.train), preset.train, {})
@@ -60,10 +60,28 @@ def gradients(preset: Preset, batch: Batch, micro_rows: int, ranks: Ranks) -> di
         else:
             buffer.copy_(1 + torch.arange(buffer.numel()).view_as(buffer) % (V - 1))
     teacher.micro_rows = micro_rows
+    return teacher
+
+
+def nats(preset: Preset, batch: Batch, micro_rows: int, ranks: Ranks, short: bool = False) -> tuple[float, float]:
+    """What rows cost that are read again; by a rank that is `short`, memory runs out over it."""
+    teacher = teacher_of(preset, micro_rows, ranks)
+    if short:
+        teacher.alone.forward = out_of_memory
+    return teacher.nats_of(batch)
+
+
+def out_of_memory(*given: object) -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+
+def gradients(preset: Preset, batch: Batch, micro_rows: int, ranks: Ranks) -> dict[str, torch.Tensor]:
+    """Gradients after summing over ranks, before they are clipped."""
+    teacher = teacher_of(preset, micro_rows, ranks)
     total = Total(*map(int, ranks.summed([float(batch.valid), float(batch.is_text.sum())])))
     teacher._gradients_in_memory(batch, total, 1, Cut())
     ranks.sum_gradients(teacher.parameters)
-    return {name: parameter.grad.clone() for name, parameter in learner.named_parameters()}
+    return {name: parameter.grad.clone() for name, parameter in teacher.alone.named_parameters()}
 
 
 def sharing(preset: Preset) -> Preset:
@@ -101,6 +119,8 @@ def main() -> None:
         precision = Ranks(preset.train.model_copy(update={"precision": "auto"})).precision
     ranks = Ranks(preset.train)
     out: dict[str, Any] = gradients_by_part(preset, ranks)
+    mine = part_of(rows(), ranks.rank, ranks.size)
+    out["nats"] = nats(preset, mine, 2, ranks), nats(preset, mine, 2, ranks, short=not ranks.is_first)
     out["shared"] = gradients(sharing(preset), part_of(rows(), ranks.rank, ranks.size), 2, ranks)
     events: list[Any] = []
     summary = train(preset, folder / "checkpoints", budget_tokens=int(os.environ.get("BUDGET", "6144")), observers=(events.append,))

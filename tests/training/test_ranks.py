@@ -12,7 +12,7 @@ from lm.preset import Preset
 from lm.training import train
 from lm.training.distribution import Ranks
 from tests.loopback_hub import Answer, LoopbackHub, make_dataset
-from tests.training.ranks import gradients, part_of, rows, sharing
+from tests.training.ranks import gradients, nats, part_of, rows, sharing
 from tests.training.two_ranks import run_on_two_ranks
 
 CALM = 0.001  # a learning rate at which AdamW and Muon do not enlarge what comes of summing in another order; 0.01 makes 1e-3 of it in 24 steps
@@ -56,6 +56,15 @@ def test_gradients_do_not_depend_on_the_number_of_ranks_or_micro_batches(two: tu
     close(found["full, accumulated"], whole)
     close(gradients(preset, rows(), 1, alone), whole)
     assert all(bool(gradient.abs().sum() > 0) for gradient in whole.values())
+
+
+def test_what_is_read_again_costs_as_much_on_any_number_of_ranks(two: tuple[Path, Preset]) -> None:
+    """And where one of them has no memory for it, all of them know nothing."""
+    folder, preset = two
+    found, none = torch.load(folder / "gradients.pt")["nats"]
+    whole = nats(preset, rows(), 8, Ranks(preset.train))
+    assert found == pytest.approx(whole, rel=1e-5) and whole[1] == rows().valid and whole[0] > 0
+    assert none == (0.0, 0.0)
 
 
 def test_gradients_of_what_layers_share_are_those_of_one_rank(two: tuple[Path, Preset]) -> None:
