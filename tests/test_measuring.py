@@ -12,11 +12,12 @@ import torch
 
 from data_sources.config import Config
 from lm.preset import Preset, count_parameters
+from lm.preset.compare import in_force
 from lm.training.trial import random_batch
 from tests.benchmarks import ablations, cards, comparison, device_share, measures
 from tests.benchmarks.measures import Results, commit_of, digest
 from tests.benchmarks.peers import count, llama_of, of_size
-from tests.benchmarks.teaching import in_use, recipe, teacher_of
+from tests.benchmarks.teaching import in_use, teacher_of
 
 SMALL = {"hidden_size": 48, "num_layers": 3, "num_heads": 4, "seq_length": 32}
 
@@ -247,5 +248,5 @@ def test_a_result_hangs_on_what_is_on_alone() -> None:
         Preset.model_validate(raw | {"colt5": section, "generation": {"temperature": heat}})
         for section, heat in (({}, 0.5), ({"budget": 0.4}, 0.7), ({"enabled": True}, 0.5))
     )
-    assert recipe(plain) == recipe(off) != recipe(on)
-    assert recipe(plain) != recipe(plain.model_copy(update={"model": plain.model.model_copy(update={"qk_norm": False})}))
+    assert in_force(plain) == in_force(off) != in_force(on)
+    assert in_force(plain) != in_force(plain.model_copy(update={"model": plain.model.model_copy(update={"qk_norm": False})}))

@@ -1,4 +1,4 @@
-"""Where two presets differ, in words."""
+"""Where two presets differ, in words, and what of one counts."""
 
 from collections.abc import Collection
 from typing import Any
@@ -6,6 +6,16 @@ from typing import Any
 from lm.preset.switches import Preset
 
 LONGEST_VALUE = 60
+# Switches of `train` about what is done between steps and beside them: neither what a step learns nor how long it takes.
+BESIDE_STEPS = {"train_tokens", "eval_tokens", "evaluate_every_tokens", "sample_every_tokens", "snapshot_every_tokens", "snapshot_every_minutes"}
+BESIDE_STEPS |= {"tensorboard", "replay_share", "replay_megabytes"}
+
+
+def in_force(preset: Preset) -> dict[str, Any]:
+    """What of `preset` training may depend on, as JSON: neither mechanisms that are off nor how chat writes, so that a switch which is new there
+    makes no other preset of it."""
+    said = preset.model_dump(mode="json", exclude={"generation"})
+    return {name: section for name, section in said.items() if not (isinstance(section, dict) and section.get("enabled") is False)}
 
 
 def changed_switches(before: Preset, now: Preset, without: Collection[str] = ()) -> list[str]:

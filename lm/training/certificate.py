@@ -16,19 +16,14 @@ import torch
 from lm.model import Model
 from lm.ops.cross_entropy import linear_cross_entropy
 from lm.preset import Preset
-from lm.preset.compare import changed_switches
+from lm.preset.compare import BESIDE_STEPS, changed_switches
 from lm.training.distribution import Ranks, device_in_words
 
 PROBE_TOKENS = 257  # 256 predictions
 CLOSE = 1e-4  # relative: what another device or version may change by its order of sums
 PACKAGES = ("torch", "tokenizers", "transformers", "pyarrow", "numpy")
 WITHOUT_EFFECT = {"name", "about", "generation", "data.cache"}  # on what this run learns
-WITHOUT_EFFECT |= {
-    f"train.{switch}" for switch in ("eval_tokens", "loader_processes", "tensorboard", "train_tokens", "replay_share", "replay_megabytes", "average_tokens")
-}
-WITHOUT_EFFECT |= {
-    f"train.{what}_every_{when}" for what, when in (("snapshot", "minutes"), ("snapshot", "tokens"), ("sample", "tokens"), ("evaluate", "tokens"))
-}
+WITHOUT_EFFECT |= {f"train.{switch}" for switch in BESIDE_STEPS | {"loader_processes", "average_tokens"}}
 
 
 def environment(device: str) -> dict[str, str]:

@@ -8,14 +8,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lm.preset import Preset
+from lm.preset.compare import BESIDE_STEPS, in_force
 from lm.training.kept import keep, read_kept
 
 PACES = "paces.json"
-# What changes no step's time: by which numbers weights change, and what happens between steps.
+# By which numbers weights change: that changes no step's time.
 RATES = {"learning_rate", "base_width", "warmup_share", "decay_share", "weight_decay", "momentum", "beta1", "beta2", "grad_clip", "seed"}
-BETWEEN_STEPS = {"train_tokens", "eval_tokens", "evaluate_every_tokens", "sample_every_tokens", "snapshot_every_tokens", "snapshot_every_minutes"}
-BESIDE_STEPS = {"tensorboard", "replay_share", "replay_megabytes"}
-TEXT = {"tokenizer", "vocab_size"}  # what of it makes the model another one
 
 
 class Pace(NamedTuple):
@@ -42,8 +40,8 @@ def kept_pace(folder: Path, preset: Preset) -> Pace | None:
 
 def _what_was_measured(preset: Preset) -> list[Any]:
     """The machine, and a digest of what the preset asks of a step."""
-    idle = {"name": True, "about": True, "generation": True, "data": True, "train": RATES | BETWEEN_STEPS | BESIDE_STEPS}
-    asked = preset.model_dump(mode="json", exclude=idle)
-    on = {name: section for name, section in asked.items() if not (isinstance(section, dict) and section.get("enabled") is False)}
-    on["data"] = preset.data.model_dump(mode="json", include=TEXT)
-    return [os.uname().nodename, hashlib.sha256(json.dumps(on, sort_keys=True).encode()).hexdigest()[:16]]
+    asked = in_force(preset)
+    del asked["name"], asked["about"]
+    asked["data"] = preset.data.tokenizer, preset.data.vocab_size  # what of it makes the model another one
+    asked["train"] = {switch: value for switch, value in asked["train"].items() if switch not in RATES | BESIDE_STEPS}
+    return [os.uname().nodename, hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]]

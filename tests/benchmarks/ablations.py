@@ -34,12 +34,13 @@ from torch import nn
 from data_sources import Batch
 from data_sources.tokenizer import build_tokenizer
 from lm.preset import Preset, count_parameters, load_preset
+from lm.preset.compare import in_force
 from lm.preset.training import BatchStage, LengthStage
 from lm.training.evaluation import evaluate
 from lm.training.learner import Learner
 from lm.training.step import Teacher
 from tests.benchmarks.measures import Ratio, Results, digest, paces, ratio, timed
-from tests.benchmarks.teaching import BUDGET_WITHOUT_END, batches_of, in_use, on_what, recipe, teacher_of
+from tests.benchmarks.teaching import BUDGET_WITHOUT_END, batches_of, in_use, on_what, teacher_of
 from tests.benchmarks.text import LOCAL, held_out_texts
 
 TOKENS = int(os.environ.get("ABLATIONS_TOKENS", 300_000))
@@ -228,12 +229,12 @@ class Bench:
 
     def time(self, name: str) -> Ratio:
         preset = preset_of(name, RATES[0], SEEDS[0])
-        asked = {"what": "time", "arm": name, **on_what(preset), "tokens": TOKENS, "preset": digest(recipe(preset))}
+        asked = {"what": "time", "arm": name, **on_what(preset), "tokens": TOKENS, "preset": digest(in_force(preset))}
         return Ratio(*self.results.of(asked, lambda: list(time_of(name))))
 
     def bits(self, name: str, rate: float, seed: int, tokens: int = TOKENS) -> float:
         preset = preset_of(name, rate, seed)
-        asked = {"what": "run", "arm": name, "rate": rate, "seed": seed, "tokens": tokens, **on_what(preset), "preset": digest(recipe(preset))}
+        asked = {"what": "run", "arm": name, "rate": rate, "seed": seed, "tokens": tokens, **on_what(preset), "preset": digest(in_force(preset))}
         return self.results.of(asked, lambda: learned(name, rate, seed, tokens, self.texts))["bits"]
 
     def rate(self, name: str) -> float:

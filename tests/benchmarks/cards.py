@@ -34,10 +34,11 @@ from data_sources import Batch
 from data_sources.tokenizer import build_tokenizer, token_bytes
 from lm.preset import Preset, count_parameters, load_preset
 from lm.preset.auxiliary import HEAD_NAMES
+from lm.preset.compare import in_force
 from lm.training.step import Teacher
 from lm.training.trial import random_batch
 from tests.benchmarks.measures import Results, apart, bits_per_byte, digest, paces, peak_bytes, ratio
-from tests.benchmarks.teaching import BUDGET_WITHOUT_END, batches_of, held_out, in_use, next_token, on_what, recipe, teacher_of
+from tests.benchmarks.teaching import BUDGET_WITHOUT_END, batches_of, held_out, in_use, next_token, on_what, teacher_of
 from tests.benchmarks.text import chosen_data
 
 TOKENS = int(os.environ.get("CARDS_TOKENS", 1_000_000))
@@ -184,7 +185,7 @@ class Bench:
 
     def memory(self, arm: Arm) -> int:
         """Bytes at the highest that three steps take over what the process held before."""
-        asked = {"what": "memory", "arm": arm.name, "preset": digest(recipe(preset_of(arm)))}
+        asked = {"what": "memory", "arm": arm.name, "preset": digest(in_force(preset_of(arm)))}
         return self.results.of(asked, lambda: apart("tests.benchmarks.cards", arm.name))
 
     def is_done(self, arm: Arm) -> bool:
@@ -194,7 +195,7 @@ class Bench:
     @staticmethod
     def _asked(arm: Arm, seed: int) -> dict[str, Any]:
         preset = preset_of(arm, seed)
-        return {"what": "run", "arm": arm.name, "seed": seed, "tokens": TOKENS, **on_what(preset), "preset": digest(recipe(preset))}
+        return {"what": "run", "arm": arm.name, "seed": seed, "tokens": TOKENS, **on_what(preset), "preset": digest(in_force(preset))}
 
     def _taught(self, arm: Arm, preset: Preset) -> dict[str, Any]:
         plain, like = teacher_of(preset_of(ATTENTION, preset.train.seed), len(self.tokenizer))

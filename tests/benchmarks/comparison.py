@@ -32,12 +32,13 @@ from torch import Tensor, nn
 from data_sources import Batch
 from data_sources.tokenizer import build_tokenizer, token_bytes
 from lm.preset import Preset, count_parameters, load_preset
+from lm.preset.compare import in_force
 from lm.training.compiling import compiles
 from lm.training.distribution import Ranks
 from lm.training.trial import random_batch
 from tests.benchmarks.measures import Results, apart, bits_per_byte, digest, paces, peak_bytes, ratio, timed
 from tests.benchmarks.peers import count, gpt2_of, llama_of, of_size, peer_loss, stepper
-from tests.benchmarks.teaching import batches_of, held_out, in_use, next_token, on_what, recipe, teacher_of
+from tests.benchmarks.teaching import batches_of, held_out, in_use, next_token, on_what, teacher_of
 from tests.benchmarks.text import chosen_data
 
 PRESET = os.environ.get("COMPARISON_PRESET", "configs/00_best_general.json")
@@ -147,7 +148,7 @@ class Bench:
 
     def asked(self, name: str, preset: Preset, what: str, tokens: int = TOKENS) -> dict[str, Any]:
         """What a result depends on. A peer is the same whatever makes ours another model of its size."""
-        told = recipe(preset)
+        told = in_force(preset)
         size = {key: told["model"][key] for key in ("hidden_size", "num_layers", "num_heads", "num_kv_heads", "seq_length", "tie_embeddings")}
         about = told if name == OURS else {"model": size, "data": told["data"], "parameters": self.parameters(name, preset), "rows": preset.step_rows}
         rate, seed = preset.train.learning_rate, preset.train.seed

@@ -26,8 +26,9 @@ import torch
 from data_sources import Batch
 from data_sources.tokenizer import build_tokenizer, token_bytes
 from lm.preset import Preset, load_preset
+from lm.preset.compare import in_force
 from tests.benchmarks.measures import Results, bits_per_byte, digest, timed
-from tests.benchmarks.teaching import batches_of, held_out, next_token, on_what, recipe, teacher_of
+from tests.benchmarks.teaching import batches_of, held_out, next_token, on_what, teacher_of
 from tests.benchmarks.text import LOCAL
 
 WIDTHS = tuple(map(int, os.environ.get("OPTIMIZERS_WIDTHS", "64 128 256").split()))
@@ -85,7 +86,7 @@ class Bench:
         """Of a whole training."""
         preset = preset_of(arm, width, rate, seed)
         train = {"optimizer": arm.optimizer, "base_width": preset.train.base_width, "width": width, "rate": rate, "seed": seed}
-        asked = {**train, "tokens": TOKENS, "held_out": HELD_OUT_ROWS, **on_what(preset), "about": digest(recipe(preset))}
+        asked = {**train, "tokens": TOKENS, "held_out": HELD_OUT_ROWS, **on_what(preset), "about": digest(in_force(preset))}
         return End(*self.results.of(asked, lambda: self._taught(preset)))
 
     def _batches(self, preset: Preset) -> list[Batch]:

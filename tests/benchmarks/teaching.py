@@ -57,13 +57,6 @@ def on_what(preset: Preset) -> dict[str, str]:
     return {"device": device, "precision": chosen_precision(preset.train.precision, device == "cuda")}
 
 
-def recipe(preset: Preset) -> dict[str, Any]:
-    """What of `preset` a result may depend on: neither mechanisms that are off nor how chat writes, so that a switch that is new there makes no
-    result of before another one."""
-    said = preset.model_dump(mode="json", exclude={"generation"})
-    return {name: section for name, section in said.items() if not (isinstance(section, dict) and section.get("enabled") is False)}
-
-
 def next_token(learner: Learner, batch: Batch) -> torch.Tensor:
     """Mean cross entropy of the batch in nats, on the learner's device."""
     return learner([batch.to(learner.model.embedding.weight.device)]).losses["next_token"]
